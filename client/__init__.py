@@ -1,0 +1,1 @@
+"""What runs at a hospital: policy gate, data, training, privacy, ledger."""

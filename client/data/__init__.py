@@ -1,0 +1,1 @@
+"""From images to the prepared store that training reads. Hospitals and simulations use the same."""

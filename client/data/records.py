@@ -1,0 +1,64 @@
+"""`SourceRecord`: one image with what is known about it, before it enters a store.
+
+Data set loaders in `simulations.datasets` and a hospital's own archive both yield these.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceRecord:
+    """One image of one patient.
+
+    Attributes:
+        record_id: Unique in the data set, e.g. the image's published identifier.
+        patient_id: Raw patient key. Only its keyed pseudonym is ever stored.
+        labels: Class names: exactly one (multiclass) or any number (multilabel).
+        source: What an error about this record names: a file, or a file and a row.
+        read_image: Decodes the image: uint8 or float, 0..255, of shape [H, W] or [H, W, 3].
+            Raises UnreadableImageError.
+        read_mask: Decodes the segmentation mask, uint8 class indices of shape [H, W], if there is one.
+        report: Free text of the report, if there is one.
+        split: The data set's official split, if it has one that respects patients.
+        columns: Metadata by column name, as text (e.g. dataset, sex, scanner): natural partitions
+            and subgroups.
+    """
+
+    record_id: str
+    patient_id: str
+    labels: tuple[str, ...]
+    source: str
+    read_image: Callable[[], npt.NDArray[np.generic]]
+    read_mask: Callable[[], npt.NDArray[np.uint8]] | None = None
+    report: str = ""
+    split: Split | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceDataset:
+    """What a loader returns: the records and the facts that a store and a report state about them.
+
+    Attributes:
+        name: The data set's published name.
+        licence: One line.
+        citation: One line.
+        classes: Every class name of the data set, in its published order.
+        records: In a fixed order (sorted by record_id unless the data set has its own order).
+        digest: SHA-256 over the source files' content (or the generator's parameters and version):
+            the same digest means the same records and pixels.
+    """
+
+    name: str
+    licence: str
+    citation: str
+    classes: tuple[str, ...]
+    records: tuple[SourceRecord, ...]
+    digest: str

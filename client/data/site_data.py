@@ -1,0 +1,192 @@
+"""`SiteData`: the images that one site trains and is evaluated on, grouped by patient.
+
+Shapes: N images, C channels, H height, W width, L classes.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from medfed.client.data.store import Store, open_store
+from medfed.client.site import SiteConfig
+from medfed.common.errors import DataError, LeakageError
+from medfed.common.study import StudyConfig
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images of one side of the split, by (store, row), read from the memory map on demand."""
+
+    stores: tuple[Store, ...]
+    store_index: npt.NDArray[np.int64]
+    row_index: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.row_index)
+
+    def images_NCHW(self, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+        """Return uint8 images for positions `chosen` in this set, in that order."""
+        if len(self.stores) == 1:
+            return np.asarray(self.stores[0].images_NCHW[self.row_index[chosen]])
+        shape = self.stores[0].images_NCHW.shape[1:]
+        batch = np.empty((len(chosen), *shape), dtype=np.uint8)
+        owner = self.store_index[chosen]
+        for number, store in enumerate(self.stores):
+            mine = owner == number
+            batch[mine] = store.images_NCHW[self.row_index[chosen[mine]]]
+        return batch
+
+    @cached_property
+    def labels(self) -> npt.NDArray[np.int64] | npt.NDArray[np.uint8]:
+        """Labels of the whole set: int64 [N] or uint8 [N, L]."""
+        parts = [
+            self.stores[s].labels[r] for s, r in zip(self.store_index, self.row_index, strict=True)
+        ]
+        multiclass = self.stores[0].mode == "multiclass"
+        return np.array(parts, np.int64) if multiclass else np.array(parts, np.uint8)
+
+    @cached_property
+    def patients(self) -> tuple[str, ...]:
+        """Pseudonym of each image's patient."""
+        return tuple(
+            self.stores[s].patients[r]
+            for s, r in zip(self.store_index, self.row_index, strict=True)
+        )
+
+    @cached_property
+    def groups(self) -> tuple[npt.NDArray[np.int64], ...]:
+        """Positions of each patient's images, patients in order of pseudonym."""
+        positions: dict[str, list[int]] = {}
+        for position, patient in enumerate(self.patients):
+            positions.setdefault(patient, []).append(position)
+        return tuple(np.array(positions[p], dtype=np.int64) for p in sorted(positions))
+
+
+@dataclass(frozen=True)
+class SiteData:
+    """A site's two sides of the split. No patient is on both."""
+
+    train: ImageSet
+    test: ImageSet
+
+
+def load_site_data(site: SiteConfig, study: StudyConfig) -> SiteData:
+    """Open the stores that `site` names and check them against `study`.
+
+    Raises:
+        DataError: A store that is missing, damaged or prepared for another label set or size;
+            an empty side.
+        LeakageError: A patient on both sides.
+    """
+    stores = tuple(open_store(site.path(path)) for path in site.data.stores)
+    for store in stores:
+        _check_store(store, study)
+    sides = (
+        _read_subset(site.path(site.data.subset), stores)
+        if site.data.subset
+        else _split_by_patient(stores, study.evaluation.test_fraction)
+    )
+    data = SiteData(
+        train=_image_set(stores, sides["train"]), test=_image_set(stores, sides["test"])
+    )
+    for side, images in (("train", data.train), ("test", data.test)):
+        if not len(images):
+            raise DataError(
+                f"Site {site.name} has no {side} images. Give it more patients, or change "
+                "evaluation.test_fraction."
+            )
+    if not set(data.train.patients).isdisjoint(data.test.patients):
+        raise LeakageError(
+            f"Site {site.name} has a patient on both sides of its split. Mend {site.data.subset}."
+        )
+    return data
+
+
+def check_population(data: SiteData, study: StudyConfig, site: SiteConfig) -> None:
+    """Refuse a batch that is larger than the site's training population.
+
+    Raises:
+        DataError: With the site's private count: for the site's own log only.
+    """
+    if not study.privacy.enabled:
+        if study.training.batch_size > len(data.train):
+            raise DataError(
+                f"training.batch_size = {study.training.batch_size} is larger than site "
+                f"{site.name} with {len(data.train)} training images. Lower it, or leave the "
+                "site out (simulation.partition.min_patients)."
+            )
+        return
+    units = len(data.train.groups if study.privacy.unit == "patient" else data.train)
+    public = site.data.public_num_patients
+    batch = study.privacy.sample_rate * public if public else study.privacy.expected_batch_size
+    if batch > units:
+        raise DataError(
+            f"The expected batch of {batch:g} {study.privacy.unit}s is larger than site "
+            f"{site.name} with {units}. Lower privacy.expected_batch_size, or the site's "
+            "public_num_patients."
+        )
+
+
+def _check_store(store: Store, study: StudyConfig) -> None:
+    task, image = study.task, study.data
+    if store.classes != task.classes or store.mode != task.mode:
+        raise DataError(
+            f"Expected a store of {task.mode} labels {', '.join(task.classes)}, got {store.mode} "
+            f"labels {', '.join(store.classes)}. Prepare the data for this study."
+        )
+    expected = (image.channels, image.image_size, image.image_size)
+    if store.images_NCHW.shape[1:] != expected:
+        raise DataError(
+            f"Expected images of shape {expected}, got {store.images_NCHW.shape[1:]}. "
+            "Prepare the data for this study's data.image_size and data.channels."
+        )
+
+
+def _read_subset(path: Path, stores: tuple[Store, ...]) -> dict[str, list[tuple[int, int]]]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        return {
+            side: [(number, int(row)) for number, rows in enumerate(table[side]) for row in rows]
+            for side in ("train", "test")
+            if _rows_exist(table[side], stores)
+        }
+    except (OSError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} is not a subset file of {len(stores)} store(s): {error}. "
+            'Expected {"train": [[row, ...] for each store], "test": ...}.'
+        ) from None
+
+
+def _rows_exist(rows: list[list[int]], stores: tuple[Store, ...]) -> bool:
+    if len(rows) != len(stores):
+        raise ValueError(f"names {len(rows)} stores")
+    for chosen, store in zip(rows, stores, strict=True):
+        if any(not 0 <= row < len(store) for row in chosen):
+            raise ValueError(f"names a row outside 0..{len(store) - 1}")
+    return True
+
+
+def _split_by_patient(
+    stores: tuple[Store, ...], test_fraction: float
+) -> dict[str, list[tuple[int, int]]]:
+    """The official split where there is one, else by a hash of the pseudonym."""
+    sides: dict[str, list[tuple[int, int]]] = {"train": [], "test": []}
+    for number, store in enumerate(stores):
+        for row in range(len(store)):
+            side = store.splits[row]
+            if not side:
+                digest = hashlib.sha256(b"medfed split " + store.patients[row].encode()).digest()
+                held_out = int.from_bytes(digest[:8], "big") < test_fraction * 2**64
+                side = "test" if held_out else "train"
+            sides[side].append((number, row))
+    return sides
+
+
+def _image_set(stores: tuple[Store, ...], rows: list[tuple[int, int]]) -> ImageSet:
+    table = np.array(rows, dtype=np.int64).reshape(-1, 2)
+    return ImageSet(stores, np.ascontiguousarray(table[:, 0]), np.ascontiguousarray(table[:, 1]))

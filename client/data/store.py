@@ -1,0 +1,157 @@
+"""The prepared store: images decoded, resampled and checked once, then memory-mapped by training.
+
+A store is a folder:
+
+    store.json         format, key, classes, shape, counts, checksums
+    images.npy         uint8 [N, C, H, W]
+    masks.npy          uint8 [N, H, W] class indices, if the data set has masks
+    records.jsonl      one line an image: pseudonyms, labels, split, columns, report
+    quarantine.jsonl   one line an image that could not be used, and why. Never leaves this machine.
+
+Shapes: N images, C channels, H height, W width, P patients, L classes.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from medfed.common.errors import DataError
+
+STORE_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Store:
+    """A prepared store opened for reading.
+
+    Attributes:
+        images_NCHW: Memory-mapped uint8.
+        masks_NHW: Memory-mapped uint8, or None.
+        labels: int64 [N] class indices (multiclass) or uint8 [N, L] (multilabel).
+        patients: [N] patient pseudonyms.
+        splits: [N] the official split of each image, "" where the data set has none.
+        columns: Metadata by column name, [N] texts each.
+        reports: [N] report texts, empty where there is none.
+        record_ids: [N] image pseudonyms.
+    """
+
+    folder: Path
+    key: str
+    classes: tuple[str, ...]
+    mode: Literal["multiclass", "multilabel"]
+    images_NCHW: npt.NDArray[np.uint8]
+    masks_NHW: npt.NDArray[np.uint8] | None
+    labels: npt.NDArray[np.int64] | npt.NDArray[np.uint8]
+    patients: tuple[str, ...]
+    splits: tuple[str, ...]
+    columns: Mapping[str, tuple[str, ...]]
+    reports: tuple[str, ...]
+    record_ids: tuple[str, ...]
+    num_quarantined: int
+
+    def __len__(self) -> int:
+        return len(self.patients)
+
+
+def open_store(folder: Path) -> Store:
+    """Open the store in `folder`.
+
+    Raises:
+        DataError: If it is missing, half-written, of another format, or its parts disagree.
+    """
+    header = _read_header(folder)
+    rows = _read_rows(folder / "records.jsonl")
+    try:
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        masks_file = folder / "masks.npy"
+        masks = (
+            np.load(masks_file, mmap_mode="r", allow_pickle=False) if masks_file.exists() else None
+        )
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"The store {folder} is damaged ({error}). Delete the folder and prepare it again."
+        ) from None
+    expected = header["num_images"]
+    if len(rows) != expected or images.shape[0] != expected:
+        raise DataError(
+            f"The store {folder} names {expected} images but holds {images.shape[0]} images and "
+            f"{len(rows)} records. Delete the folder and prepare it again."
+        )
+    return _assemble(folder, header, rows, images, masks)
+
+
+def _assemble(
+    folder: Path,
+    header: Mapping[str, Any],
+    rows: list[dict[str, Any]],
+    images: npt.NDArray[np.uint8],
+    masks: npt.NDArray[np.uint8] | None,
+) -> Store:
+    classes = tuple(header["classes"])
+    mode = cast(Literal["multiclass", "multilabel"], header["mode"])
+    labels: npt.NDArray[np.int64] | npt.NDArray[np.uint8]
+    if mode == "multiclass":
+        labels = np.array([row["labels"][0] for row in rows], dtype=np.int64)
+    else:
+        labels = np.zeros((len(rows), len(classes)), dtype=np.uint8)
+        for index, row in enumerate(rows):
+            labels[index, row["labels"]] = 1
+    names = sorted({name for row in rows for name in row["columns"]})
+    return Store(
+        folder=folder,
+        key=header["key"],
+        classes=classes,
+        mode=mode,
+        images_NCHW=images,
+        masks_NHW=masks,
+        labels=labels,
+        patients=tuple(row["patient"] for row in rows),
+        splits=tuple(row["split"] for row in rows),
+        columns={name: tuple(row["columns"].get(name, "") for row in rows) for name in names},
+        reports=tuple(row["report"] for row in rows),
+        record_ids=tuple(row["record"] for row in rows),
+        num_quarantined=header["num_quarantined"],
+    )
+
+
+def read_quarantine(folder: Path) -> list[dict[str, str]]:
+    """Return the store's quarantined images: `source` and `reason` each. For local eyes only."""
+    return [
+        {"source": row["source"], "reason": row["reason"]}
+        for row in _read_rows(folder / "quarantine.jsonl")
+    ]
+
+
+def _read_header(folder: Path) -> dict[str, Any]:
+    try:
+        header = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(
+            f"Expected a prepared store at {folder}, found none. "
+            "`medfed simulate` prepares one from --data; check that path."
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{folder / 'store.json'} is damaged ({error}). Delete the folder, prepare it again."
+        ) from None
+    if not isinstance(header, dict) or header.get("format") != STORE_FORMAT:
+        raise DataError(
+            f"Expected a store of format {STORE_FORMAT} at {folder}, got another. "
+            "Delete the folder and prepare it again with this version."
+        )
+    return header
+
+
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8") as lines:
+            return [json.loads(line) for line in lines]
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}). Delete the store and prepare it again."
+        ) from None

@@ -1,0 +1,1 @@
+"""Patient-level DP-SGD on Opacus. The only package that imports Opacus."""

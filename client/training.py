@@ -1,0 +1,208 @@
+"""One site's training of one round. Plain functions: neither Flower nor Ray is known here.
+
+Shapes: B images in a batch, P patients in a chunk, K images a patient (padded).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from medfed.client.data.site_data import ImageSet
+from medfed.common.seeding import numpy_rng, torch_rng
+from medfed.common.state_dicts import StateDict, difference, read_state, write_state
+from medfed.common.study import DataSection, StudyConfig, TrainingSection
+from medfed.common.tasks import Task
+
+if TYPE_CHECKING:
+    from medfed.client.privacy.dp_sgd import PatientBatch
+
+
+class Uniform(Protocol):
+    """Draws uniforms in [0, 1): NumPy's generator, or the operating system's."""
+
+    def random(self, size: int) -> npt.NDArray[np.float64]:
+        """Return `size` independent uniforms."""
+        ...
+
+
+@dataclass(frozen=True)
+class Round:
+    """Which round of which study a site is training."""
+
+    study: StudyConfig
+    site: str
+    round_number: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What training made. `loss` is None under DP: it is not for release."""
+
+    update: StateDict
+    loss: float | None
+
+
+def train_without_privacy(
+    model: nn.Module, weights: StateDict, data: ImageSet, task: Task, this: Round
+) -> TrainingResult:
+    """Train from `weights` by plain mini-batches; the update is new minus `weights`."""
+    training = this.study.training
+    write_state(model, weights)
+    model.train()
+    optimizer = make_optimizer(model, training)
+    labels = task.targets(data.labels)
+    total, count = torch.zeros((), device=this.device), 0
+    for chosen in _batches(len(data), training, this):
+        images = to_model(data.images_NCHW(chosen), this.study.data, this.device)
+        targets = labels[torch.from_numpy(chosen)].to(this.device)
+        optimizer.zero_grad(set_to_none=True)
+        losses_B = task.loss_per_image(model(images), targets)
+        loss = losses_B.mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        total += losses_B.detach().sum()
+        count += len(chosen)
+    return TrainingResult(difference(read_state(model), weights), float(total) / count)
+
+
+def train_with_privacy(
+    model: nn.Module,
+    weights: StateDict,
+    data: ImageSet,
+    task: Task,
+    this: Round,
+    *,
+    seeded: bool,
+    public_num_patients: int | None,
+) -> TrainingResult:
+    """Train from `weights` under DP-SGD at the study's unit; see `client.privacy.dp_sgd`.
+
+    Args:
+        model: Network whose weights are overwritten.
+        weights: Where training starts.
+        data: The site's training images.
+        task: Loss of an image.
+        this: Study, site, round and device.
+        seeded: Noise and sampling from the study's seed (simulation) instead of the operating
+            system. Not private.
+        public_num_patients: What the site states publicly; sets the expected batch.
+    """
+    # Opacus takes seconds to import and is needed under DP only.
+    from medfed.client.privacy.dp_sgd import NoisyOptimizer, dp_step
+    from medfed.client.privacy.noise import NoiseSource, SecureNoise, SecureUniform, SeededNoise
+
+    study, privacy = this.study, this.study.privacy
+    names = (this.round_number, this.site)
+    noise: NoiseSource = (
+        SeededNoise(torch_rng(study.study.seed, "dp noise", *names)) if seeded else SecureNoise()
+    )
+    write_state(model, weights)
+    model.train()
+    optimizer = NoisyOptimizer(
+        make_optimizer(model, study.training),
+        noise_multiplier=privacy.noise_multiplier,
+        max_grad_norm=privacy.max_grad_norm,
+        expected_batch_size=expected_batch(study, public_num_patients),
+        noise=noise,
+    )
+    rng: Uniform = numpy_rng(study.study.seed, "dp sampling", *names) if seeded else SecureUniform()
+    groups = data.groups if privacy.unit == "patient" else _each_alone(len(data))
+    assert study.training.local_steps is not None  # StudyConfig requires it under DP
+    for _ in range(study.training.local_steps):
+        sampled = np.flatnonzero(rng.random(len(groups)) < privacy.sample_rate)
+        chosen = [_at_most(groups[unit], privacy.images_per_patient, rng) for unit in sampled]
+        chunks = (
+            _patient_batch(chosen[start : start + privacy.chunk], data, task, this)
+            for start in range(0, len(chosen), privacy.chunk)
+        )
+        dp_step(model, optimizer, task.loss_per_image, chunks)
+    return TrainingResult(difference(read_state(model), weights), None)
+
+
+def expected_batch(study: StudyConfig, public_num_patients: int | None) -> float:
+    """Return the public divisor of a DP step's noisy sum, in units a step."""
+    if public_num_patients is None:
+        return study.privacy.expected_batch_size
+    return study.privacy.sample_rate * public_num_patients
+
+
+def make_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.Optimizer:
+    """Return the study's local optimiser over the parameters that train."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if training.optimizer == "adam":
+        return torch.optim.Adam(
+            parameters, lr=training.learning_rate, weight_decay=training.weight_decay
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=training.learning_rate,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+    )
+
+
+def to_model(
+    images_NCHW: npt.NDArray[np.uint8], section: DataSection, device: torch.device
+) -> Tensor:
+    """Return float32 images scaled to 0..1 and standardised by the study's public constants."""
+    images = torch.from_numpy(images_NCHW).to(device).float()
+    return images.div_(255.0).sub_(section.mean).div_(section.std)
+
+
+def _batches(
+    num_images: int, training: TrainingSection, this: Round
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Positions of each step's images: shuffled passes, ended by steps or by passes."""
+    rng = numpy_rng(this.study.study.seed, "batches", this.round_number, this.site)
+    step = 0
+    epoch = 0
+    while True:
+        order = rng.permutation(num_images)
+        for start in range(0, num_images, training.batch_size):
+            if training.local_steps is not None and step == training.local_steps:
+                return
+            yield order[start : start + training.batch_size]
+            step += 1
+        epoch += 1
+        if training.local_epochs is not None and epoch == training.local_epochs:
+            return
+
+
+def _each_alone(num_images: int) -> tuple[npt.NDArray[np.int64], ...]:
+    """Groups of one image each, for record-level privacy."""
+    return tuple(np.array([position], dtype=np.int64) for position in range(num_images))
+
+
+def _at_most(positions: npt.NDArray[np.int64], limit: int, rng: Uniform) -> npt.NDArray[np.int64]:
+    """Choose at most `limit` of a unit's images, uniformly and independently of their content."""
+    if len(positions) <= limit:
+        return positions
+    return np.sort(positions[np.argsort(rng.random(len(positions)))[:limit]])
+
+
+def _patient_batch(
+    chosen: Sequence[npt.NDArray[np.int64]], data: ImageSet, task: Task, this: Round
+) -> "PatientBatch":
+    """Decode and pad the images of a chunk of patients; padding repeats the first with mask 0."""
+    from medfed.client.privacy.dp_sgd import PatientBatch
+
+    width = max(len(positions) for positions in chosen)
+    padded_PK = np.stack(
+        [np.pad(positions, (0, width - len(positions)), mode="edge") for positions in chosen]
+    )
+    mask_PK = np.stack([np.arange(width) < len(positions) for positions in chosen])
+    flat = padded_PK.reshape(-1)
+    images = to_model(data.images_NCHW(flat), this.study.data, this.device)
+    targets = task.targets(data.labels[flat]).to(this.device)
+    shape = (len(chosen), width)
+    return PatientBatch(
+        images_PKCHW=images.reshape(*shape, *images.shape[1:]),
+        targets_PK=targets.reshape(*shape, *targets.shape[1:]),
+        mask_PK=torch.from_numpy(mask_PK).float().to(this.device),
+    )

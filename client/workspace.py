@@ -1,0 +1,97 @@
+"""What a site's process keeps warm between messages: opened data, the network, the device.
+
+Data is shared by the process' threads (it is read-only); a network belongs to one thread.
+"""
+
+import ctypes
+import os
+import threading
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import torch
+from torch import nn
+
+from medfed.client.data.site_data import SiteData, load_site_data
+from medfed.client.site import SiteConfig
+from medfed.common.errors import SiteConfigError
+from medfed.common.models import build_model
+from medfed.common.study import StudyConfig
+from medfed.common.tasks import Task, make_task
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Everything a round needs besides the weights."""
+
+    data: SiteData
+    task: Task
+    model: nn.Module
+
+
+_local = threading.local()
+
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_THRESHOLD = -3
+_ONE_GIB = 1 << 30
+
+
+def workspace(site: SiteConfig, study: StudyConfig) -> Workspace:
+    """Return the warm data, task and network of `study` at `site`."""
+    _keep_freed_memory()
+    _make_arithmetic_repeatable(study)
+    task = make_task(study.task)
+    device = pick_device(study, site)
+    return Workspace(_data(site, study), task, _model(study, task.num_outputs, device))
+
+
+@lru_cache(maxsize=4096)
+def _data(site: SiteConfig, study: StudyConfig) -> SiteData:
+    return load_site_data(site, study)
+
+
+def _model(study: StudyConfig, num_outputs: int, device: torch.device) -> nn.Module:
+    """This thread's network; one at a time, since weights are written before every use."""
+    key = (study.model, study.data, num_outputs, device)
+    if getattr(_local, "key", None) != key:
+        _local.model = build_model(study, num_outputs).to(device)
+        _local.key = key
+    model: nn.Module = _local.model
+    return model
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Let the C library reuse large blocks instead of giving them back and asking again.
+
+    Per-patient gradients are hundreds of megabytes a step; fresh pages for each cost a third of a
+    DP step (scripts/bench/dp_step.py). No effect where there is no glibc.
+    """
+    try:
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+    except (OSError, AttributeError):
+        return
+    mallopt(_M_MMAP_THRESHOLD, _ONE_GIB)
+    mallopt(_M_TRIM_THRESHOLD, _ONE_GIB)
+
+
+def _make_arithmetic_repeatable(study: StudyConfig) -> None:
+    torch.set_num_threads(study.compute.threads)
+    # cuBLAS reads this when the first handle is made; without it it is not repeatable.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # Filling fresh memory would only hide reads of unwritten memory, at a cost each step.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - untyped
+
+
+def pick_device(study: StudyConfig, site: SiteConfig) -> torch.device:
+    """Return where to train: the site's own choice, else the study's."""
+    wish = study.compute.device if site.compute.device == "study" else site.compute.device
+    has_gpu = torch.cuda.is_available()
+    if wish == "cuda" and not has_gpu:
+        raise SiteConfigError(
+            'Expected a GPU for compute.device = "cuda", found none. '
+            'Set it to "auto" or "cpu" in site.toml.'
+        )
+    return torch.device("cuda" if has_gpu and wish != "cpu" else "cpu")

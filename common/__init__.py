@@ -1,0 +1,1 @@
+"""What both sides know: the study, messages, tasks, models, metrics, accounting."""

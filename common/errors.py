@@ -1,0 +1,94 @@
+"""Every error medfed raises on purpose.
+
+    MedfedError
+    ├── StudyError          the study file: missing, malformed, unknown key, impossible combination
+    ├── SiteConfigError     a hospital's own site.toml
+    ├── DataError           a data set or prepared store
+    │   ├── UnreadableImageError   one image; quarantined unless --strict
+    │   └── LeakageError           a patient on both sides of a split
+    ├── UpdateError         a model update that must not be aggregated
+    ├── MessageError        a message that does not follow common/messages.py
+    ├── LedgerError         a privacy ledger that cannot be trusted: no training
+    ├── SiteRefusal         the site's policy said no; carries a reason code and no detail
+    └── RunError            a run folder or a run that cannot go on
+
+A message names what was expected, what came, and the way out. `exit_code` is what the `medfed`
+command ends with, so that scripts can tell a bad study from bad data.
+"""
+
+from enum import StrEnum
+
+
+class MedfedError(Exception):
+    """Base of all errors that medfed raises on purpose."""
+
+    exit_code = 1
+
+
+class StudyError(MedfedError):
+    """The study file is missing, malformed or asks for something impossible."""
+
+    exit_code = 2
+
+
+class SiteConfigError(MedfedError):
+    """A hospital's `site.toml` is missing, malformed or points nowhere."""
+
+    exit_code = 2
+
+
+class DataError(MedfedError):
+    """A data set or a prepared store cannot be used."""
+
+    exit_code = 3
+
+
+class UnreadableImageError(DataError):
+    """One image cannot be decoded. Quarantined and counted unless `--strict`."""
+
+
+class LeakageError(DataError):
+    """A patient appears on both sides of a split, or at two sites."""
+
+
+class UpdateError(MedfedError):
+    """A model update that must not be aggregated (names, shapes, types, NaN, size)."""
+
+    exit_code = 4
+
+
+class MessageError(MedfedError):
+    """A message whose records are not what `common/messages.py` defines."""
+
+    exit_code = 4
+
+
+class LedgerError(MedfedError):
+    """A privacy ledger that cannot be trusted. There is no training without one."""
+
+    exit_code = 5
+
+
+class RunError(MedfedError):
+    """A run folder is incomplete, or a run cannot go on."""
+
+    exit_code = 6
+
+
+class RefusalReason(StrEnum):
+    """Why a site said no: the only thing the server learns about it."""
+
+    BUDGET = "budget"
+    POLICY = "policy"
+    DATA = "data"
+    LEDGER = "ledger"
+    STUDY = "study"
+    INTERNAL = "internal"
+
+
+class SiteRefusal(MedfedError):  # noqa: N818 - a refusal is an answer, not a failure
+    """The site answers no. `reason` may leave the hospital; the message stays in its own log."""
+
+    def __init__(self, reason: RefusalReason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason

@@ -1,0 +1,52 @@
+"""Files that are whole or absent, whenever the power fails."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from medfed.common.errors import RunError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write aside, flush to disk, rename over `path`."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_atomically(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON table.
+
+    Raises:
+        RunError: Missing, damaged or not a table.
+    """
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RunError(
+            f"Expected {path}, found none. Name a run folder that `medfed simulate` made."
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise RunError(f"{path} is damaged: {error}.") from None
+    if not isinstance(table, dict):
+        raise RunError(f"{path} is damaged: expected a table.")
+    return table

@@ -1,0 +1,290 @@
+"""What travels between server and sites. The only place that packs and unpacks Flower records.
+
+Requests: `JoinRequest` (query.join), `ModelRequest` (train and evaluate).
+Replies: `JoinReply`, `TrainReply`, `EvaluateReply`, or a `Refusal` with a reason code.
+
+A message holds one ConfigRecord "medfed" (version, kind and small values) and at most one
+ArrayRecord "arrays". Arrays are NumPy's own format read with pickle off; only the types below pass.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
+from medfed.common.errors import MessageError, RefusalReason
+from medfed.common.metrics import MetricSums
+from medfed.common.state_dicts import StateDict
+from medfed.common.study import StudyConfig
+from medfed.common.study_file import parse_study_json
+
+MESSAGE_VERSION = 1
+JOIN = "query.join"
+TRAIN = "train"
+EVALUATE = "evaluate"
+_Number = TypeVar("_Number", int, float)
+_ALLOWED_TYPES = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinRequest:
+    """The server asks who a site is and whether it will take part in `study`."""
+
+    study: StudyConfig
+    run: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest:
+    """Train or evaluate `weights`."""
+
+    study: StudyConfig
+    run: str
+    round_number: int
+    weights: StateDict
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinReply:
+    """The site takes part."""
+
+    site: str
+    public_num_patients: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReply:
+    """A site's update.
+
+    Attributes:
+        site: The site's name.
+        update: New minus global weights.
+        num_examples: Training images; None under DP, where it is private.
+        loss: Mean training loss; None under DP.
+        epsilon: What this data set has spent in all, after this round; None without DP.
+        noise: secure, seeded or none.
+        seconds: Time the site took.
+    """
+
+    site: str
+    update: StateDict
+    num_examples: int | None
+    loss: float | None
+    epsilon: float | None
+    noise: str
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateReply:
+    """A site's metric sums over its held-out images; None where its policy releases none."""
+
+    site: str
+    sums: MetricSums | None
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """The site said no."""
+
+    site: str
+    reason: RefusalReason
+
+
+def pack_join_request(request: JoinRequest) -> RecordDict:
+    """Pack a `JoinRequest`."""
+    return _pack("join", {"study": request.study.for_sites().to_json(), "run": request.run})
+
+
+def unpack_join_request(content: RecordDict) -> JoinRequest:
+    """Unpack a `JoinRequest`."""
+    values = _unpack(content, "join")
+    return JoinRequest(study=parse_study_json(_text(values, "study")), run=_text(values, "run"))
+
+
+def pack_model(
+    study: StudyConfig, run: str, round_number: int, arrays: ArrayRecord
+) -> Callable[[], RecordDict]:
+    """Return a maker of train or evaluate contents; all of them share the arrays' bytes."""
+    values = {
+        "study": study.for_sites().to_json(),
+        "run": run,
+        "round_number": round_number,
+    }
+
+    def content() -> RecordDict:
+        packed = _pack("model", values)
+        packed["arrays"] = arrays
+        return packed
+
+    return content
+
+
+def unpack_model_request(content: RecordDict) -> ModelRequest:
+    """Unpack a `ModelRequest`."""
+    values = _unpack(content, "model")
+    round_number = values.get("round_number")
+    if not isinstance(round_number, int) or round_number < 1:
+        raise MessageError(f"Expected round_number >= 1, got {round_number!r}.")
+    return ModelRequest(
+        study=parse_study_json(_text(values, "study")),
+        run=_text(values, "run"),
+        round_number=round_number,
+        weights=_arrays_of(content),
+    )
+
+
+def pack_join_reply(reply: JoinReply) -> RecordDict:
+    """Pack a `JoinReply`."""
+    return _pack("joined", _present(site=reply.site, public_num_patients=reply.public_num_patients))
+
+
+def pack_train_reply(reply: TrainReply) -> RecordDict:
+    """Pack a `TrainReply`."""
+    content = _pack(
+        "update",
+        _present(
+            site=reply.site,
+            num_examples=reply.num_examples,
+            loss=reply.loss,
+            epsilon=reply.epsilon,
+            noise=reply.noise,
+            seconds=reply.seconds,
+        ),
+    )
+    content["arrays"] = pack_arrays(reply.update)
+    return content
+
+
+def pack_evaluate_reply(reply: EvaluateReply) -> RecordDict:
+    """Pack an `EvaluateReply`."""
+    content = _pack("sums", _present(site=reply.site, seconds=reply.seconds))
+    if reply.sums is not None:
+        content["arrays"] = pack_arrays(cast(StateDict, reply.sums))
+    return content
+
+
+def pack_refusal(refusal: Refusal) -> RecordDict:
+    """Pack a `Refusal`."""
+    return _pack("refusal", {"site": refusal.site, "reason": refusal.reason.value})
+
+
+Reply = JoinReply | TrainReply | EvaluateReply | Refusal
+
+
+def unpack_reply(content: RecordDict) -> Reply:
+    """Unpack any reply of a site.
+
+    Raises:
+        MessageError: Records missing, of the wrong type or of another version.
+    """
+    values = _unpack(content)
+    site, kind = _text(values, "site"), values["kind"]
+    if kind == "joined":
+        return JoinReply(site=site, public_num_patients=_number(values, "public_num_patients", int))
+    if kind == "refusal":
+        reason = _text(values, "reason")
+        if reason not in tuple(RefusalReason):
+            raise MessageError(f"Expected a refusal's reason code, got {reason!r}.")
+        return Refusal(site=site, reason=RefusalReason(reason))
+    if kind == "update":
+        return TrainReply(
+            site=site,
+            update=_arrays_of(content),
+            num_examples=_number(values, "num_examples", int),
+            loss=_number(values, "loss", float),
+            epsilon=_number(values, "epsilon", float),
+            noise=_text(values, "noise"),
+            seconds=_number(values, "seconds", float) or 0.0,
+        )
+    if kind == "sums":
+        sums = _arrays_of(content) if "arrays" in content else None
+        return EvaluateReply(
+            site=site,
+            sums=cast(MetricSums | None, sums),
+            seconds=_number(values, "seconds", float) or 0.0,
+        )
+    raise MessageError(f"Expected a reply of a known kind, got {kind!r}.")
+
+
+def num_bytes(content: RecordDict) -> int:
+    """Return the size of a message's content: arrays with their headers, names and values."""
+    return sum(record.count_bytes() for record in content.values())
+
+
+def _present(**values: str | int | float | None) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _pack(kind: str, values: Mapping[str, Any]) -> RecordDict:
+    return RecordDict(
+        {"medfed": ConfigRecord({"version": MESSAGE_VERSION, "kind": kind, **values})}
+    )
+
+
+def _unpack(content: RecordDict, kind: str | None = None) -> Mapping[str, Any]:
+    record = content.get("medfed")
+    if not isinstance(record, ConfigRecord) or not isinstance(record.get("kind"), str):
+        raise MessageError("Expected a medfed record, got none. Both sides must run medfed.")
+    if record.get("version") != MESSAGE_VERSION:
+        raise MessageError(
+            f"Expected message version {MESSAGE_VERSION}, got {record.get('version')!r}. "
+            "Install the same medfed release on both sides."
+        )
+    if kind is not None and record["kind"] != kind:
+        raise MessageError(f"Expected a message of kind {kind!r}, got {record['kind']!r}.")
+    return cast(Mapping[str, Any], record)
+
+
+def _text(values: Mapping[str, Any], name: str) -> str:
+    value = values.get(name)
+    if not isinstance(value, str) or not value:
+        raise MessageError(f"Expected text under {name!r}, got {type(value).__name__}.")
+    return value
+
+
+def _number(values: Mapping[str, Any], name: str, kind: type[_Number]) -> _Number | None:
+    value = values.get(name)
+    if value is not None and type(value) is not kind:
+        raise MessageError(f"Expected {kind.__name__} under {name!r}, got {type(value).__name__}.")
+    return value
+
+
+def pack_arrays(arrays: StateDict) -> ArrayRecord:
+    """Pack arrays in NumPy's format, in their order."""
+    return ArrayRecord({name: Array(np.asarray(a, order="C")) for name, a in arrays.items()})
+
+
+def unpack_arrays(record: ArrayRecord) -> StateDict:
+    """Unpack arrays.
+
+    Raises:
+        MessageError: A type that is not allowed, or damaged bytes.
+    """
+    return {name: _unpack_array(name, packed) for name, packed in record.items()}
+
+
+def _arrays_of(content: RecordDict) -> StateDict:
+    record = content.get("arrays")
+    if not isinstance(record, ArrayRecord):
+        raise MessageError("Expected arrays in the message, got none.")
+    return unpack_arrays(record)
+
+
+def _unpack_array(name: str, packed: Array) -> npt.NDArray[np.generic]:
+    if packed.stype != "numpy.ndarray" or packed.dtype not in _ALLOWED_TYPES:
+        raise MessageError(
+            f"Array {name!r}: expected NumPy's format and one of {', '.join(_ALLOWED_TYPES)}, "
+            f"got {packed.stype!r} of {packed.dtype!r}."
+        )
+    try:
+        array = packed.numpy()  # reads with allow_pickle=False
+    except (ValueError, EOFError, OSError) as error:
+        raise MessageError(f"Array {name!r} is damaged: {error}.") from None
+    if array.dtype.name != packed.dtype or array.shape != tuple(packed.shape):
+        raise MessageError(f"Array {name!r} is not what its header says.")
+    return cast(npt.NDArray[np.generic], array)

@@ -1,0 +1,114 @@
+"""Reads a study file into a `StudyConfig`, and turns every mistake into an error with a way out."""
+
+import difflib
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import tomli_w
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from medfed.common.errors import StudyError
+from medfed.common.study import StudyConfig, to_plain
+
+
+def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
+    """Read the study in `path`, apply `section.key=value` overrides, validate the whole.
+
+    Raises:
+        StudyError: Every problem found, one a line, each with the key and the way out.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StudyError(
+            f"Expected a study file at {path}, found none. "
+            "Ready-made studies are in studies/; `medfed study show FILE` prints one."
+        ) from None
+    except IsADirectoryError:
+        raise StudyError(f"Expected a study file, got the folder {path}. Name the .toml.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} is not valid TOML: {error}. Mend that line.") from None
+    for override in overrides:
+        apply_override(table, override)
+    return parse_study(table, str(path))
+
+
+def parse_study(table: dict[str, Any], origin: str) -> StudyConfig:
+    """Validate a nested dictionary as a study; `origin` is what errors call it."""
+    try:
+        return StudyConfig.model_validate(table)
+    except ValidationError as error:
+        raise StudyError(describe_errors(error, StudyConfig, origin)) from None
+
+
+def parse_study_json(text: str) -> StudyConfig:
+    """Read a study from the JSON that a message or a run folder holds."""
+    try:
+        return StudyConfig.model_validate_json(text)
+    except ValidationError as error:
+        raise StudyError(describe_errors(error, StudyConfig, "the study received")) from None
+
+
+def describe_errors(error: ValidationError, model: type[BaseModel], origin: str) -> str:
+    """Return one line a problem: the dotted key, what was expected, what came, the nearest name."""
+    lines = [_describe(detail, model) for detail in error.errors()]
+    return f"{origin}: {len(lines)} problem(s)\n" + "\n".join(f"  {line}" for line in lines)
+
+
+def study_to_toml(study: StudyConfig) -> str:
+    """Return the resolved study, defaults written out, as TOML that reads back equal."""
+    return tomli_w.dumps(to_plain(study))
+
+
+def apply_override(table: dict[str, Any], override: str) -> None:
+    """Set `section.key=value` in place; the value is TOML, or else taken as text."""
+    key, separator, text = override.partition("=")
+    names = [name.strip() for name in key.split(".")]
+    if not separator or not all(names) or len(names) < 2:
+        raise StudyError(
+            f"Expected --set section.key=value, got {override!r}. "
+            "Example: --set training.learning_rate=0.01"
+        )
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()
+    for name in names[:-1]:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise StudyError(f"--set {override}: {name} is a value, not a section.")
+    table[names[-1]] = value
+
+
+def _describe(detail: ErrorDetails, model: type[BaseModel]) -> str:
+    location = [str(part) for part in detail["loc"]]
+    key = ".".join(location)
+    if detail["type"] == "extra_forbidden":
+        known = _keys_at(model, location[:-1])
+        nearest = difflib.get_close_matches(location[-1], known, n=1, cutoff=0.5)
+        hint = f"Did you mean {nearest[0]}?" if nearest else f"Known: {', '.join(sorted(known))}."
+        return f"{key}: unknown key. {hint}"
+    if detail["type"] == "missing":
+        return f"{key}: expected a value, got none. Add it."
+    if detail["type"] == "value_error":
+        text = str(detail["ctx"]["error"]) if "ctx" in detail else detail["msg"]
+        return f"{key}: {text}" if key else text
+    return f"{key}: {detail['msg']}, got {detail['input']!r}."
+
+
+def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
+    """The field names of the section at `location` inside `model`."""
+    current: type[BaseModel] = model
+    for name in location:
+        field = current.model_fields.get(name)
+        if field is None:
+            return []
+        candidates = (field.annotation, *get_args(field.annotation))
+        sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not sections:
+            return []
+        current = sections[0]
+    return list(current.model_fields)

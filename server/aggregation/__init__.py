@@ -1,0 +1,1 @@
+"""Aggregation rules: pure functions and accumulators on arrays. No Flower, no files."""

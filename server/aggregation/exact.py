@@ -1,0 +1,80 @@
+"""`WeightedMean`: a mean that does not depend on the order in which its terms arrive.
+
+Float addition is not associative, so folding updates in as they arrive would make the result depend
+on the network. Here each term is split into two integers at fixed powers of two and added as
+integers: the sum is exact to 2**-70 whatever the order, and one accumulator of 16 bytes a weight is
+all the memory it takes for any number of sites.
+
+    w * u  =  high * 2**-20  +  low * 2**-70  +  (less than 2**-71, cut off term by term)
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from medfed.common.errors import UpdateError
+from medfed.common.state_dicts import StateDict
+
+_HIGH_BITS = 20
+_LOW_BITS = 70
+MAX_MAGNITUDE = 2.0**31
+"""Largest |weight * value| of one term; larger ones are refused by screening."""
+MAX_TERMS = 2**11
+"""Most terms of one mean: keeps the sums of both parts below 2**63."""
+
+
+class WeightedMean:
+    """Accumulates `sum(w * u)` and `sum(w)` over updates of equal names and shapes."""
+
+    def __init__(self, template: StateDict) -> None:
+        self._types = {name: array.dtype for name, array in template.items()}
+        self._high = {n: np.zeros(a.shape, dtype=np.int64) for n, a in template.items()}
+        self._low = {n: np.zeros(a.shape, dtype=np.int64) for n, a in template.items()}
+        self.total_weight = 0
+        self.num_terms = 0
+
+    def add(self, update: StateDict, weight: int) -> None:
+        """Fold one update in.
+
+        Args:
+            update: Finite arrays with the template's names and shapes.
+            weight: Positive whole number (examples, patients, or 1).
+
+        Raises:
+            UpdateError: A weighted value beyond `MAX_MAGNITUDE`, a weight below 1, too many terms.
+                Nothing was added.
+        """
+        if weight < 1:
+            raise UpdateError(f"Expected a weight >= 1, got {weight}.")
+        if self.num_terms >= MAX_TERMS:
+            raise UpdateError(f"Expected at most {MAX_TERMS} updates in one mean.")
+        for name, array in update.items():
+            peak = float(np.max(np.abs(array), initial=0)) * weight
+            if not peak <= MAX_MAGNITUDE:
+                raise UpdateError(f"{name}: weighted value {peak:g} exceeds {MAX_MAGNITUDE:g}.")
+        for name, array in update.items():
+            # float32 times a weight below 2**29 is exact in float64.
+            term = array.astype(np.float64) * weight
+            high = np.rint(term * 2.0**_HIGH_BITS)
+            rest = term - high * 2.0**-_HIGH_BITS
+            self._high[name] += high.astype(np.int64)
+            self._low[name] += np.rint(rest * 2.0**_LOW_BITS).astype(np.int64)
+        self.total_weight += weight
+        self.num_terms += 1
+
+    def result(self) -> StateDict:
+        """Return the mean in each array's own type; whole-number arrays are rounded.
+
+        Raises:
+            UpdateError: If nothing was added.
+        """
+        if not self.num_terms:
+            raise UpdateError("Expected at least one update to average, got none.")
+        return {name: self._mean(name, dtype) for name, dtype in self._types.items()}
+
+    def _mean(self, name: str, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
+        # One integer to float64 conversion each and one addition: the same for any order.
+        total = self._high[name] * 2.0**-_HIGH_BITS + self._low[name] * 2.0**-_LOW_BITS
+        mean = total / self.total_weight
+        if not np.issubdtype(dtype, np.floating):
+            mean = np.rint(mean)
+        return np.asarray(mean, dtype=dtype)

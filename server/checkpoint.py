@@ -1,0 +1,80 @@
+"""The last complete round on disk: weights as safetensors, everything else in `state.json`.
+
+`state.json` is replaced last and atomically, and names the weights' file and SHA-256: whenever the
+process is killed, the folder holds one whole round.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from medfed.common.errors import RunError
+from medfed.common.files import read_json, write_atomically, write_json
+from medfed.common.state_dicts import StateDict, digest
+from medfed.server.records import RoundRecord, round_from_dict
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete round: the global weights after it, and its record."""
+
+    weights: StateDict
+    record: RoundRecord
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, study_digest: str) -> None:
+    """Write `checkpoint` and then forget the one before it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights_file = f"round-{checkpoint.record.round_number:05d}.safetensors"
+    write_weights(folder / weights_file, checkpoint.weights)
+    write_json(
+        folder / "state.json",
+        {
+            "study": study_digest,
+            "weights": weights_file,
+            "names": list(checkpoint.weights),
+            "sha256": digest(checkpoint.weights),
+            "record": checkpoint.record.to_dict(),
+        },
+    )
+    for old in folder.glob("round-*.safetensors"):
+        if old.name != weights_file:
+            old.unlink()
+
+
+def load_checkpoint(folder: Path, study_digest: str) -> Checkpoint | None:
+    """Return the last complete round, or None before the first.
+
+    Raises:
+        RunError: A checkpoint that is damaged or of another study.
+    """
+    if not (folder / "state.json").exists():
+        return None
+    state: dict[str, Any] = read_json(folder / "state.json")
+    if state["study"] != study_digest:
+        raise RunError(
+            f"The checkpoint in {folder} is of another study. Resume with the run's own study, "
+            "or start a new run."
+        )
+    weights = read_weights(folder / state["weights"], state["names"])
+    if digest(weights) != state["sha256"]:
+        raise RunError(f"The weights in {folder} are not those that were saved. Start a new run.")
+    return Checkpoint(weights, round_from_dict(state["record"]))
+
+
+def write_weights(path: Path, weights: StateDict) -> None:
+    """Write weights as safetensors, atomically."""
+    write_atomically(path, save(dict(weights)))
+
+
+def read_weights(path: Path, names: Sequence[str]) -> StateDict:
+    """Read safetensors in the order of `names` (the file sorts them its own way)."""
+    try:
+        loaded = load(path.read_bytes())
+        return {name: loaded[name] for name in names}
+    except (OSError, SafetensorError, KeyError) as error:
+        raise RunError(f"{path} cannot be read ({error}). Start a new run.") from None

@@ -1,0 +1,52 @@
+"""Who takes part: the sites that joined, and the draw of a round's participants."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from medfed.common.seeding import numpy_rng
+from medfed.common.study import StudyConfig
+
+
+@dataclass(frozen=True)
+class Participant:
+    """A site that joined.
+
+    Attributes:
+        name: The site's name; results and randomness depend on it.
+        node_id: Flower's connection; differs between runs and grids.
+        public_num_patients: What the site states publicly, if anything.
+    """
+
+    name: str
+    node_id: int
+    public_num_patients: int | None
+
+
+def draw_participants(
+    sites: Collection[Participant], study: StudyConfig, round_number: int
+) -> list[Participant]:
+    """Return the sites of one round, by name: a share of `federation.fraction`, at least one.
+
+    The draw depends on the seed, the round and the names only.
+    """
+    ordered = sorted(sites, key=lambda site: site.name)
+    count = max(1, round(study.federation.fraction * len(ordered)))
+    if count >= len(ordered):
+        return ordered
+    rng = numpy_rng(study.study.seed, "participants", round_number)
+    return [ordered[i] for i in sorted(rng.choice(len(ordered), size=count, replace=False))]
+
+
+def site_weight(
+    participant: Participant, study: StudyConfig, everyone: Collection[Participant]
+) -> int | None:
+    """Return a site's weight where it is known without asking: None means its example count.
+
+    Public weights count only where every site states one; else all weigh the same.
+    """
+    if study.weighting == "examples":
+        return None
+    stated = all(site.public_num_patients is not None for site in everyone)
+    if study.weighting == "public" and stated:
+        return participant.public_num_patients
+    return 1

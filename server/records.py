@@ -1,0 +1,172 @@
+"""What a run leaves behind, arm by arm. A report is rebuilt from these files alone.
+
+<arm folder>/
+    plan.json        RunPlan: run identifier, arm, who trains and who evaluates
+    study.json       the study as this arm runs it
+    events.jsonl     what happened, line by line, while it happened: live progress reads it
+    rounds.jsonl     one RoundRecord a completed round
+    checkpoint/      state.json (with the last round's record) and the weights after it
+    final_sums.json  each site's metric sums after the last round
+    model.safetensors  the final global weights
+    outcome.json     finished or failed, and why
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from medfed.common.errors import RunError
+from medfed.common.files import read_json, write_atomically, write_json
+
+SiteStatus = Literal["ok", "refused", "failed", "late", "rejected"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """Who takes part in one arm.
+
+    Attributes:
+        run: Identifier of the run; ledgers name it.
+        arm: federated, pooled, or local-<site>.
+        min_sites: Quorum of the round.
+        expected_sites: Wait for so many sites to join, until the join timeout.
+        train_sites: Names of the sites that train; None for all.
+        evaluate_sites: Names of the sites that evaluate; None for all.
+    """
+
+    run: str
+    arm: str = "federated"
+    min_sites: int = 2
+    expected_sites: int = 2
+    train_sites: tuple[str, ...] | None = None
+    evaluate_sites: tuple[str, ...] | None = None
+
+
+@dataclass(kw_only=True)
+class SiteRound:
+    """One site in one round.
+
+    Attributes:
+        status: ok; refused by the site's policy; failed; late (no answer by the deadline);
+            rejected by screening.
+        reason: Code or message for anything but ok.
+        bytes_down: Size of what the site was sent, training and evaluation.
+        bytes_up: Size of what the site sent back.
+        weight: Weight in the mean.
+        loss: Mean training loss; None under DP.
+        epsilon: Spent by the site's data set so far; None without DP.
+        noise: secure, seeded or none.
+        seconds: Training time at the site.
+        metrics: Figures on the site's held-out images, if it released them.
+    """
+
+    status: SiteStatus
+    reason: str = ""
+    bytes_down: int = 0
+    bytes_up: int = 0
+    weight: int = 0
+    loss: float | None = None
+    epsilon: float | None = None
+    noise: str = "none"
+    seconds: float = 0.0
+    metrics: dict[str, float] | None = None
+
+
+@dataclass(kw_only=True)
+class RoundRecord:
+    """One completed round.
+
+    Attributes:
+        round_number: 1-based.
+        started: UTC, ISO 8601.
+        seconds: Wall time of the round, evaluation included.
+        sites: By name, sorted.
+        metrics: Figures over all sites' held-out images together; None if not evaluated.
+        weights_sha256: `common.state_dicts.digest` of the new global weights.
+    """
+
+    round_number: int
+    started: str
+    seconds: float
+    sites: dict[str, SiteRound] = field(default_factory=dict)
+    metrics: dict[str, float] | None = None
+    weights_sha256: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        return asdict(self)
+
+
+def round_from_dict(table: dict[str, Any]) -> RoundRecord:
+    """Read a record back."""
+    sites = {name: SiteRound(**values) for name, values in table["sites"].items()}
+    return RoundRecord(**{**table, "sites": sites})
+
+
+class ArmFolder:
+    """Reads and writes one arm's files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkpoint = folder / "checkpoint"
+
+    def write_plan(self, plan: RunPlan) -> None:
+        """Write who takes part."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_json(self.folder / "plan.json", asdict(plan))
+
+    def read_plan(self) -> RunPlan:
+        """Read who takes part."""
+        table = read_json(self.folder / "plan.json")
+        for key in ("train_sites", "evaluate_sites"):
+            table[key] = None if table[key] is None else tuple(table[key])
+        return RunPlan(**table)
+
+    def emit(self, event: str, **values: Any) -> None:
+        """Append one event. Not synced to disk: progress, not a record."""
+        line = {"event": event, "time": now(), **values}
+        with (self.folder / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def read_rounds(self) -> list[RoundRecord]:
+        """Return the completed rounds, in order; a torn last line is left out."""
+        path = self.folder / "rounds.jsonl"
+        if not path.exists():
+            return []
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        try:
+            return [round_from_dict(json.loads(line)) for line in lines]
+        except (json.JSONDecodeError, TypeError, KeyError) as error:
+            raise RunError(
+                f"{path} is damaged ({error}). `medfed simulate --resume` writes it anew "
+                "from the checkpoint."
+            ) from None
+
+    def rewrite_rounds(self, records: list[RoundRecord]) -> None:
+        """Replace all round records, atomically."""
+        text = "".join(json.dumps(record.to_dict()) + "\n" for record in records)
+        write_atomically(self.folder / "rounds.jsonl", text.encode())
+
+    def append_round(self, record: RoundRecord) -> None:
+        """Append the record of a round that just completed, through to the disk."""
+        with (self.folder / "rounds.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record.to_dict()) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def write_outcome(self, state: Literal["finished", "failed"], reason: str = "") -> None:
+        """Write how the arm ended."""
+        write_json(self.folder / "outcome.json", {"state": state, "reason": reason, "time": now()})
+
+    def read_outcome(self) -> dict[str, str] | None:
+        """Return how the arm ended, or None while it has not."""
+        path = self.folder / "outcome.json"
+        return dict(read_json(path)) if path.exists() else None
+
+
+def now() -> str:
+    """Return the time in UTC, ISO 8601, to the millisecond."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

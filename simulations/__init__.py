@@ -1,0 +1,1 @@
+"""Fake hospitals from public data sets: data sets, partitions, grids, study arms, reports."""

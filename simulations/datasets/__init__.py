@@ -1,0 +1,1 @@
+"""Public data sets in their official layouts, and the phantom, as `SourceDataset`s."""

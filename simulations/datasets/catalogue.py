@@ -1,0 +1,63 @@
+"""From a study to its data set: which loader, and where its files are."""
+
+import os
+from pathlib import Path
+
+from medfed.client.data.records import SourceDataset
+from medfed.common.errors import DataError, StudyError
+from medfed.common.study import SimulationSection, StudyConfig
+
+
+def load_dataset(study: StudyConfig, data: Path | None) -> SourceDataset:
+    """Return the data set that `[simulation]` names.
+
+    Args:
+        study: The study.
+        data: Folder or file of the data set (`--data`); overrides `simulation.data`, which is
+            taken relative to the working directory unless the study file's reader resolved it.
+
+    Raises:
+        StudyError: The study has no `[simulation]`, or files are given for the phantom.
+        DataError: The data set's files are missing or malformed; says what to place where.
+    """
+    simulation = study.simulation
+    if simulation is None:
+        raise StudyError(
+            f"Expected a [simulation] section in study {study.study.name}, got none. "
+            'Add it, e.g. dataset = "phantom".'
+        )
+    path = data if data is not None else Path(simulation.data) if simulation.data else None
+    match simulation.dataset:
+        case "phantom":
+            return _phantom(study, simulation, path)
+        case "ham10000":
+            return _ham10000(path)
+        case "medmnist":
+            from medfed.simulations.datasets.medmnist import load_medmnist
+
+            return load_medmnist(simulation.name, path, cache_folder())
+
+
+def cache_folder() -> Path:
+    """Return where downloads are kept: `MEDFED_CACHE`, or `~/.cache/medfed`."""
+    given = os.environ.get("MEDFED_CACHE")
+    return Path(given) if given else Path.home() / ".cache" / "medfed"
+
+
+def _phantom(study: StudyConfig, simulation: SimulationSection, path: Path | None) -> SourceDataset:
+    if path is not None:
+        raise StudyError(
+            f'Expected no files with simulation.dataset = "phantom", which is generated, got '
+            f"{path}. Leave out --data and simulation.data, or name another data set."
+        )
+    from medfed.simulations.phantom import load_phantom
+
+    return load_phantom(simulation.phantom, image_size=study.data.image_size, seed=study.study.seed)
+
+
+def _ham10000(path: Path | None) -> SourceDataset:
+    from medfed.simulations.datasets.ham10000 import HOW_TO_GET, load_ham10000
+
+    if path is None:
+        raise DataError(f"Expected --data FOLDER with HAM10000, got none. {HOW_TO_GET}")
+    return load_ham10000(path)

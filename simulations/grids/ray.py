@@ -1,0 +1,71 @@
+"""Runs an arm through Flower's simulation runtime on Ray: for clusters, and to compare with.
+
+Sites are the same `site.toml` files as everywhere; the runtime numbers its virtual nodes, and the
+number is looked up in the sorted list of sites.
+"""
+
+import logging
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+
+from medfed.client.app import app as client_app
+from medfed.common.errors import RunError
+from medfed.server.app import main as server_main
+
+
+class RaySite(ClientApp):
+    """The ClientApp, told by the runtime which of `sites` it is."""
+
+    def __init__(self, sites: Sequence[str]) -> None:
+        super().__init__()
+        self._sites = list(sites)
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer as the site with this partition number."""
+        context.node_config["site"] = self._sites[int(context.node_config["partition-id"])]
+        return client_app(message, context)
+
+
+def run_on_ray(arm: Path, sites: Sequence[Path], *, workers: int) -> None:
+    """Run the arm in folder `arm` with one actor for each worker.
+
+    Raises:
+        RunError: Ray is not installed.
+    """
+    # Read before anything of Ray is imported: a stale cluster address makes it wait in silence.
+    os.environ.setdefault("RAY_TMPDIR", tempfile.mkdtemp(prefix="medfed-ray-"))
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise RunError(
+            "Expected Ray for --grid ray, found none. Run pip install 'medfed[ray]', or use "
+            "--grid local."
+        ) from None
+    from flwr.simulation import run_simulation
+
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        # Flower's simulation gives an empty run_config; the deployment's names the arm.
+        context.run_config["arm"] = str(arm)
+        server_main(grid, context)
+
+    logging.getLogger("flwr").setLevel(logging.ERROR)
+    run_simulation(
+        server_app=server_app,
+        client_app=RaySite([str(path.resolve()) for path in sites]),
+        num_supernodes=len(sites),
+        backend_config={
+            "client_resources": {"num_cpus": 1.0, "num_gpus": 0.0},
+            "init_args": {"num_cpus": workers, "include_dashboard": False, "log_to_driver": False},
+        },
+    )

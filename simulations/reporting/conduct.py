@@ -1,0 +1,266 @@
+"""What the run cost and who did what: privacy, bytes, time, participation, data, reproduction."""
+
+from collections import Counter
+from collections.abc import Mapping
+from statistics import fmean
+
+from medfed.server.records import SiteRound
+from medfed.simulations.reporting.ledgers import LedgerCheck, check_ledgers
+from medfed.simulations.reporting.run_data import Arm, RunData, is_training
+from medfed.simulations.reporting.tables import ABSENT, Table, figure, num_bytes, seconds, whole
+
+_STATES = ("ok", "refused", "failed", "late", "rejected")
+# A whole history of answers would bury the page.
+_MAX_REASONS = 6
+
+
+def spent_by_round(arm: Arm | None) -> dict[str, list[tuple[int, float]]]:
+    """Return (round, epsilon so far) of each site that stated one."""
+    spent: dict[str, list[tuple[int, float]]] = {}
+    for record in arm.rounds if arm else ():
+        for name, site in record.sites.items():
+            if site.epsilon is not None:
+                spent.setdefault(name, []).append((record.round_number, site.epsilon))
+    return dict(sorted(spent.items()))
+
+
+def last_spent(arm: Arm | None) -> dict[str, float]:
+    """Return each site's last stated epsilon."""
+    return {site: points[-1][1] for site, points in spent_by_round(arm).items()}
+
+
+def worst_epsilon(run: RunData) -> float | None:
+    """Return the highest epsilon that any site of the federated arm stated."""
+    return max(last_spent(run.federated).values(), default=None)
+
+
+def noise_kinds(arm: Arm | None) -> frozenset[str]:
+    """Return where the DP noise of the arm's updates came from: secure, seeded or none."""
+    records = arm.rounds if arm else ()
+    return frozenset(
+        site.noise for r in records for site in r.sites.values() if _is_update(site)
+    )
+
+
+def _is_update(site: SiteRound) -> bool:
+    return site.status == "ok" and is_training(site)
+
+
+def privacy_statement(run: RunData) -> tuple[str, ...]:
+    """Say in plain words what is protected, by how much, and what is not."""
+    privacy, kinds = run.study.privacy, noise_kinds(run.federated)
+    if not privacy.enabled:
+        return (
+            "No privacy: updates were sent without differential privacy. What an update reveals "
+            "about a patient is not bounded.",
+            _EVALUATION,
+        )
+    cover = (
+        "everything one patient contributes (all images together)"
+        if privacy.unit == "patient"
+        else "one image; a patient with several images is protected less"
+    )
+    epsilon = worst_epsilon(run)
+    amount = "no site has stated an ε yet" if epsilon is None else (
+        f"the highest ε over the sites is {figure(epsilon, 2)} at δ = {privacy.target_delta:g}"
+    )  # fmt: skip
+    unit = f"Unit of privacy: {privacy.unit}. One ε covers {cover}; {amount}."
+    return (unit, *_noise_statement(kinds), _EVALUATION)
+
+
+def _noise_statement(kinds: frozenset[str]) -> tuple[str, ...]:
+    if "none" in kinds:
+        return ("Some updates were sent without noise although the study asks for it. They are "
+                "not private.",)  # fmt: skip
+    if "seeded" in kinds:
+        return ("Noise was seeded: this simulation is not private itself. The figure is what a "
+                "deployment with these settings would cost.",)  # fmt: skip
+    if "secure" in kinds:
+        return ("Noise was secure: drawn from the operating system's generator at each site.",)
+    return ()
+
+
+_EVALUATION = (
+    "Not covered by differential privacy: the exact counts on the held-out images, which the sites "
+    "released for the figures on this page."
+)
+
+
+def epsilon_table(run: RunData) -> Table:
+    """Return epsilon so far by round (rows) and site (columns)."""
+    spent = {site: dict(points) for site, points in spent_by_round(run.federated).items()}
+    rounds = [record.round_number for record in run.federated.rounds] if run.federated else []
+    rows = tuple(
+        (str(number), *(figure(points.get(number), 4) for points in spent.values()))
+        for number in rounds
+    )
+    return Table(("Round", *spent), rows if spent else ())
+
+
+def ledger_checks(run: RunData) -> tuple[LedgerCheck, ...]:
+    """Recompute epsilon from each ledger of the federated arm and compare."""
+    if run.federated is None:
+        return ()
+    delta = run.study.privacy.target_delta
+    return check_ledgers(run.federated.ledgers, last_spent(run.federated), delta)
+
+
+def ledger_table(checks: tuple[LedgerCheck, ...]) -> Table:
+    """Return the checks as a table."""
+    rows = tuple(
+        (
+            check.site,
+            str(check.entries),
+            whole(check.steps),
+            figure(check.printed, 4),
+            figure(check.recomputed, 4),
+            check.verdict,
+        )
+        for check in checks
+    )
+    columns = ("Site", "Entries", "Steps", "ε printed", "ε recomputed (PLD)", "Verdict")
+    bad = frozenset(i for i, check in enumerate(checks) if not check.agrees)
+    return Table(columns, rows, strong=bad, text=frozenset({0, 5}))
+
+
+def traffic(arm: Arm | None) -> dict[str, tuple[int, int]]:
+    """Return (bytes down, bytes up) of each site over all rounds."""
+    totals: dict[str, tuple[int, int]] = {}
+    for record in arm.rounds if arm else ():
+        for name, site in record.sites.items():
+            down, up = totals.get(name, (0, 0))
+            totals[name] = (down + site.bytes_down, up + site.bytes_up)
+    return dict(sorted(totals.items()))
+
+
+def total_bytes(arm: Arm | None) -> int:
+    """Return all bytes that the arm sent, both ways."""
+    return sum(down + up for down, up in traffic(arm).values())
+
+
+def traffic_table(run: RunData) -> Table:
+    """Return bytes by site, with a last row for all."""
+    totals = traffic(run.federated)
+    if not totals or run.federated is None:
+        return Table((), ())
+    num_rounds = len(run.federated.rounds)
+    all_sites = tuple(sum(pair[i] for pair in totals.values()) for i in (0, 1))
+    rows = tuple(
+        (name, *map(num_bytes, (down, up, down + up, (down + up) // num_rounds)))
+        for name, (down, up) in [*totals.items(), ("All sites", (all_sites[0], all_sites[1]))]
+    )
+    columns = ("Site", "Server to site", "Site to server", "Both", "Per round")
+    return Table(columns, rows, strong=frozenset({len(rows) - 1}))
+
+
+def slowest_sites(arm: Arm | None) -> list[tuple[int, float]]:
+    """Return (round, training seconds of the slowest site) where any site trained."""
+    times = [
+        (r.round_number, max((s.seconds for s in r.sites.values() if _is_update(s)), default=0.0))
+        for r in (arm.rounds if arm else ())
+    ]
+    return [(number, value) for number, value in times if value > 0]
+
+
+def time_table(run: RunData) -> Table:
+    """Return seconds by arm."""
+    rows = tuple(
+        (
+            name,
+            str(len(arm.rounds)),
+            seconds(sum(r.seconds for r in arm.rounds)),
+            seconds(fmean(r.seconds for r in arm.rounds)),
+            seconds(fmean(value for _, value in slow)) if (slow := slowest_sites(arm)) else ABSENT,
+        )
+        for name, arm in run.arms.items()
+        if arm.rounds
+    )
+    columns = ("Arm", "Rounds", "Time, all rounds", "Mean round", "Slowest site's training, mean")
+    return Table(columns, rows)
+
+
+def participation_table(run: RunData) -> Table:
+    """Return how often each site answered training, and every reason where it did not."""
+    records = run.federated.rounds if run.federated else ()
+    answers: dict[str, Counter[str]] = {name: Counter() for name in run.site_names}
+    reasons: dict[str, list[str]] = {}
+    for record in records:
+        for name, site in record.sites.items():
+            if not is_training(site):
+                continue
+            answers.setdefault(name, Counter())[site.status] += 1
+            if site.status != "ok":
+                why = f" ({site.reason})" if site.reason else ""
+                reasons.setdefault(name, []).append(
+                    f"round {record.round_number}: {site.status}{why}"
+                )
+    rows = tuple(
+        (
+            name,
+            *(str(counts[state]) for state in _STATES),
+            str(len(records) - counts.total()),
+            _joined(reasons.get(name, [])),
+        )
+        for name, counts in sorted(answers.items())
+    )
+    columns = ("Site", "Ok", "Refused", "Failed", "Late", "Rejected", "Not asked", "Reasons")
+    strong = frozenset(i for i, row in enumerate(rows) if row[-1])
+    return Table(columns, rows if records else (), strong=strong, text=frozenset({0, 7}))
+
+
+def _joined(reasons: list[str]) -> str:
+    more = len(reasons) - _MAX_REASONS
+    return "; ".join(reasons[:_MAX_REASONS]) + (f"; and {more} more" if more > 0 else "")
+
+
+def partition_table(run: RunData) -> Table:
+    """Return patients and images of each site, training and held out."""
+    rows = tuple(
+        (
+            name,
+            *map(whole, (site.train.patients, site.train.images)),
+            *map(whole, (site.test.patients, site.test.images)),
+            whole(site.public_num_patients),
+            figure(site.expected_batch, 1),
+        )
+        for name, site in run.sites.items()
+    )
+    columns = ("Site", "Patients, training", "Images, training", "Patients, held out",
+               "Images, held out", "Patients stated publicly", "Expected batch")  # fmt: skip
+    return Table(columns, rows)
+
+
+def quarantine_line(run: RunData) -> str:
+    """Say how many images were left out as unreadable, and where they are listed."""
+    dataset: Mapping[str, object] = run.simulation.get("dataset") or {}
+    number = dataset.get("num_quarantined")
+    if not isinstance(number, int):
+        return "Whether images were quarantined is not recorded."
+    if number == 0:
+        return "No image was quarantined: every image of the data set could be read."
+    reasons = dataset.get("quarantine_reasons")
+    kinds = (
+        "; ".join(f"{kind}: {count}" for kind, count in sorted(reasons.items()))
+        if isinstance(reasons, dict)
+        else ""
+    )
+    return (
+        f"Quarantined: {number} {'image' if number == 1 else 'images'} could not be used"
+        f"{f' ({kinds})' if kinds else ''}. The list stays on this machine: "
+        "simulation.json names its file."
+    )
+
+
+def reproduction_rows(run: RunData) -> tuple[tuple[str, str], ...]:
+    """Return what someone needs to get the same weights again."""
+    environment = run.environment
+    rows = [(key, environment.get(key)) for key in ("command",)]
+    rows.append(("seed", run.study.study.seed))
+    rows.append(("study digest", run.study.digest()))
+    for name, arm in run.arms.items():
+        if arm.rounds and arm.rounds[-1].weights_sha256:
+            rows.append((f"weights SHA-256, {name}", arm.rounds[-1].weights_sha256))
+    known = ("medfed", "python", "torch", "flwr", "opacus", "numpy", "platform", "processor",
+             "cores", "git", "grid", "workers", "started", "finished")  # fmt: skip
+    rows += [(key, environment.get(key)) for key in known]
+    return tuple((key, ABSENT if value in (None, "") else str(value)) for key, value in rows)

@@ -1,0 +1,177 @@
+"""Figures of the final model and the data: ROC, confusion, calibration, partition.
+
+Shapes: L classes, B score bins.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from medfed.common.metrics import FIXED_POINT, MetricSums
+from medfed.simulations.reporting.drawing import CYCLE, INK, new_figure, short, whole_numbers
+from medfed.simulations.reporting.run_data import SplitCounts
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_MAX_CURVES = 16
+_STYLES = ("-", (0, (5, 2)), (0, (1, 1.2)))
+
+
+def roc_points(
+    histogram_2B: npt.NDArray[np.int64],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]] | None:
+    """Return (false positive rate, true positive rate) at every threshold, from high to low.
+
+    None without both kinds of image. The trapezoid under them is the AUROC of `common.metrics`.
+    """
+    negatives, positives = histogram_2B[0][::-1], histogram_2B[1][::-1]
+    if not negatives.sum() or not positives.sum():
+        return None
+    filled = (negatives + positives) > 0
+    rates = [
+        np.concatenate([[0.0], np.cumsum(counts)[filled] / counts.sum()])
+        for counts in (negatives, positives)
+    ]
+    return rates[0], rates[1]
+
+
+def roc(sums: MetricSums, classes: Sequence[str], areas: Sequence[float | None]) -> "Figure | None":
+    """Draw one curve a class against the rest, with its AUROC beside its name."""
+    curves = [(i, roc_points(sums["scores"][i])) for i in range(len(classes))]
+    known = [(i, points) for i, points in curves if points is not None][:_MAX_CURVES]
+    if not known:
+        return None
+    figure, axes = new_figure(6.6, 4.2)
+    axes.plot([0, 1], [0, 1], color=INK["muted"], linewidth=1, linestyle=(0, (2, 3)))
+    for rank, (index, (false_rate, true_rate)) in enumerate(known):
+        area = areas[index]
+        axes.plot(
+            false_rate,
+            true_rate,
+            color=CYCLE[rank % len(CYCLE)],
+            linestyle=_STYLES[rank // len(CYCLE) % len(_STYLES)],
+            label=short(classes[index], 22) + ("" if area is None else f"  {area:.3f}"),
+        )
+    axes.set(xlabel="false positive rate", ylabel="true positive rate (sensitivity)")
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), aspect="equal")
+    figure.legend(loc="outside right center", title="class, AUROC", alignment="left")
+    return figure
+
+
+def confusion(sums: MetricSums, classes: Sequence[str]) -> "Figure | None":
+    """Draw each class' two-by-two table: shade is the share of its row, figures are images."""
+    if int(sums["count"]) == 0:
+        return None
+    columns = min(len(classes), 5)
+    rows = -(-len(classes) // columns)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10 * columns / 5 + 0.4, 2.35 * rows))
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for panel, name, table_22 in zip(panels, classes, sums["confusion"], strict=False):
+        _two_by_two(panel, table_22)
+        panel.set_title(short(name, 17))
+    for panel in panels[len(classes) :]:
+        panel.set_axis_off()
+    return figure
+
+
+def _two_by_two(panel: "Axes", table_22: npt.NDArray[np.int64]) -> None:
+    """Present in the upper row, called present in the left column."""
+    from matplotlib.patches import Rectangle
+
+    for row, truth in enumerate((1, 0)):
+        total = int(table_22[truth].sum())
+        for column, called in enumerate((1, 0)):
+            count = int(table_22[truth, called])
+            share = count / total if total else 0.0
+            colour = INK["blue"] if truth == called else INK["vermillion"]
+            corner = (column, 1 - row)
+            panel.add_patch(Rectangle(corner, 1, 1, facecolor=colour, alpha=0.06 + 0.44 * share))
+            middle = (column + 0.5, 1.5 - row)
+            text = f"{count}\n{share:.0%}" if total else "0"
+            panel.text(*middle, text, ha="center", va="center", linespacing=1.3)
+    panel.set(xlim=(0, 2), ylim=(0, 2), aspect="equal")
+    panel.set_xticks([0.5, 1.5], ["yes", "no"])
+    panel.set_yticks([1.5, 0.5], ["present", "absent"], rotation=90, va="center")
+    panel.tick_params(length=0)
+    panel.set_xlabel("called present")
+    panel.grid(visible=False)
+    panel.spines[:].set_visible(False)
+
+
+def calibration(sums: MetricSums) -> "Figure | None":
+    """Draw how often the model is right at each confidence, and how many predictions there are."""
+    count, right, confidence = sums["calibration"]
+    filled = count > 0
+    if not filled.any():
+        return None
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2, 4.6))
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
+    mean = confidence[filled] / FIXED_POINT / count[filled]
+    accuracy = right[filled] / count[filled]
+    upper.plot([0, 1], [0, 1], color=INK["muted"], linewidth=1, linestyle=(0, (2, 3)))
+    upper.annotate(
+        "perfectly calibrated",
+        (0.2, 0.2),
+        xytext=(0, 7),
+        textcoords="offset points",
+        rotation=45,
+        rotation_mode="anchor",
+        transform_rotates_text=True,
+        color=INK["muted"],
+        fontsize=8.5,
+    )
+    upper.vlines(mean, mean, accuracy, color=INK["vermillion"], linewidth=1.4, alpha=0.7)
+    upper.plot(mean, accuracy, "o-", color=INK["blue"], markeredgecolor=INK["paper"])
+    upper.set(ylabel="share that was right", ylim=(0, 1.03), xlim=(0, 1.01))
+    num_bins = len(count)
+    edges = np.arange(num_bins) / num_bins
+    lower.bar(edges, count, 0.9 / num_bins, align="edge", color=INK["sky"])
+    lower.set(xlabel="confidence of the prediction", ylabel="predictions")
+    lower.grid(axis="x", visible=False)
+    whole_numbers(lower.yaxis)
+    lower.yaxis.get_major_locator().set_params(nbins=3)
+    return figure
+
+
+def partition(
+    splits: Sequence[tuple[str, SplitCounts, SplitCounts]], classes: Sequence[str], unit: str
+) -> "Figure | None":
+    """Draw each site's class counts, training beside held-out; `unit` is what a bar counts."""
+    if not splits:
+        return None
+    figure, axes = new_figure(
+        10, 1.6 + 0.34 * len(splits), 2, sharey=True, width_ratios=(3, 2)
+    )
+    for panel, side, title in zip(axes, (1, 2), ("Training", "Held out"), strict=True):
+        left = np.zeros(len(splits))
+        for index, name in enumerate(classes):
+            counts = np.array([split[side].labels[index] for split in splits])  # type: ignore[union-attr]
+            panel.barh(
+                range(len(splits)),
+                counts,
+                0.68,
+                left=left,
+                color=CYCLE[index % len(CYCLE)],
+                # Past eight classes colours repeat; hatching tells them apart.
+                hatch="////" if index >= len(CYCLE) else None,
+                edgecolor=INK["paper"],
+                linewidth=0.5,
+                label=short(name, 20) if side == 1 else None,
+            )
+            left += counts
+        panel.set_title(title)
+        panel.set_xlabel(unit)
+        panel.grid(axis="y", visible=False)
+        panel.set_ylim(len(splits) - 0.5, -0.5)
+        whole_numbers(panel.xaxis)
+    axes[0].set_yticks(range(len(splits)), [short(name) for name, _, _ in splits])
+    figure.legend(loc="outside lower center", ncols=min(len(classes), 6))
+    return figure

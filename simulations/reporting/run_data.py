@@ -1,0 +1,273 @@
+"""`load_run`: everything a report shows, read from the run folder and from nothing else.
+
+A run may be unfinished, and arms, examples and ledgers may be missing: `RunData` then holds less.
+What is there must be whole: a damaged file is a RunError.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from medfed.common.errors import RunError, StudyError
+from medfed.common.files import read_json
+from medfed.common.metrics import MetricSums, sum_shapes
+from medfed.common.study import StudyConfig
+from medfed.common.study_file import load_study
+from medfed.server.records import ArmFolder, RoundRecord, SiteRound
+from medfed.simulations.reporting.examples import Example, read_examples
+from medfed.simulations.reporting.ledgers import LedgerFacts, read_ledgers
+
+FEDERATED = "federated"
+POOLED = "pooled"
+LOCAL_PREFIX = "local-"
+EVALUATION_ONLY = "evaluation only"
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """One side of a site's split.
+
+    Attributes:
+        patients: Patients.
+        images: Images.
+        labels: Images with each class, in the order of the study's classes.
+    """
+
+    patients: int
+    images: int
+    labels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class SiteFacts:
+    """What the simulation knows about one site's data. Never leaves a real hospital."""
+
+    train: SplitCounts
+    test: SplitCounts
+    public_num_patients: int | None = None
+    expected_batch: float | None = None
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm of the run, as far as it got.
+
+    Attributes:
+        name: federated, pooled, or local-<site>.
+        rounds: Completed rounds, in order.
+        final_sums: Held-out sums of the last evaluation by test site.
+        outcome: state (finished or failed), reason, time; None while it has not ended.
+        ledgers: What each site's ledger says, by site; empty without DP.
+        planned_rounds: Rounds the study asks for.
+    """
+
+    name: str
+    rounds: tuple[RoundRecord, ...]
+    final_sums: Mapping[str, MetricSums]
+    outcome: Mapping[str, str] | None
+    ledgers: Mapping[str, LedgerFacts]
+    planned_rounds: int
+
+    @property
+    def evaluated(self) -> tuple[RoundRecord, ...]:
+        """The rounds after which the model was evaluated."""
+        return tuple(record for record in self.rounds if record.metrics is not None)
+
+    @property
+    def final_metrics(self) -> Mapping[str, float]:
+        """Figures of the last evaluation over all sites' held-out images; empty before it."""
+        return (self.evaluated[-1].metrics or {}) if self.evaluated else {}
+
+    def site_metrics(self, site: str) -> Mapping[str, float]:
+        """Figures of the last evaluation on one site's held-out images; empty without any."""
+        record = self.evaluated[-1].sites.get(site) if self.evaluated else None
+        return (record.metrics or {}) if record is not None else {}
+
+    @property
+    def training_sites(self) -> tuple[str, ...]:
+        """Sites that were ever asked to train, sorted."""
+        return tuple(
+            sorted({n for r in self.rounds for n, site in r.sites.items() if is_training(site)})
+        )
+
+    @property
+    def state(self) -> str:
+        """In words: finished, stopped early, failed, or how far it got."""
+        done, reason = len(self.rounds), (self.outcome or {}).get("reason", "")
+        if self.outcome is None:
+            return f"unfinished: {done} of {self.planned_rounds} rounds"
+        if self.outcome.get("state") != "finished":
+            return f"failed after {done} of {self.planned_rounds} rounds: {reason}"
+        if done < self.planned_rounds:
+            return f"stopped after {done} of {self.planned_rounds} rounds: {reason}"
+        return "finished"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunData:
+    """A run folder in memory.
+
+    Attributes:
+        folder: Where it was read from.
+        study: The resolved study.
+        study_toml: The text of study.toml.
+        environment: environment.json; empty if missing.
+        simulation: simulation.json; empty if missing.
+        sites: Facts about each site's data, in the order of simulation.json.
+        arms: Arms that have a folder, federated first, then pooled, then local.
+        missing_arms: Arms that simulation.json names and that have not started.
+        examples: Held-out images with the federated model's prediction.
+    """
+
+    folder: Path
+    study: StudyConfig
+    study_toml: str
+    environment: Mapping[str, Any]
+    simulation: Mapping[str, Any]
+    sites: Mapping[str, SiteFacts]
+    arms: Mapping[str, Arm]
+    missing_arms: tuple[str, ...]
+    examples: tuple[Example, ...] = field(default=())
+
+    @property
+    def run(self) -> str:
+        """The run's identifier."""
+        return str(self.simulation.get("run") or self.folder.resolve().name)
+
+    @property
+    def federated(self) -> Arm | None:
+        """The federated arm, if it has started."""
+        return self.arms.get(FEDERATED)
+
+    @property
+    def local_arms(self) -> dict[str, Arm]:
+        """Arms that trained one site alone, by site."""
+        return {
+            name.removeprefix(LOCAL_PREFIX): arm
+            for name, arm in self.arms.items()
+            if name.startswith(LOCAL_PREFIX)
+        }
+
+    @property
+    def site_names(self) -> tuple[str, ...]:
+        """Every hospital of the run: as partitioned, or else as the federated arm saw them."""
+        if self.sites or self.federated is None:
+            return tuple(self.sites)
+        return tuple(sorted({name for r in self.federated.rounds for name in r.sites}))
+
+
+def is_training(site: SiteRound) -> bool:
+    """Whether the site was asked to train in this round."""
+    return site.reason != EVALUATION_ONLY
+
+
+def load_run(folder: Path) -> RunData:
+    """Read a run folder.
+
+    Raises:
+        RunError: Not a run folder, or a damaged file; names the file and the way out.
+    """
+    study_file = folder / "study.toml"
+    if not study_file.is_file():
+        raise RunError(
+            f"Expected a run folder with study.toml at {folder}, found none. "
+            "Name a folder that `medfed simulate` made, such as runs/<name>."
+        )
+    try:
+        study = load_study(study_file)
+    except StudyError as error:
+        raise RunError(f"{study_file} is damaged: {error}. Start a new run.") from None
+    simulation = _optional_json(folder / "simulation.json")
+    sites = _checked(folder / "simulation.json", lambda: _sites(simulation, study))
+    arms = _read_arms(folder / "arms", study)
+    named = _checked(folder / "simulation.json", lambda: [*map(str, simulation.get("arms") or ())])
+    return RunData(
+        folder=folder,
+        study=study,
+        study_toml=study_file.read_text(encoding="utf-8"),
+        environment=_optional_json(folder / "environment.json"),
+        simulation=simulation,
+        sites=sites,
+        arms=arms,
+        missing_arms=tuple(name for name in named if name not in arms),
+        examples=read_examples(folder / "examples"),
+    )
+
+
+def _checked(path: Path, read: Callable[[], _Value]) -> _Value:
+    """Turn what a table of the wrong shape raises into a RunError that names the file."""
+    try:
+        return read()
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise RunError(
+            f"{path} is damaged: {type(error).__name__} {error}. "
+            "Restore it, or start a new run; `medfed simulate --resume` mends an unfinished one."
+        ) from None
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.exists() else {}
+
+
+def _sites(simulation: Mapping[str, Any], study: StudyConfig) -> dict[str, SiteFacts]:
+    return {
+        str(name): SiteFacts(
+            train=_split(table["train"], len(study.task.classes)),
+            test=_split(table["test"], len(study.task.classes)),
+            public_num_patients=table.get("public_num_patients"),
+            expected_batch=table.get("expected_batch"),
+        )
+        for name, table in (simulation.get("sites") or {}).items()
+    }
+
+
+def _split(table: Mapping[str, Any], num_classes: int) -> SplitCounts:
+    labels = tuple(int(count) for count in table["labels"])
+    if len(labels) != num_classes:
+        raise ValueError(f"expected {num_classes} label counts, got {len(labels)}")
+    return SplitCounts(int(table["patients"]), int(table["images"]), labels)
+
+
+def _read_arms(folder: Path, study: StudyConfig) -> dict[str, Arm]:
+    if not folder.is_dir():
+        return {}
+    folders = sorted((path for path in folder.iterdir() if path.is_dir()), key=_arm_order)
+    return {path.name: _read_arm(path, study) for path in folders}
+
+
+def _arm_order(folder: Path) -> tuple[int, str]:
+    order = [FEDERATED, POOLED]
+    return (order.index(folder.name) if folder.name in order else len(order), folder.name)
+
+
+def _read_arm(folder: Path, study: StudyConfig) -> Arm:
+    files = ArmFolder(folder)
+    rounds = _checked(folder / "rounds.jsonl", files.read_rounds)
+    sums = folder / "final_sums.json"
+    return Arm(
+        name=folder.name,
+        rounds=tuple(rounds),
+        final_sums=_checked(sums, lambda: _sums(_optional_json(sums), study)),
+        outcome=_checked(folder / "outcome.json", files.read_outcome),
+        ledgers=read_ledgers(folder / "sites"),
+        planned_rounds=study.training.rounds,
+    )
+
+
+def _sums(table: Mapping[str, Any], study: StudyConfig) -> dict[str, MetricSums]:
+    """Each site's sums, with the shapes that `common.metrics` states."""
+    shapes = sum_shapes(len(study.task.classes))
+    read: dict[str, MetricSums] = {}
+    for site, parts in table.items():
+        arrays = {name: np.asarray(parts[name], dtype=np.int64) for name in shapes}
+        for name, shape in shapes.items():
+            if arrays[name].shape != shape:
+                raise ValueError(
+                    f"expected {name} of {site} with shape {shape}, got {arrays[name].shape}"
+                )
+        read[str(site)] = arrays
+    return read

@@ -1,0 +1,69 @@
+"""`Table`, and how numbers are written in it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table as text, ready for a page, a terminal or a CSV file.
+
+    Attributes:
+        columns: Headings.
+        rows: Cells, one for each heading.
+        strong: Rows that stand out, by index.
+        text: Columns that hold text, by index; the others hold figures. The first always does.
+    """
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    strong: frozenset[int] = frozenset()
+    text: frozenset[int] = frozenset({0})
+
+    def __bool__(self) -> bool:
+        """Whether there is a row."""
+        return bool(self.rows)
+
+
+def figure(value: float | None, digits: int = 3) -> str:
+    """A figure with `digits` decimals, or a dash."""
+    return ABSENT if value is None else f"{value:.{digits}f}"
+
+
+def whole(value: float | None) -> str:
+    """A count with thin spaces between thousands, or a dash."""
+    return ABSENT if value is None else f"{int(value):,}".replace(",", "\u202f")
+
+
+def num_bytes(value: int) -> str:
+    """Bytes in decimal units, three figures or so."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if value >= size:
+            return f"{value / size:.2f} {unit}"
+    return f"{value} B"
+
+
+def seconds(value: float | None) -> str:
+    """A duration: 0.42 s, 12.3 s, 3 min 05 s, 2 h 05 min."""
+    if value is None:
+        return ABSENT
+    if value < 60:
+        return f"{value:.2f} s" if value < 10 else f"{value:.1f} s"
+    minutes, rest = divmod(round(value), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 site`, `2 sites`."""
+    return f"{whole(number)} {noun}{'' if number == 1 else 's'}"
+
+
+def mean(values: Sequence[float | None]) -> float | None:
+    """Mean of the known values, or None without any."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known else None

@@ -1,0 +1,191 @@
+"""Turns a prepared store and a partition into fake hospitals: a folder with a `site.toml` each.
+
+From here on a simulated site is a site like any other: the same client reads the same file.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+
+from medfed.client.data.store import Store
+from medfed.common.errors import DataError
+from medfed.common.files import write_atomically
+from medfed.common.seeding import numpy_rng
+from medfed.common.study import SimulationSection, StudyConfig
+from medfed.simulations.partition import cohort_of, partition_patients
+
+POOLED = "pooled"
+
+
+@dataclass(frozen=True)
+class SiteRows:
+    """A fake hospital: rows of the store on each side of its split."""
+
+    train: tuple[int, ...]
+    test: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class FakeHospitals:
+    """All sites by name, and what was left out and why."""
+
+    sites: Mapping[str, SiteRows]
+    left_out: Mapping[str, str]
+
+
+def make_hospitals(store: Store, study: StudyConfig) -> FakeHospitals:
+    """Partition the store's patients into sites and split each by patient.
+
+    Raises:
+        DataError: No site is left, or a site has no patient on one side.
+    """
+    simulation = _simulation(study)
+    cohort = cohort_of(store)
+    partition = partition_patients(cohort, simulation.partition, seed=study.study.seed)
+    rows_of: dict[str, list[int]] = {}
+    for row, patient in enumerate(store.patients):
+        rows_of.setdefault(patient, []).append(row)
+    sites = {}
+    for name, indices in partition.sites.items():
+        patients = [cohort.patients[i] for i in indices]
+        labels = [int(cohort.labels[i]) for i in indices]
+        held_out = _held_out(store, study, name, patients, labels, rows_of)
+        sites[name] = SiteRows(
+            train=tuple(r for p in patients if p not in held_out for r in rows_of[p]),
+            test=tuple(r for p in patients if p in held_out for r in rows_of[p]),
+        )
+        if not sites[name].train or not sites[name].test:
+            raise DataError(
+                f"Site {name} with {len(patients)} patients has none to "
+                f"{'train on' if not sites[name].train else 'test on'}. Raise "
+                "simulation.partition.min_patients or change evaluation.test_fraction."
+            )
+    return FakeHospitals(sites, partition.left_out)
+
+
+def write_sites(
+    folder: Path, store: Store, hospitals: Mapping[str, SiteRows], study: StudyConfig
+) -> list[Path]:
+    """Write a `site.toml` and its subset for every site; return their paths, by name."""
+    paths = []
+    for name, rows in sorted(hospitals.items()):
+        site_folder = folder / name
+        site_folder.mkdir(parents=True, exist_ok=True)
+        subset = {"train": [list(rows.train)], "test": [list(rows.test)]}
+        write_atomically(site_folder / "subset.json", json.dumps(subset).encode())
+        table = _site_table(name, store, study)
+        write_atomically(site_folder / "site.toml", tomli_w.dumps(table).encode())
+        paths.append(site_folder / "site.toml")
+    return paths
+
+
+def pool(hospitals: Mapping[str, SiteRows]) -> SiteRows:
+    """Return one site that holds what all of them hold."""
+    return SiteRows(
+        train=tuple(r for name in sorted(hospitals) for r in hospitals[name].train),
+        test=tuple(r for name in sorted(hospitals) for r in hospitals[name].test),
+    )
+
+
+def describe_sites(
+    store: Store, hospitals: Mapping[str, SiteRows], study: StudyConfig
+) -> dict[str, Any]:
+    """Return counts of each site's sides, for the report."""
+    simulation = _simulation(study)
+    table: dict[str, Any] = {}
+    for name, rows in sorted(hospitals.items()):
+        public = simulation.public_num_patients.get(name)
+        batch = study.privacy.expected_batch_size
+        if public is not None:
+            batch = study.privacy.sample_rate * public
+        table[name] = {
+            "train": _side(store, rows.train),
+            "test": _side(store, rows.test),
+            "public_num_patients": public,
+            "expected_batch": batch if study.privacy.enabled else None,
+        }
+    return table
+
+
+def write_pooled_site(
+    folder: Path, store: Store, hospitals: Mapping[str, SiteRows], study: StudyConfig
+) -> Path:
+    """Write the site of the pooled arm: everyone's patients, and everyone's public counts."""
+    [path] = write_sites(folder, store, {POOLED: pool(hospitals)}, study)
+    table = _site_table(POOLED, store, study)
+    table["data"]["public_num_patients"] = _pooled_public_count(study, sorted(hospitals))
+    if not study.privacy.enabled:
+        del table["data"]["public_num_patients"]
+    write_atomically(path, tomli_w.dumps(table).encode())
+    return path
+
+
+def _pooled_public_count(study: StudyConfig, sites: Sequence[str]) -> int:
+    """Public patients of all sites together: their sum, or what gives the sum of their batches."""
+    stated = _simulation(study).public_num_patients
+    default = study.privacy.expected_batch_size / study.privacy.sample_rate
+    return max(1, round(sum(stated.get(name, default) for name in sites)))
+
+
+def _simulation(study: StudyConfig) -> SimulationSection:
+    if study.simulation is None:
+        raise DataError(
+            "Expected a [simulation] section to make fake hospitals from, got none. "
+            'Add it, e.g. dataset = "phantom".'
+        )
+    return study.simulation
+
+
+def _site_table(name: str, store: Store, study: StudyConfig) -> dict[str, Any]:
+    simulation = _simulation(study)
+    data: dict[str, Any] = {"stores": [str(store.folder.resolve())], "subset": "subset.json"}
+    if name in simulation.public_num_patients:
+        data["public_num_patients"] = simulation.public_num_patients[name]
+    policy = {
+        "unit": study.privacy.unit,
+        "max_epsilon": simulation.max_epsilon,
+        "target_delta": study.privacy.target_delta,
+        "max_images_per_patient": study.privacy.images_per_patient,
+        "allow_seeded_noise": True,
+        "release_evaluation": True,
+    }
+    return {"name": name, "data": data, "policy": policy}
+
+
+def _held_out(
+    store: Store,
+    study: StudyConfig,
+    site: str,
+    patients: Sequence[str],
+    labels: Sequence[int],
+    rows_of: Mapping[str, Sequence[int]],
+) -> set[str]:
+    """The site's test patients: the official split, else a share of each class, drawn by seed."""
+    official = {p: store.splits[rows_of[p][0]] for p in patients}
+    if any(official.values()):
+        return {p for p in patients if official[p] == "test"}
+    rng = numpy_rng(study.study.seed, "test split", site)
+    held_out: set[str] = set()
+    for label in sorted(set(labels)):
+        mine = [p for p, own in zip(patients, labels, strict=True) if own == label]
+        count = math.floor(study.evaluation.test_fraction * len(mine) + rng.random())
+        held_out.update(mine[i] for i in rng.permutation(len(mine))[:count])
+    return held_out
+
+
+def _side(store: Store, rows: Sequence[int]) -> dict[str, Any]:
+    if store.mode == "multiclass":
+        counts = np.bincount(store.labels[list(rows)], minlength=len(store.classes))
+    else:
+        counts = store.labels[list(rows)].sum(axis=0)
+    return {
+        "patients": len({store.patients[row] for row in rows}),
+        "images": len(rows),
+        "labels": [int(count) for count in counts],
+    }

@@ -1,0 +1,128 @@
+"""The `medfed` command. Heavy imports are inside the commands, so that --help answers at once."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from medfed.common.errors import MedfedError
+
+app = typer.Typer(
+    name="medfed",
+    help="Federated learning for medical imaging. No image leaves a hospital.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+study_app = typer.Typer(help="Look at study files.", no_args_is_help=True)
+app.add_typer(study_app, name="study")
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one value of the study."),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")]
+
+
+def main() -> None:
+    """Run the command; an error that medfed raises on purpose is one message and an exit code."""
+    # Flower would otherwise call home, and ask for updates, when a grid starts.
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    try:
+        app()
+    except MedfedError as error:
+        typer.secho(f"Error: {error}", err=True, fg="red")
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.secho("Stopped. Nothing is lost: see --resume.", err=True)
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        import medfed
+
+        typer.echo(medfed.__version__)
+        raise typer.Exit
+
+
+@app.command()
+def simulate(
+    study: Annotated[
+        Path | None, typer.Argument(help="Study file; ready-made ones are in studies/.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder or file of the data set, in its official layout.")
+    ] = None,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Run folder to make [default: runs/NAME-TIME].")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Go on with this run folder instead.")
+    ] = None,
+    grid: Annotated[str, typer.Option(help="Where sites run: local or ray.")] = "local",
+    workers: Annotated[
+        int, typer.Option(min=0, help="Sites at a time; 0 for as many as the cores allow.")
+    ] = 0,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a data set with unreadable images.")
+    ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+) -> None:
+    """Train a study on fake hospitals made from one data set, and report on it."""
+    from medfed.cli.simulate import SimulateRequest, run_simulation
+
+    _log_to_stderr(verbose)
+    run_simulation(
+        SimulateRequest(study, data, tuple(overrides or ()), out, resume, grid, workers, strict),
+        quiet=quiet,
+    )
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+) -> None:
+    """Rebuild a run's report from its folder alone."""
+    from medfed.simulations.reporting.report import write_report
+
+    typer.echo(write_report(run))
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two or more run folders.")],
+    out: Annotated[Path, typer.Option(help="Folder for compare.html and compare.csv.")] = Path(
+        "comparison"
+    ),
+) -> None:
+    """Put runs side by side."""
+    from medfed.cli.compare import print_comparison
+
+    print_comparison(runs, out)
+
+
+@study_app.command("show")
+def study_show(
+    study: Annotated[Path, typer.Argument(help="Study file.")], overrides: Overrides = None
+) -> None:
+    """Print the resolved study: every value, defaults written out."""
+    from medfed.common.study_file import load_study, study_to_toml
+
+    typer.echo(study_to_toml(load_study(study, overrides or ())), nl=False)
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.ERROR,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
