@@ -5,6 +5,7 @@ import json
 from functools import partial
 
 from medfed.client.data.records import SourceDataset, SourceRecord
+from medfed.common.errors import DataError
 from medfed.common.study import PhantomSection
 from medfed.simulations.phantom.findings import CLASSES, draw_patient
 from medfed.simulations.phantom.rendering import View, render_image, render_mask
@@ -31,14 +32,14 @@ def load_phantom(
             multi-label studies. At 0 every record has exactly one label.
 
     Raises:
-        ValueError: If `co_occurrence` is not a probability or `image_size` is below 16.
+        DataError: If `co_occurrence` is not a probability or `image_size` is below 16.
     """
     if not 0.0 <= co_occurrence <= 1.0:
-        raise ValueError(
+        raise DataError(
             f"Expected co_occurrence between 0 and 1, got {co_occurrence}. It is a probability."
         )
     if image_size < 16:
-        raise ValueError(
+        raise DataError(
             f"Expected image_size of at least 16 pixels, got {image_size}. "
             "Findings of a few millimetres vanish below it; 64 is usual."
         )

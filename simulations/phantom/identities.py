@@ -9,6 +9,7 @@ from datetime import date, timedelta
 from pathlib import Path
 
 from medfed.client.data.records import SourceRecord
+from medfed.common.errors import DataError
 from medfed.common.seeding import numpy_rng
 from medfed.simulations.phantom.findings import FIELD_OF_VIEW_MM
 
@@ -39,8 +40,7 @@ def write_dicom(
         seed: Root seed of the identities.
 
     Raises:
-        KeyError: If a record lacks a column of the phantom's.
-        DataError: If a record's image is not what the writer takes.
+        DataError: If a record is not the phantom's, or its image is not uint8 [H, W].
     """
     # Imported here: pydicom is needed by those who write files, not by every simulation.
     from medfed.client.data.dicom_writer import DicomHeader, write_dicom_image
@@ -49,6 +49,12 @@ def write_dicom(
     paths: list[Path] = []
     for record in dataset_records:
         columns = record.columns
+        missing = {"scanner", "sex", "age", "modality", "image_number"} - set(columns)
+        if missing:
+            raise DataError(
+                f"Expected a phantom record, got one without {', '.join(sorted(missing))}. "
+                "Pass records of load_phantom."
+            )
         name, patient_key, birth_date = _identity(record, seed)
         taken = _study_date(seed, record.patient_id, int(columns["image_number"]))
         header = DicomHeader(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from medfed.client.data.records import SourceDataset, SourceRecord
+from medfed.common.errors import DataError
 from medfed.common.study import PhantomSection
 from medfed.simulations.phantom import load_phantom
 from medfed.simulations.phantom.findings import (
@@ -277,5 +278,5 @@ def test_write_report_states_side_size_and_zone() -> None:
     [({"image_size": 8}, "image_size"), ({"image_size": 64, "co_occurrence": 1.5}, "co_occur")],
 )
 def test_load_phantom_refuses_values_out_of_range(options: dict[str, int], match: str) -> None:
-    with pytest.raises(ValueError, match=match):
+    with pytest.raises(DataError, match=match):
         load_phantom(PhantomSection(num_patients=2), seed=0, **options)

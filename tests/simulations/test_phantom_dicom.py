@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -92,6 +93,12 @@ def test_write_dicom_is_deterministic(tmp_path: Path) -> None:
     first = [p.read_bytes() for p in write_dicom(records, tmp_path / "a", seed=4)]
     assert first == [p.read_bytes() for p in write_dicom(records, tmp_path / "b", seed=4)]
     assert first != [p.read_bytes() for p in write_dicom(records, tmp_path / "c", seed=5)]
+
+
+def test_write_dicom_refuses_records_that_are_not_the_phantoms(tmp_path: Path) -> None:
+    record = load_phantom(PhantomSection(num_patients=1), image_size=16, seed=4).records[0]
+    with pytest.raises(DataError, match="without age, image_number"):
+        write_dicom([replace(record, columns={})], tmp_path, seed=4)
 
 
 def test_write_dicom_image_refuses_colour(tmp_path: Path) -> None:

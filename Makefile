@@ -1,0 +1,25 @@
+# The two commands: `make demo` and `make test`. Both set everything up in .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: demo test test-slow check bench clean
+
+demo: $(READY)  ## a federated study on embedded data, ending in a report to look at
+	$(BIN)/medfed simulate studies/demo.toml
+
+test: $(READY)  ## the tests, without those marked slow
+	$(BIN)/pytest -m "not slow" -n auto
+
+test-slow: $(READY)  ## the end-to-end tests: Ray, a real SuperLink, kill and resume
+	$(BIN)/pytest -m slow
+
+check: $(READY)  ## what CI checks besides the tests
+	scripts/check
+
+$(READY): pyproject.toml constraints.txt scripts/setup
+	PYTHON=$(PYTHON) scripts/setup $(VENV)
+
+clean:
+	rm -rf $(VENV) build *.egg-info src/*.egg-info

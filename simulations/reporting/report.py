@@ -1,0 +1,123 @@
+"""`write_report`: the run folder as one page to read and figures to keep."""
+
+from pathlib import Path
+from typing import Any
+
+from medfed.common.errors import RunError
+from medfed.common.files import write_atomically
+from medfed.simulations.reporting import conduct, results
+from medfed.simulations.reporting.drawing import Drawing
+from medfed.simulations.reporting.examples import Example
+from medfed.simulations.reporting.figures import draw_figures
+from medfed.simulations.reporting.headline import headline
+from medfed.simulations.reporting.rendering import render
+from medfed.simulations.reporting.run_data import RunData, load_run
+from medfed.simulations.reporting.tables import figure, whole
+
+_SECTIONS = (
+    ("convergence", "Convergence"),
+    ("comparison", "Federated, pooled, local"),
+    ("sites", "Sites"),
+    ("model", "Model"),
+    ("examples", "Examples"),
+    ("privacy", "Privacy"),
+    ("data", "Data"),
+    ("traffic", "Bytes"),
+    ("time", "Time"),
+    ("participation", "Participation"),
+    ("reproduction", "Reproduction"),
+)
+_EXAMPLE_SCORES = 3
+
+
+def write_report(run_folder: Path) -> Path:
+    """Write `report.html`, `figures/*.svg` and `figures/*.png` into the run folder.
+
+    The page opens offline: styles, figures and images are inside it. The same run folder gives the
+    same bytes.
+
+    Returns:
+        Path of report.html.
+
+    Raises:
+        RunError: Not a run folder, a damaged file, or a folder that cannot be written to.
+    """
+    run = load_run(run_folder)
+    figures = draw_figures(run)
+    page = render("report.html.j2", f"{run.study.study.name} · medfed", **_values(run, figures))
+    path = run_folder / "report.html"
+    try:
+        write_figures(run_folder / "figures", figures)
+        write_atomically(path, page.encode())
+    except OSError as error:
+        raise RunError(
+            f"The report cannot be written to {run_folder} ({error.strerror}). "
+            "Make room, or copy the run folder to where you may write."
+        ) from None
+    return path
+
+
+def write_figures(folder: Path, figures: dict[str, Drawing]) -> None:
+    """Write each figure as SVG and PNG; figures that a run no longer has are taken away."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in [*folder.glob("*.svg"), *folder.glob("*.png")]:
+        if path.stem not in figures:
+            path.unlink()
+    for name, drawing in figures.items():
+        (folder / f"{name}.svg").write_bytes(drawing.svg)
+        (folder / f"{name}.png").write_bytes(drawing.png)
+
+
+def _values(run: RunData, figures: dict[str, Drawing]) -> dict[str, Any]:
+    """Everything the template shows."""
+    calibration = run.federated.final_metrics.get("calibration_error") if run.federated else None
+    return {
+        "run": run,
+        "figures": figures,
+        "sections": _SECTIONS,
+        "headline": headline(run),
+        "privacy": conduct.privacy_statement(run),
+        "arms": results.arms_table(run),
+        "comparison": results.comparison_table(run),
+        "sites": results.sites_table(run),
+        "classes": results.classes_table(run),
+        "calibration_error": figure(calibration),
+        "examples": [_example(run, example) for example in run.examples],
+        "epsilon": conduct.epsilon_table(run),
+        "ledgers": conduct.ledger_table(conduct.ledger_checks(run)),
+        "dataset": _dataset(run),
+        "quarantine": conduct.quarantine_line(run),
+        "partition": conduct.partition_table(run),
+        "left_out": sorted((run.simulation.get("left_out") or {}).items()),
+        "traffic": conduct.traffic_table(run),
+        "times": conduct.time_table(run),
+        "participation": conduct.participation_table(run),
+        "reproduction": conduct.reproduction_rows(run),
+    }
+
+
+def _example(run: RunData, example: Example) -> dict[str, Any]:
+    scores = [(name, figure(value, 2)) for name, value in example.most_likely(_EXAMPLE_SCORES)]
+    return {
+        "image": example.data_uri,
+        "site": example.site,
+        "correct": example.correct,
+        "truth": ", ".join(example.truth) or "none",
+        "predicted": ", ".join(example.predicted(run.study.task.mode)) or "none",
+        "scores": scores,
+    }
+
+
+def _dataset(run: RunData) -> list[tuple[str, str]]:
+    """The data set and the partition in words, as far as they are known."""
+    facts = run.simulation.get("dataset") or {}
+    partition = run.simulation.get("partition") or {}
+    counts = {"Images": "num_images", "Patients": "num_patients"}
+    rows = [
+        ("Data set", facts.get("name")),
+        *((label, whole(facts[key]) if key in facts else None) for label, key in counts.items()),
+        ("Licence", facts.get("licence")),
+        ("Citation", facts.get("citation")),
+        ("Partition", ", ".join(f"{key} {value}" for key, value in partition.items())),
+    ]
+    return [(label, str(value)) for label, value in rows if value not in (None, "")]

@@ -1,0 +1,148 @@
+"""Messages survive the wire exactly, and anything malformed is refused by name."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from medfed.common import messages
+from medfed.common.errors import MessageError, RefusalReason, StudyError
+from medfed.common.messages import EvaluateReply, JoinReply, JoinRequest, Refusal, TrainReply
+from medfed.common.study_file import load_study
+
+STUDY = load_study(Path(__file__).parents[2] / "studies" / "demo.toml")
+
+ARRAYS = st.dictionaries(
+    st.text("abc.0", min_size=1, max_size=8),
+    hnp.arrays(
+        st.sampled_from([np.float32, np.float64, np.int64]),
+        hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+def train_reply(update: dict[str, np.ndarray]) -> TrainReply:
+    return TrainReply(
+        site="s", update=update, num_examples=None, loss=None, epsilon=1.5, noise="secure",
+        seconds=0.1,
+    )
+
+
+@given(ARRAYS)
+@settings(max_examples=50, deadline=None)
+def test_arrays_survive_the_wire_bit_for_bit(arrays: dict[str, np.ndarray]) -> None:
+    back = messages.unpack_reply(messages.pack_train_reply(train_reply(arrays)))
+    assert isinstance(back, TrainReply)
+    assert list(back.update) == list(arrays)
+    for name, array in arrays.items():
+        assert back.update[name].dtype == array.dtype
+        assert back.update[name].shape == array.shape
+        assert back.update[name].tobytes() == array.tobytes()
+
+
+def test_requests_survive_the_wire_without_the_simulation() -> None:
+    request = messages.unpack_join_request(
+        messages.pack_join_request(JoinRequest(study=STUDY, run="r"))
+    )
+    assert request.study == STUDY.for_sites()
+    weights = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    content = messages.pack_model(STUDY, "r", 3, messages.pack_arrays(weights))()
+    back = messages.unpack_model_request(content)
+    assert (back.run, back.round_number) == ("r", 3)
+    np.testing.assert_array_equal(back.weights["w"], weights["w"])
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        JoinReply(site="s", public_num_patients=None),
+        JoinReply(site="s", public_num_patients=300),
+        Refusal(site="s", reason=RefusalReason.BUDGET),
+        EvaluateReply(site="s", sums=None, seconds=1.0),
+    ],
+)
+def test_replies_survive_the_wire(reply: messages.Reply) -> None:
+    packers = {
+        JoinReply: messages.pack_join_reply,
+        Refusal: messages.pack_refusal,
+        EvaluateReply: messages.pack_evaluate_reply,
+    }
+    assert messages.unpack_reply(packers[type(reply)](reply)) == reply
+
+
+def pickled() -> RecordDict:
+    content = messages.pack_train_reply(train_reply({"w": np.zeros(2, np.float32)}))
+    content["arrays"] = ArrayRecord(
+        {"w": Array(dtype="float32", shape=(2,), stype="pickle", data=b"cos\nsystem\n.")}
+    )
+    return content
+
+
+def object_array() -> RecordDict:
+    import io
+
+    buffer = io.BytesIO()
+    np.save(buffer, np.array([{}], dtype=object), allow_pickle=True)
+    content = messages.pack_train_reply(train_reply({"w": np.zeros(1, np.float32)}))
+    packed = Array(dtype="float32", shape=(1,), stype="numpy.ndarray", data=buffer.getvalue())
+    content["arrays"] = ArrayRecord({"w": packed})
+    return content
+
+
+def with_header(**values: object) -> RecordDict:
+    content = messages.pack_refusal(Refusal(site="s", reason=RefusalReason.DATA))
+    content["medfed"] = ConfigRecord({**content["medfed"], **values})  # type: ignore[dict-item]
+    return content
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        RecordDict({"medfed": ConfigRecord({})}),
+        with_header(version=99),
+        with_header(kind="surprise"),
+        with_header(reason="because"),
+        with_header(site=3),
+        with_header(kind="update", noise="secure"),
+        pickled(),
+        object_array(),
+    ],
+)
+def test_malformed_reply_is_refused(content: RecordDict) -> None:
+    with pytest.raises(MessageError):
+        messages.unpack_reply(content)
+
+
+def test_array_that_is_not_what_its_header_says_is_refused() -> None:
+    content = messages.pack_train_reply(train_reply({"w": np.zeros(4, np.float32)}))
+    real = content["arrays"]["w"]  # type: ignore[index]
+    lie = Array(dtype="float32", shape=(2, 2), stype=real.stype, data=real.data)
+    content["arrays"] = ArrayRecord({"w": lie})
+    with pytest.raises(MessageError, match="header"):
+        messages.unpack_reply(content)
+
+
+@pytest.mark.parametrize("round_number", [0, -1, "3", 1.5])
+def test_model_request_with_impossible_round_is_refused(round_number: object) -> None:
+    content = messages.pack_model(STUDY, "r", 1, messages.pack_arrays({"w": np.zeros(1)}))()
+    content["medfed"] = ConfigRecord(
+        {**content["medfed"], "round_number": round_number}  # type: ignore[dict-item]
+    )
+    with pytest.raises(MessageError, match="round_number"):
+        messages.unpack_model_request(content)
+
+
+def test_request_with_a_changed_study_is_refused() -> None:
+    content = messages.pack_join_request(JoinRequest(study=STUDY, run="r"))
+    content["medfed"] = ConfigRecord(
+        {**content["medfed"], "study": '{"study": {"name": "x", "code": "import os"}}'}  # type: ignore[dict-item]
+    )
+    with pytest.raises(StudyError, match="code"):
+        messages.unpack_join_request(content)

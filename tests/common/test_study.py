@@ -1,0 +1,134 @@
+"""The study file: validated whole, with errors that name the key and the way out."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medfed.common.errors import StudyError
+from medfed.common.study import StudyConfig
+from medfed.common.study_file import load_study, parse_study, parse_study_json, study_to_toml
+
+STUDIES = Path(__file__).parents[2] / "studies"
+
+
+def minimal() -> dict[str, Any]:
+    return {
+        "study": {"name": "s"},
+        "task": {"classes": ["a", "b"]},
+        "training": {"local_steps": 5},
+    }
+
+
+def changed(section: str, **values: Any) -> dict[str, Any]:
+    table = minimal()
+    table[section] = {**table.get(section, {}), **values}
+    return table
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda p: p.stem)
+def test_ready_made_study_is_valid_and_survives_writing(path: Path) -> None:
+    study = load_study(path)
+    assert parse_study(tomllib.loads(study_to_toml(study)), "again") == study
+    assert parse_study_json(study.to_json()) == study
+
+
+@pytest.mark.parametrize(
+    ("table", "fragments"),
+    [
+        (changed("training", learning_rat=1), ["training.learning_rat", "learning_rate?"]),
+        ({**minimal(), "trainning": {}}, ["trainning", "training?"]),
+        (changed("privacy", noise_multiplier=0), ["privacy.noise_multiplier", "greater than 0"]),
+        (changed("privacy", noise_multiplier="x"), ["privacy.noise_multiplier", "'x'"]),
+        (changed("privacy", sample_rate=1.5), ["privacy.sample_rate"]),
+        (changed("training", local_epochs=1), ["exactly one of local_epochs and local_steps"]),
+        (changed("model", name="resnet18", norm="batch"), ["BatchNorm", 'model.norm = "group"']),
+        (changed("federation", weighting="examples"), ["weighting", "private", "uniform"]),
+        (changed("task", classes=["a", "a"]), ["twice"]),
+        (changed("task", classes=["a"]), ["task.classes"]),
+        (changed("study", name="../x"), ["study.name"]),
+        (changed("study", seed=-1), ["study.seed"]),
+        (
+            changed("simulation", dataset="phantom", partition={"method": "natural"}),
+            ["simulation.partition", "column"],
+        ),
+        (changed("simulation", dataset="phantom", arms=["pooled"]), ["federated"]),
+    ],
+)
+def test_study_refuses_with_key_and_way_out(table: dict[str, Any], fragments: list[str]) -> None:
+    with pytest.raises(StudyError) as caught:
+        parse_study(table, "study.toml")
+    for fragment in ["study.toml", *fragments]:
+        assert fragment in str(caught.value)
+
+
+def test_study_refuses_local_epochs_under_privacy() -> None:
+    table = minimal()
+    table["training"] = {"local_epochs": 1}
+    with pytest.raises(StudyError, match="local_steps"):
+        parse_study(table, "s")
+
+
+def test_study_lists_all_problems_at_once() -> None:
+    table = changed("training", batch_size=0, learning_rate=-1)
+    with pytest.raises(StudyError) as caught:
+        parse_study(table, "s")
+    assert "2 problem(s)" in str(caught.value)
+
+
+def test_load_study_names_missing_file_and_broken_line(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="found none"):
+        load_study(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("[study]\nname = \n")
+    with pytest.raises(StudyError, match="line 2"):
+        load_study(tmp_path / "bad.toml")
+    with pytest.raises(StudyError, match="folder"):
+        load_study(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "value"),
+    [
+        ("training.learning_rate=0.01", "training", "learning_rate", 0.01),
+        ("study.name=other", "study", "name", "other"),
+        ('task.classes=["x", "y"]', "task", "classes", ("x", "y")),
+        ("data.image_size = 32", "data", "image_size", 32),
+    ],
+)
+def test_override_sets_one_value(override: str, section: str, key: str, value: object) -> None:
+    study = load_study(STUDIES / "demo.toml", [override])
+    assert getattr(getattr(study, section), key) == value
+
+
+@pytest.mark.parametrize("override", ["training", "rounds=3", "training.rounds", ".x=1"])
+def test_override_refuses_malformed(override: str) -> None:
+    with pytest.raises(StudyError, match="--set"):
+        load_study(STUDIES / "demo.toml", [override])
+
+
+def test_study_for_sites_holds_no_simulation_and_digest_ignores_it() -> None:
+    study = load_study(STUDIES / "demo.toml")
+    assert study.for_sites().simulation is None
+    assert study.digest() == study.for_sites().digest()
+    other = load_study(STUDIES / "demo.toml", ["training.learning_rate=0.123"])
+    assert other.digest() != study.digest()
+
+
+def test_weighting_is_public_under_privacy_and_examples_without() -> None:
+    assert parse_study(minimal(), "s").weighting == "public"
+    assert parse_study(changed("privacy", unit="none"), "s").weighting == "examples"
+
+
+def test_every_key_is_documented() -> None:
+    def walk(model: type, prefix: str) -> list[str]:
+        missing = []
+        for name, field in model.model_fields.items():  # type: ignore[attr-defined]
+            kind = field.annotation
+            if isinstance(kind, type) and hasattr(kind, "model_fields"):
+                missing += walk(kind, f"{prefix}{name}.")
+            elif not field.description and prefix:
+                missing.append(prefix + name)
+        return missing
+
+    assert walk(StudyConfig, "") == []

@@ -1,0 +1,265 @@
+"""A small but real run folder: written through the server's own records, metrics and ledgers."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from medfed.client.ledger import Ledger, Spend
+from medfed.common.accounting import GaussianEvent, epsilon
+from medfed.common.files import write_json
+from medfed.common.metrics import (
+    MetricSums,
+    add_sums,
+    classification_metrics,
+    classification_sums,
+)
+from medfed.common.study import StudyConfig
+from medfed.common.study_file import parse_study, study_to_toml
+from medfed.server.records import ArmFolder, RoundRecord, RunPlan, SiteRound
+
+CLASSES = ("normal", "nodule", "effusion", "pneumothorax")
+EVENT = GaussianEvent(noise_multiplier=1.0, sample_rate=0.1, steps=4)
+DELTA = 1e-5
+
+
+@dataclass
+class RunMaker:
+    """Writes a run folder; fields say how it differs from a finished run with everything."""
+
+    folder: Path
+    name: str = "phantom-demo"
+    classes: tuple[str, ...] = CLASSES
+    num_sites: int = 3
+    rounds: int = 3
+    private: bool = True
+    finished: bool = True
+    arms: tuple[str, ...] | None = None
+    reason: str = "budget"
+    learning_rate: float = 0.05
+    num_images: int = 40
+    study: StudyConfig = field(init=False)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        return tuple(f"site-{i + 1}" for i in range(self.num_sites))
+
+    def write(self) -> Path:
+        self.folder.mkdir(parents=True)
+        self.study = self._study()
+        (self.folder / "study.toml").write_text(study_to_toml(self.study), encoding="utf-8")
+        every = ("federated", "pooled", *(f"local-{site}" for site in self.sites))
+        arms = every if self.arms is None else self.arms
+        write_json(self.folder / "environment.json", _environment())
+        write_json(self.folder / "simulation.json", self._simulation(every))
+        for rank, arm in enumerate(arms):
+            self._arm(arm, np.random.default_rng(100 + rank))
+        if "federated" in arms:
+            self._examples(np.random.default_rng(7))
+        return self.folder
+
+    def _study(self) -> StudyConfig:
+        privacy = {"unit": "patient", "noise_multiplier": 1.0, "sample_rate": 0.1}
+        return parse_study(
+            {
+                "study": {"name": self.name, "description": "Findings in invented radiographs."},
+                "task": {"classes": list(self.classes)},
+                "training": {
+                    "rounds": self.rounds,
+                    "local_steps": 4,
+                    "learning_rate": self.learning_rate,
+                },
+                "privacy": privacy if self.private else {"unit": "none"},
+                "simulation": {"dataset": "phantom", "max_epsilon": 8.0},
+            },
+            "test",
+        )
+
+    def _simulation(self, arms: tuple[str, ...]) -> dict[str, Any]:
+        rng = np.random.default_rng(3)
+        sites = {}
+        for site in self.sites:
+            labels = [int(n) for n in rng.integers(20, 200, len(self.classes))]
+            held_out = [n // 4 for n in labels]
+            sites[site] = {
+                "train": {"patients": sum(labels) // 2, "images": sum(labels), "labels": labels},
+                "test": {
+                    "patients": sum(held_out) // 2,
+                    "images": sum(held_out),
+                    "labels": held_out,
+                },
+                "public_num_patients": None,
+                "expected_batch": 16.0,
+            }
+        return {
+            "run": self.folder.name,
+            "dataset": {
+                "name": "Phantom cohort",
+                "licence": "CC0",
+                "citation": "medfed",
+                "num_images": 2400,
+                "num_patients": 1200,
+                "num_quarantined": 2,
+                "quarantine_list": "/home/somebody/secret/quarantine.txt",
+                "quarantine_reasons": {"not an image": 2},
+            },
+            "partition": {"method": "natural", "column": "scanner"},
+            "sites": sites,
+            "left_out": {"scanner-9": "5 patients, fewer than min_patients = 8"},
+            "arms": list(arms),
+        }
+
+    def _arm(self, arm: str, rng: np.random.Generator) -> None:
+        folder = ArmFolder(self.folder / "arms" / arm)
+        trainers = self.sites if arm == "federated" else (arm.removeprefix("local-"),)
+        folder.write_plan(RunPlan(run=self.folder.name, arm=arm, train_sites=trainers))
+        (folder.folder / "study.json").write_text(self.study.to_json())
+        done = self.rounds if self.finished else max(self.rounds - 1, 1)
+        ledgers = {
+            site: Ledger(folder.folder / "sites" / site / "state")
+            for site in (trainers if self.private else ())
+        }
+        best = {"federated": 2.2, "pooled": 2.5}.get(arm, 1.3)
+        for number in range(1, done + 1):
+            skill = best * (1 - np.exp(-number / 4)) / (1 - np.exp(-self.rounds / 4))
+            evaluated = not arm.startswith("local-") or number == self.rounds
+            sums = {site: self._sums(rng, skill) for site in self.sites} if evaluated else {}
+            folder.append_round(self._record(arm, number, trainers, sums, rng))
+            for site, ledger in ledgers.items():
+                if self._answers(arm, site, number):
+                    with ledger.locked() as locked:
+                        locked.append(self._spend(arm, number))
+            if sums:
+                plain = {s: {k: v.tolist() for k, v in p.items()} for s, p in sums.items()}
+                write_json(folder.folder / "final_sums.json", plain)
+        if self.finished:
+            folder.write_outcome("finished")
+
+    def _answers(self, arm: str, site: str, number: int) -> bool:
+        return not (arm == "federated" and number == self.rounds and site == self.sites[-1])
+
+    def _record(
+        self,
+        arm: str,
+        number: int,
+        trainers: tuple[str, ...],
+        sums: dict[str, MetricSums],
+        rng: np.random.Generator,
+    ) -> RoundRecord:
+        sites: dict[str, SiteRound] = {}
+        for site in sorted({*trainers, *sums}):
+            row = SiteRound(status="ok", bytes_down=251_000, bytes_up=250_000)
+            if site not in trainers:
+                row.reason = "evaluation only"
+            elif self._answers(arm, site, number):
+                row.weight, row.seconds = 1, 0.4 + 0.1 * float(rng.random())
+                if self.private:
+                    row.epsilon = epsilon([EVENT] * number, DELTA)
+                    row.noise = "seeded"
+                else:
+                    row.loss = 1.0
+            else:
+                row.status, row.reason, row.bytes_up = "refused", self.reason, 900
+            if site in sums:
+                row.metrics = classification_metrics(sums[site], self.classes)
+            sites[site] = row
+        total = classification_metrics(add_sums(sums.values()), self.classes) if sums else None
+        return RoundRecord(
+            round_number=number,
+            started="2026-11-23T22:00:00.000+00:00",
+            seconds=1.5 + 0.3 * float(rng.random()),
+            sites=sites,
+            metrics=total,
+            weights_sha256=f"{number:02d}" + "ab" * 31,
+        )
+
+    def _sums(self, rng: np.random.Generator, skill: float) -> MetricSums:
+        labels = rng.integers(0, len(self.classes), self.num_images)
+        logits = rng.normal(size=(self.num_images, len(self.classes)))
+        logits[np.arange(self.num_images), labels] += skill
+        odds = np.exp(logits)
+        probabilities = odds / odds.sum(axis=1, keepdims=True)
+        losses = -np.log(probabilities[np.arange(self.num_images), labels])
+        return classification_sums(probabilities, labels, losses, "multiclass")
+
+    def _spend(self, arm: str, number: int) -> Spend:
+        return Spend(
+            release=f"{arm}/{number}",
+            study=self.study.digest(),
+            run=self.folder.name,
+            round_number=number,
+            unit="patient",
+            images_per_patient=4,
+            noise_multiplier=EVENT.noise_multiplier,
+            sample_rate=EVENT.sample_rate,
+            steps=EVENT.steps,
+            max_grad_norm=1.0,
+            noise="seeded",
+        )
+
+    def _examples(self, rng: np.random.Generator) -> None:
+        folder = self.folder / "examples"
+        folder.mkdir()
+        rows = []
+        for index in range(8):
+            weights = rng.dirichlet(np.ones(len(self.classes)))
+            truth = self.classes[index % len(self.classes)]
+            guess = self.classes[int(weights.argmax())]
+            name = f"{index:03d}.png"
+            (folder / name).write_bytes(_blob(rng))
+            rows.append(
+                {
+                    "image": name,
+                    "site": self.sites[index % self.num_sites],
+                    "truth": [truth],
+                    "probabilities": dict(zip(self.classes, weights.tolist(), strict=True)),
+                    "correct": guess == truth,
+                }
+            )
+        (folder / "examples.json").write_text(json.dumps(rows))
+
+
+def _blob(rng: np.random.Generator) -> bytes:
+    y, x = np.mgrid[0:64, 0:64]
+    lungs = 150 - 110 * np.exp(-(((x - 20) / 9) ** 2 + ((y - 32) / 20) ** 2))
+    lungs -= 110 * np.exp(-(((x - 44) / 9) ** 2 + ((y - 32) / 20) ** 2))
+    noisy = np.clip(lungs + rng.normal(0, 9, lungs.shape), 0, 255).astype(np.uint8)
+    file = BytesIO()
+    Image.fromarray(noisy).save(file, format="PNG")
+    return file.getvalue()
+
+
+def _environment() -> dict[str, Any]:
+    return {
+        "medfed": "0.1.0",
+        "python": "3.11.9",
+        "torch": "2.13.0",
+        "flwr": "1.41.0",
+        "opacus": "1.6.0",
+        "numpy": "2.3.0",
+        "platform": "Linux",
+        "processor": "x86_64",
+        "cores": 2,
+        "git": None,
+        "command": "medfed simulate studies/phantom.toml --workers 2",
+        "grid": "local",
+        "workers": 2,
+        "started": "2026-11-23T22:00:00Z",
+        "finished": "2026-11-23T22:03:00Z",
+    }
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    """Write a run folder; keyword arguments are those of `RunMaker`."""
+
+    def make(folder: str = "run-a", **options: Any) -> Path:
+        return RunMaker(tmp_path / folder, **options).write()
+
+    return make
