@@ -8,7 +8,8 @@ One JSON line an entry, chained by SHA-256 and signed with the site's Ed25519 ke
 `hash` covers index, previous, time and event; `signature` covers the hash. An entry is written and
 flushed to disk *before* training, so that a crash can only over-count. A lock file keeps two
 processes from spending at once. A torn last line (power cut while writing) is set aside, because
-its spend never began; any other damage is a LedgerError naming the entry, and there is no training.
+its spend never began; a last line that lacks its line end only is kept, because it may have. Any
+other damage is a LedgerError naming the entry, and there is no training.
 """
 
 import fcntl
@@ -93,7 +94,7 @@ class Ledger:
         self.folder = folder
         self.path = folder / "ledger.jsonl"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._key = _load_or_make_key(folder / "ledger.key", may_make=not self.path.exists())
+        self._key = self._load_or_make_key()
         public = self._key.public_key().public_bytes(
             Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
         )
@@ -118,13 +119,31 @@ class Ledger:
     @contextmanager
     def locked(self) -> Iterator["LockedLedger"]:
         """Hold this ledger alone: read what was spent and append, with no other process between."""
+        with self._alone():
+            lines, torn = _read_lines(self.path)
+            whole = _is_whole(torn)
+            if whole:
+                lines.append(torn + b"\n")
+            entries = verify(lines, self._key.public_key(), str(self.path))
+            if whole:
+                _write_through(self.path, b"\n")
+            elif torn:
+                _set_torn_line_aside(self.path, torn)
+            yield LockedLedger(self.path, self._key, list(entries))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
         with (self.folder / "ledger.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            lines, torn = _read_lines(self.path)
-            if torn:
-                _set_torn_line_aside(self.path, torn)
-            entries = verify(lines, self._key.public_key(), str(self.path))
-            yield LockedLedger(self.path, self._key, list(entries))
+            yield
+
+    def _load_or_make_key(self) -> Ed25519PrivateKey:
+        path = self.folder / "ledger.key"
+        if not path.exists():
+            with self._alone():  # two processes may both find none
+                if not path.exists():
+                    _make_key(path, has_entries=self.path.exists())
+        return _load_key(path)
 
 
 class LockedLedger:
@@ -147,10 +166,7 @@ class LockedLedger:
         signature = self._key.sign(bytes.fromhex(digest)).hex()
         line = json.dumps({**body, "hash": digest, "signature": signature}, sort_keys=True) + "\n"
         is_new = not self._path.exists()
-        with self._path.open("ab") as file:
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+        _write_through(self._path, line.encode())
         if is_new:
             _sync_folder(self._path.parent)
         entry = Entry(body["index"], body["time"], spend, digest)
@@ -213,40 +229,58 @@ def _read_lines(path: Path) -> tuple[list[bytes], bytes]:
     return [line + b"\n" for line in lines], rest
 
 
+def _is_whole(torn: bytes) -> bool:
+    """Whether a last line without line end holds a whole entry: no shorter part of one parses."""
+    try:
+        json.JSONDecoder().raw_decode(torn.decode(errors="replace"))
+    except ValueError:
+        return False
+    return True
+
+
+def _write_through(path: Path, content: bytes) -> None:
+    with path.open("ab") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
 def _set_torn_line_aside(path: Path, torn: bytes) -> None:
     """Cut a half-written last line off, keeping its bytes beside the ledger."""
-    with path.with_suffix(".torn").open("ab") as aside:
-        aside.write(torn + b"\n")
-        os.fsync(aside.fileno())
+    _write_through(path.with_suffix(".torn"), torn + b"\n")
     with path.open("rb+") as file:
         file.truncate(path.stat().st_size - len(torn))
         os.fsync(file.fileno())
 
 
-def _load_or_make_key(path: Path, *, may_make: bool) -> Ed25519PrivateKey:
-    if not path.exists():
-        if not may_make:
-            raise LedgerError(
-                f"Expected the ledger's key at {path}, found none though the ledger has entries. "
-                "Restore the key from a backup."
-            )
-        key = Ed25519PrivateKey.generate()
-        pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        try:
-            handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        except FileExistsError:  # another process was faster
-            return _load_or_make_key(path, may_make=False)
-        with os.fdopen(handle, "wb") as file:
-            file.write(pem)
-            os.fsync(file.fileno())
-        return key
+def _make_key(path: Path, *, has_entries: bool) -> None:
+    if has_entries:
+        raise LedgerError(
+            f"Expected the ledger's key at {path}, found none though the ledger has entries. "
+            "Restore the key from a backup."
+        )
+    key = Ed25519PrivateKey.generate()
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    # Whole or not at all: half a key would close the data set for good.
+    draft = path.with_suffix(".draft")
+    draft.unlink(missing_ok=True)
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(pem)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+    _sync_folder(path.parent)
+
+
+def _load_key(path: Path) -> Ed25519PrivateKey:
     try:
-        key_loaded = load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError) as error:
+        key = load_pem_private_key(path.read_bytes(), password=None)
+    except (OSError, ValueError, TypeError) as error:
         raise LedgerError(f"{path} is not a readable key ({error}). Restore it.") from None
-    if not isinstance(key_loaded, Ed25519PrivateKey):
+    if not isinstance(key, Ed25519PrivateKey):
         raise LedgerError(f"Expected an Ed25519 key in {path}. Restore it from a backup.")
-    return key_loaded
+    return key
 
 
 def _sync_folder(folder: Path) -> None:

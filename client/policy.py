@@ -56,16 +56,19 @@ def charge(site: SiteConfig, spend: Spend) -> float:
 
     Raises:
         SiteRefusal: BUDGET when epsilon after the round would exceed the policy's; LEDGER when
-            the ledger cannot be trusted. Nothing was written.
+            the ledger cannot be trusted; POLICY when it holds spending at a weaker unit than
+            this round's. Nothing was written.
     """
     policy = site.policy
     try:
         with Ledger(site.state_folder).locked() as ledger:
-            events = [entry.spend.event for entry in ledger.entries]
-            if _already_charged(spend, [entry.spend for entry in ledger.entries]):
+            spends = [entry.spend for entry in ledger.entries]
+            _check_units(spend, spends)
+            events = [earlier.event for earlier in spends]
+            if _already_charged(spend, spends):
                 return epsilon(events, policy.target_delta)
             after = epsilon([*events, spend.event], policy.target_delta)
-            if after > policy.max_epsilon:
+            if not after <= policy.max_epsilon:  # so that NaN is refused too
                 raise SiteRefusal(
                     RefusalReason.BUDGET,
                     f"Round {spend.round_number} would bring this data set's epsilon to "
@@ -76,6 +79,17 @@ def charge(site: SiteConfig, spend: Spend) -> float:
             return after
     except LedgerError as error:
         raise SiteRefusal(RefusalReason.LEDGER, str(error)) from error
+
+
+def _check_units(spend: Spend, spends: list[Spend]) -> None:
+    """Refuse to state an epsilon at a stronger unit than some of what it composes."""
+    weaker = {s.unit for s in spends if _STRENGTH.get(s.unit, 0) < _STRENGTH[spend.unit]}
+    if weaker:
+        raise SiteRefusal(
+            RefusalReason.POLICY,
+            f"This data set's ledger holds spending per {' and '.join(sorted(weaker))}, from which "
+            f"no epsilon of a {spend.unit} follows. Keep to studies of that unit here.",
+        )
 
 
 def _already_charged(spend: Spend, spends: list[Spend]) -> bool:

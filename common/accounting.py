@@ -63,5 +63,6 @@ def _epsilon(events: tuple[GaussianEvent, ...], delta: float) -> float:
         if event.sample_rate < 1:
             mechanism = dp_accounting.PoissonSampledDpEvent(event.sample_rate, mechanism)
         accountant.compose(mechanism, event.steps)
-    # Tiny spends come out slightly negative.
-    return max(0.0, float(accountant.get_epsilon(delta)))
+    value = float(accountant.get_epsilon(delta))
+    # Tiny spends come out slightly negative. Not max(0.0, value): that would turn NaN into 0.
+    return 0.0 if value < 0 else value

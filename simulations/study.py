@@ -100,9 +100,7 @@ def run_study(run: Path, options: Options, preparing: Preparing | None = None) -
     Raises:
         MedfedError: What stopped it; nothing that was done is lost.
     """
-    study, facts = read_run(run)
-    if not (run / "simulation.json").exists():
-        _prepare(run, study, facts, preparing)
+    study = prepare_run(run, preparing)
     arms = list(read_json(run / "simulation.json")["arms"])
     sites = run / "arms" / "federated" / "sites"
     if not (run / "arms" / "federated").exists() or not sites.exists():
@@ -135,10 +133,18 @@ def read_run(run: Path) -> tuple[StudyConfig, dict[str, Any]]:
     return load_study(run / "study.toml"), read_json(run / "run.json")
 
 
-def _prepare(
-    run: Path, study: StudyConfig, facts: dict[str, Any], preparing: Preparing | None
-) -> None:
-    """Store, partition, sites and plans; `simulation.json` comes last and says it is complete."""
+def prepare_run(run: Path, preparing: Preparing | None = None) -> StudyConfig:
+    """Make a run's store, sites and plans unless they are there; return its study.
+
+    Every arm's folder can then be run on any grid. `simulation.json` comes last: it says that all
+    of it is complete.
+
+    Raises:
+        MedfedError: Data or study cannot be used; what to mend is in the message.
+    """
+    study, facts = read_run(run)
+    if (run / "simulation.json").exists():
+        return study
     assert study.simulation is not None
     dataset = load_dataset(study, Path(facts["data"]) if facts["data"] else None)
     store = prepare_store(
@@ -165,6 +171,7 @@ def _prepare(
             "arms": arms,
         },
     )
+    return study
 
 
 def _arm_names(study: StudyConfig, hospitals: FakeHospitals) -> list[str]:

@@ -66,12 +66,43 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus ships no types
         )
         self._noise = noise
 
+    def clip_and_accumulate(self) -> None:
+        """Add the clipped gradients to the sum; one that is not finite counts as zero.
+
+        Clipping cannot bound it: its factor is 0 or NaN, and 0 * inf is NaN, so a single patient
+        would turn the whole release into NaN and be seen by it.
+        """
+        before = [parameter.summed_grad for parameter in self.params]
+        self._clip_alone()
+        if not all(parameter.summed_grad.isfinite().all() for parameter in self.params):
+            _zero_patients_that_are_not_finite(self.params)
+            self._clip_alone()
+        for parameter, earlier in zip(self.params, before, strict=True):
+            if earlier is not None:
+                parameter.summed_grad += earlier
+
+    def _clip_alone(self) -> None:
+        for parameter in self.params:
+            parameter.summed_grad = None
+        super().clip_and_accumulate()
+
     def add_noise(self) -> None:
         """Put clipped sum plus noise into `p.grad` for every parameter."""
         std = self.noise_multiplier * self.max_grad_norm
         for parameter in self.params:
             drawn = self._noise.normal_like(parameter.summed_grad)
             parameter.grad = (parameter.summed_grad + std * drawn).view_as(parameter)
+
+
+def _zero_patients_that_are_not_finite(parameters: list[Any]) -> None:
+    finite_P = torch.stack(
+        [p.grad_sample.reshape(len(p.grad_sample), -1).isfinite().all(dim=1) for p in parameters]
+    ).all(dim=0)
+    for parameter in parameters:
+        gradients = parameter.grad_sample
+        keep = finite_P.reshape(-1, *[1] * (gradients.dim() - 1))
+        # A new tensor: Opacus refuses to clip one that it has clipped before.
+        parameter.grad_sample = torch.where(keep, gradients, torch.zeros_like(gradients))
 
 
 def patient_gradients(

@@ -2,8 +2,8 @@
 
 In a deployment: AES-256 in counter mode under a fresh key of the operating system, made into
 normals by the Box-Muller transform. (Opacus's `secure_mode` needs torchcsprng, which needs torch
-1.8.) In a simulation: torch's generator seeded from the study, so that a run can be repeated bit for
-bit; the ledger then says that the run is not private.
+1.8.) In a simulation: torch's generator seeded from the study, so that a run can be repeated bit
+for bit; the ledger then says that the run is not private.
 """
 
 import os
@@ -15,7 +15,7 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 _CHUNK = 1 << 16
-_ZEROS = bytes(_CHUNK * 16)
+_ZEROS = memoryview(bytes(_CHUNK * 16))
 
 
 class NoiseSource(Protocol):
@@ -56,16 +56,16 @@ class SecureNoise:
         values = np.empty(count, dtype=np.float64)
         for start in range(0, count, 2 * _CHUNK):
             part = values[start : start + 2 * _CHUNK]
-            part[:] = self._normals()[: len(part)]
+            part[:] = self._normals((len(part) + 1) // 2)[: len(part)]
         drawn = torch.from_numpy(values).reshape(reference.shape)
         return drawn.to(device=reference.device, dtype=reference.dtype)
 
-    def _normals(self) -> npt.NDArray[np.float64]:
-        """2 * _CHUNK normals by Box-Muller from 53-bit uniforms in (0, 1]."""
-        bits = np.frombuffer(self._stream.update(_ZEROS), dtype=np.uint64)
+    def _normals(self, pairs: int) -> npt.NDArray[np.float64]:
+        """2 * `pairs` normals by Box-Muller from 53-bit uniforms in (0, 1]."""
+        bits = np.frombuffer(self._stream.update(_ZEROS[: 16 * pairs]), dtype=np.uint64)
         uniforms = ((bits >> np.uint64(11)) + 1.0) * 2.0**-53
-        radius = np.sqrt(-2.0 * np.log(uniforms[:_CHUNK]))
-        angle = 2.0 * np.pi * uniforms[_CHUNK:]
+        radius = np.sqrt(-2.0 * np.log(uniforms[:pairs]))
+        angle = 2.0 * np.pi * uniforms[pairs:]
         return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
 
 

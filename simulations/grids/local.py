@@ -138,7 +138,8 @@ class LocalGrid(Grid):
             received = _through_the_wire(message)
             reply = self._client_app(received, self._contexts[message.metadata.dst_node_id])
             reply = _through_the_wire(reply)
-        except Exception:  # a site's failure is an answer, as on a real grid
+        # A site's failure is an answer, as on a real grid; so is a library there that exits.
+        except (Exception, SystemExit):
             reply = Message(
                 Error(code=_CLIENT_APP_RAISED, reason=traceback.format_exc()), reply_to=message
             )

@@ -6,8 +6,17 @@ from statistics import fmean
 
 from medfed.server.records import SiteRound
 from medfed.simulations.reporting.ledgers import LedgerCheck, check_ledgers
-from medfed.simulations.reporting.run_data import Arm, RunData, is_training
-from medfed.simulations.reporting.tables import ABSENT, Table, figure, num_bytes, seconds, whole
+from medfed.simulations.reporting.results import arm_title
+from medfed.simulations.reporting.run_data import FEDERATED, Arm, RunData, in_order, is_training
+from medfed.simulations.reporting.tables import (
+    ABSENT,
+    Table,
+    figure,
+    num_bytes,
+    seconds,
+    small,
+    whole,
+)
 
 _STATES = ("ok", "refused", "failed", "late", "rejected")
 # A whole history of answers would bury the page.
@@ -21,7 +30,7 @@ def spent_by_round(arm: Arm | None) -> dict[str, list[tuple[int, float]]]:
         for name, site in record.sites.items():
             if site.epsilon is not None:
                 spent.setdefault(name, []).append((record.round_number, site.epsilon))
-    return dict(sorted(spent.items()))
+    return {site: spent[site] for site in sorted(spent, key=in_order)}
 
 
 def last_spent(arm: Arm | None) -> dict[str, float]:
@@ -37,9 +46,7 @@ def worst_epsilon(run: RunData) -> float | None:
 def noise_kinds(arm: Arm | None) -> frozenset[str]:
     """Return where the DP noise of the arm's updates came from: secure, seeded or none."""
     records = arm.rounds if arm else ()
-    return frozenset(
-        site.noise for r in records for site in r.sites.values() if _is_update(site)
-    )
+    return frozenset(site.noise for r in records for site in r.sites.values() if _is_update(site))
 
 
 def _is_update(site: SiteRound) -> bool:
@@ -53,7 +60,7 @@ def privacy_statement(run: RunData) -> tuple[str, ...]:
         return (
             "No privacy: updates were sent without differential privacy. What an update reveals "
             "about a patient is not bounded.",
-            _EVALUATION,
+            *_evaluation(run),
         )
     cover = (
         "everything one patient contributes (all images together)"
@@ -62,10 +69,10 @@ def privacy_statement(run: RunData) -> tuple[str, ...]:
     )
     epsilon = worst_epsilon(run)
     amount = "no site has stated an ε yet" if epsilon is None else (
-        f"the highest ε over the sites is {figure(epsilon, 2)} at δ = {privacy.target_delta:g}"
+        f"the highest ε over the sites is {figure(epsilon, 2)} at δ = {small(privacy.target_delta)}"
     )  # fmt: skip
     unit = f"Unit of privacy: {privacy.unit}. One ε covers {cover}; {amount}."
-    return (unit, *_noise_statement(kinds), _EVALUATION)
+    return (unit, *_noise_statement(kinds), *_evaluation(run))
 
 
 def _noise_statement(kinds: frozenset[str]) -> tuple[str, ...]:
@@ -80,10 +87,13 @@ def _noise_statement(kinds: frozenset[str]) -> tuple[str, ...]:
     return ()
 
 
-_EVALUATION = (
-    "Not covered by differential privacy: the exact counts on the held-out images, which the sites "
-    "released for the figures on this page."
-)
+def _evaluation(run: RunData) -> tuple[str, ...]:
+    if not any(arm.evaluated for arm in run.arms.values()):
+        return ()
+    return (
+        "Not covered by differential privacy: the exact counts on the held-out images, which the "
+        "sites released for the figures on this page.",
+    )
 
 
 def epsilon_table(run: RunData) -> Table:
@@ -97,12 +107,21 @@ def epsilon_table(run: RunData) -> Table:
     return Table(("Round", *spent), rows if spent else ())
 
 
-def ledger_checks(run: RunData) -> tuple[LedgerCheck, ...]:
-    """Recompute epsilon from each ledger of the federated arm and compare."""
-    if run.federated is None:
+def ledger_checks(run: RunData, arm: Arm | None) -> tuple[LedgerCheck, ...]:
+    """Recompute epsilon from each ledger of `arm` and compare."""
+    if arm is None:
         return ()
-    delta = run.study.privacy.target_delta
-    return check_ledgers(run.federated.ledgers, last_spent(run.federated), delta)
+    ledgers = {site: arm.ledgers[site] for site in sorted(arm.ledgers, key=in_order)}
+    return check_ledgers(ledgers, last_spent(arm), run.study.privacy.target_delta)
+
+
+def other_ledgers(run: RunData) -> str:
+    """Say how many ledgers of the pooled and local arms agree, and which do not."""
+    others = [arm for name, arm in run.arms.items() if name != FEDERATED]
+    checks = [(arm.name, check) for arm in others for check in ledger_checks(run, arm)]
+    bad = [f"{name}: {check.verdict}" for name, check in checks if not check.agrees]
+    text = f"Ledgers of the pooled and local arms: {len(checks) - len(bad)} of {len(checks)} agree."
+    return " ".join([text, *bad]) if checks else ""
 
 
 def ledger_table(checks: tuple[LedgerCheck, ...]) -> Table:
@@ -130,7 +149,7 @@ def traffic(arm: Arm | None) -> dict[str, tuple[int, int]]:
         for name, site in record.sites.items():
             down, up = totals.get(name, (0, 0))
             totals[name] = (down + site.bytes_down, up + site.bytes_up)
-    return dict(sorted(totals.items()))
+    return {site: totals[site] for site in sorted(totals, key=in_order)}
 
 
 def total_bytes(arm: Arm | None) -> int:
@@ -166,7 +185,7 @@ def time_table(run: RunData) -> Table:
     """Return seconds by arm."""
     rows = tuple(
         (
-            name,
+            arm_title(name),
             str(len(arm.rounds)),
             seconds(sum(r.seconds for r in arm.rounds)),
             seconds(fmean(r.seconds for r in arm.rounds)),
@@ -201,7 +220,7 @@ def participation_table(run: RunData) -> Table:
             str(len(records) - counts.total()),
             _joined(reasons.get(name, [])),
         )
-        for name, counts in sorted(answers.items())
+        for name, counts in ((site, answers[site]) for site in sorted(answers, key=in_order))
     )
     columns = ("Site", "Ok", "Refused", "Failed", "Late", "Rejected", "Not asked", "Reasons")
     strong = frozenset(i for i, row in enumerate(rows) if row[-1])
@@ -223,7 +242,7 @@ def partition_table(run: RunData) -> Table:
             whole(site.public_num_patients),
             figure(site.expected_batch, 1),
         )
-        for name, site in run.sites.items()
+        for name, site in ((name, run.sites[name]) for name in run.site_names if run.sites)
     )
     columns = ("Site", "Patients, training", "Images, training", "Patients, held out",
                "Images, held out", "Patients stated publicly", "Expected batch")  # fmt: skip

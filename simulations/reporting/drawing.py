@@ -87,6 +87,7 @@ class Drawing:
         svg: A file of its own.
         png: A file of its own.
         inline: The SVG as part of a page, in the page's colours.
+        width_in: Its width, inches: the page shows all figures at one scale.
     """
 
     name: str
@@ -94,6 +95,7 @@ class Drawing:
     svg: bytes
     png: bytes
     inline: str
+    width_in: float
 
 
 def draw(name: str, description: str, plot: Callable[[], "Figure | None"]) -> Drawing | None:
@@ -111,12 +113,22 @@ def draw(name: str, description: str, plot: Callable[[], "Figure | None"]) -> Dr
             return None
         png, svg = io.BytesIO(), io.BytesIO()
         figure.savefig(png, format="png", dpi=_PNG_DPI, metadata={"Software": None})
+        # The layout stands; working it out again would take as long as drawing.
+        figure.set_layout_engine("none")
         figure.savefig(svg, format="svg", metadata={"Date": None, "Creator": None})
-    svg_text = svg.getvalue().decode()
-    return Drawing(name, description, svg.getvalue(), png.getvalue(), _inline(name, svg_text))
+    return Drawing(
+        name=name,
+        description=description,
+        svg=svg.getvalue(),
+        png=png.getvalue(),
+        inline=_inline(name, svg.getvalue().decode()),
+        width_in=float(figure.get_figwidth()),
+    )
 
 
-def new_figure(width: float, height: float, columns: int = 1, **options: Any) -> "tuple[Figure, Any]":
+def new_figure(
+    width: float, height: float, columns: int = 1, **options: Any
+) -> "tuple[Figure, Any]":
     """Return a figure of `width` by `height` inches and its axes (an array if several)."""
     from matplotlib.figure import Figure
 
@@ -159,7 +171,9 @@ def spread(positions: Sequence[float], gap: float) -> list[float]:
 def label_ends(axes: "Axes", x: float, ends: Sequence[tuple[float, str, str]]) -> None:
     """Write (y, text, colour) to the right of `x`, moved apart so that none covers another."""
     low, high = axes.get_ylim()
-    height_pt = axes.figure.get_size_inches()[1] * 72 * 0.72
+    # A label needs 12.5 points; the layout will leave the panel about nine tenths of this.
+    box = axes.get_window_extent()
+    height_pt = 0.9 * box.height * 72 / axes.get_figure().dpi  # type: ignore[union-attr]
     placed = spread([y for y, _, _ in ends], (high - low) * 12.5 / height_pt)
     for (_, text, colour), y in zip(ends, placed, strict=True):
         axes.annotate(
@@ -179,7 +193,7 @@ def whole_numbers(axis: "Axis") -> None:
     """Put ticks of `axis` at whole numbers only: rounds, images."""
     from matplotlib.ticker import MaxNLocator
 
-    axis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axis.set_major_locator(MaxNLocator(integer=True, nbins=10, steps=[1, 2, 5, 10]))
 
 
 def _inline(name: str, svg: str) -> str:

@@ -80,11 +80,7 @@ def _convergence(run: RunData) -> "Figure | None":
         title: (
             metric_curve("federated", run.federated, key),
             metric_curve("pooled", run.arms.get(POOLED), key),
-            [
-                arm.final_metrics[key]
-                for arm in run.local_arms.values()
-                if key in arm.final_metrics
-            ],
+            [arm.final_metrics[key] for arm in run.local_arms.values() if key in arm.final_metrics],
         )
         for title, key in (("AUROC", "auroc"), ("Loss", "loss"))
     }
@@ -125,6 +121,10 @@ def _times(run: RunData) -> "Figure | None":
 
 
 def _partition(run: RunData) -> "Figure | None":
-    splits = [(name, site.train, site.test) for name, site in run.sites.items()]
+    splits = [
+        (name, run.sites[name].train, run.sites[name].test)
+        for name in run.site_names
+        if name in run.sites
+    ]
     unit = "images" if run.study.task.mode == "multiclass" else "labels (an image may have several)"
     return model_plots.partition(splits, run.study.task.classes, unit)

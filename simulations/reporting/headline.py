@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from medfed.simulations.reporting import conduct, results
 from medfed.simulations.reporting.run_data import FEDERATED, POOLED, RunData
-from medfed.simulations.reporting.tables import counted, figure, num_bytes
+from medfed.simulations.reporting.tables import counted, figure, num_bytes, small
 
 
 @dataclass(frozen=True)
@@ -31,25 +31,24 @@ def headline(run: RunData) -> Headline:
 
 
 def _sentence(run: RunData) -> str:
-    task = run.study.task
-    kind = "one of" if task.mode == "multiclass" else "any of"
+    sites = counted(len(run.site_names), "site")
     federated = results.final(run, FEDERATED, "auroc")
-    start = (
-        f"{run.study.model.name} trained to tell {kind} {len(task.classes)} classes over "
-        f"{counted(len(run.site_names), 'site')}"
-    )
     if federated is None:
-        return f"{start}. No figure yet."
-    others = [
-        f"{text} {figure(value)}"
-        for text, value in (
-            ("all data pooled", results.final(run, POOLED, "auroc")),
-            ("one site's data alone, on average,", results.local_mean(run, "auroc")),
+        return f"A study over {sites}; the federated model has not been evaluated."
+    start = (
+        f"Trained over {sites} that share no images, the model reaches AUROC {figure(federated)} "
+        "on the held-out images of all sites."
+    )
+    pooled, local = results.final(run, POOLED, "auroc"), results.local_mean(run, "auroc")
+    more = [
+        f"{text}: {figure(value)}{end}."
+        for text, value, end in (
+            ("Trained on all data in one place", pooled, ""),
+            ("Trained on one site's data alone", local, " on average"),
         )
         if value is not None
     ]
-    against = f", against {' and '.join(others)}" if others else ""
-    return f"{start}: federated AUROC {figure(federated)}{against}, on all sites' held-out images."
+    return " ".join([start, *more])
 
 
 def _tiles(run: RunData) -> tuple[Tile, ...]:
@@ -85,18 +84,23 @@ def _privacy_tile(run: RunData) -> Tile:
     kinds = conduct.noise_kinds(run.federated)
     seeded = ", seeded noise" if "seeded" in kinds else ""
     return Tile(
-        "Privacy ε, highest site",
+        f"ε at δ = {small(privacy.target_delta)}",
         figure(conduct.worst_epsilon(run), 2),
-        f"per {privacy.unit}, δ = {privacy.target_delta:g}{seeded}",
+        f"per {privacy.unit}, highest site{seeded}",
     )
 
 
+def unfinished_arms(run: RunData) -> tuple[str, ...]:
+    """Say which arms did not finish, arms in the same state together."""
+    states: dict[str, list[str]] = {}
+    for name, arm in run.arms.items():
+        if arm.state != "finished":
+            states.setdefault(arm.state, []).append(results.arm_title(name))
+    return tuple(f"{', '.join(names)}: {state}." for state, names in states.items())
+
+
 def _notices(run: RunData) -> tuple[str, ...]:
-    notices = [
-        f"{results.arm_title(name)}: {arm.state}."
-        for name, arm in run.arms.items()
-        if arm.state != "finished"
-    ]
+    notices = list(unfinished_arms(run))
     if run.missing_arms:
         names = ", ".join(results.arm_title(name) for name in run.missing_arms)
         notices.append(f"Not started: {names}.")
@@ -104,7 +108,7 @@ def _notices(run: RunData) -> tuple[str, ...]:
         notices.append("This run is not complete. `medfed simulate --resume` goes on with it.")
     if not run.simulation:
         notices.append("simulation.json is missing: nothing is known of data and partition.")
-    bad = [check for check in conduct.ledger_checks(run) if not check.agrees]
+    bad = [check for check in conduct.ledger_checks(run, run.federated) if not check.agrees]
     if bad:
         notices.append(
             "ε from the ledger does not agree with what the rounds printed: "

@@ -107,7 +107,7 @@ def check_ledgers(
             printed=printed.get(site),
             problem=facts.problem,
         )
-        for site, facts in sorted(ledgers.items())
+        for site, facts in ledgers.items()
     )
 
 

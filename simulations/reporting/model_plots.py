@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MAX_CURVES = 16
+# More names than these would cover the curves.
+_MAX_INSIDE = 8
 _STYLES = ("-", (0, (5, 2)), (0, (1, 1.2)))
 
 
@@ -45,7 +47,8 @@ def roc(sums: MetricSums, classes: Sequence[str], areas: Sequence[float | None])
     known = [(i, points) for i, points in curves if points is not None][:_MAX_CURVES]
     if not known:
         return None
-    figure, axes = new_figure(6.6, 4.2)
+    many = len(known) > _MAX_INSIDE
+    figure, axes = new_figure(4.7, 4.6 + (0.2 * -(-len(known) // 2) if many else 0))
     axes.plot([0, 1], [0, 1], color=INK["muted"], linewidth=1, linestyle=(0, (2, 3)))
     for rank, (index, (false_rate, true_rate)) in enumerate(known):
         area = areas[index]
@@ -58,7 +61,10 @@ def roc(sums: MetricSums, classes: Sequence[str], areas: Sequence[float | None])
         )
     axes.set(xlabel="false positive rate", ylabel="true positive rate (sensitivity)")
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.02), aspect="equal")
-    figure.legend(loc="outside right center", title="class, AUROC", alignment="left")
+    if many:
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8)
+    else:
+        axes.legend(loc="lower right", title="class, AUROC", alignment="left")
     return figure
 
 
@@ -70,11 +76,12 @@ def confusion(sums: MetricSums, classes: Sequence[str]) -> "Figure | None":
     rows = -(-len(classes) // columns)
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10 * columns / 5 + 0.4, 2.35 * rows))
+    figure = Figure(figsize=(2 * columns, 2.25 * rows))
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for panel, name, table_22 in zip(panels, classes, sums["confusion"], strict=False):
         _two_by_two(panel, table_22)
         panel.set_title(short(name, 17))
+    figure.get_layout_engine().set(h_pad=0.14)  # type: ignore[union-attr,call-arg]
     for panel in panels[len(classes) :]:
         panel.set_axis_off()
     return figure
@@ -112,22 +119,11 @@ def calibration(sums: MetricSums) -> "Figure | None":
         return None
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(5.2, 4.6))
+    figure = Figure(figsize=(4.7, 4.6))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3.2, 1))
     mean = confidence[filled] / FIXED_POINT / count[filled]
     accuracy = right[filled] / count[filled]
     upper.plot([0, 1], [0, 1], color=INK["muted"], linewidth=1, linestyle=(0, (2, 3)))
-    upper.annotate(
-        "perfectly calibrated",
-        (0.2, 0.2),
-        xytext=(0, 7),
-        textcoords="offset points",
-        rotation=45,
-        rotation_mode="anchor",
-        transform_rotates_text=True,
-        color=INK["muted"],
-        fontsize=8.5,
-    )
     upper.vlines(mean, mean, accuracy, color=INK["vermillion"], linewidth=1.4, alpha=0.7)
     upper.plot(mean, accuracy, "o-", color=INK["blue"], markeredgecolor=INK["paper"])
     upper.set(ylabel="share that was right", ylim=(0, 1.03), xlim=(0, 1.01))
@@ -147,9 +143,7 @@ def partition(
     """Draw each site's class counts, training beside held-out; `unit` is what a bar counts."""
     if not splits:
         return None
-    figure, axes = new_figure(
-        10, 1.6 + 0.34 * len(splits), 2, sharey=True, width_ratios=(3, 2)
-    )
+    figure, axes = new_figure(10, 1.6 + 0.34 * len(splits), 2, sharey=True, width_ratios=(3, 2))
     for panel, side, title in zip(axes, (1, 2), ("Training", "Held out"), strict=True):
         left = np.zeros(len(splits))
         for index, name in enumerate(classes):

@@ -1,5 +1,6 @@
 """`write_report`: the run folder as one page to read and figures to keep."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from medfed.simulations.reporting.figures import draw_figures
 from medfed.simulations.reporting.headline import headline
 from medfed.simulations.reporting.rendering import render
 from medfed.simulations.reporting.run_data import RunData, load_run
-from medfed.simulations.reporting.tables import figure, whole
+from medfed.simulations.reporting.tables import figure, small, whole
 
 _SECTIONS = (
     ("convergence", "Convergence"),
@@ -84,8 +85,11 @@ def _values(run: RunData, figures: dict[str, Drawing]) -> dict[str, Any]:
         "calibration_error": figure(calibration),
         "examples": [_example(run, example) for example in run.examples],
         "epsilon": conduct.epsilon_table(run),
-        "ledgers": conduct.ledger_table(conduct.ledger_checks(run)),
+        "ledgers": conduct.ledger_table(conduct.ledger_checks(run, run.federated)),
+        "other_ledgers": conduct.other_ledgers(run),
+        "delta": small(run.study.privacy.target_delta),
         "dataset": _dataset(run),
+        "licence": (run.simulation.get("dataset") or {}).get("licence"),
         "quarantine": conduct.quarantine_line(run),
         "partition": conduct.partition_table(run),
         "left_out": sorted((run.simulation.get("left_out") or {}).items()),
@@ -118,6 +122,12 @@ def _dataset(run: RunData) -> list[tuple[str, str]]:
         *((label, whole(facts[key]) if key in facts else None) for label, key in counts.items()),
         ("Licence", facts.get("licence")),
         ("Citation", facts.get("citation")),
-        ("Partition", ", ".join(f"{key} {value}" for key, value in partition.items())),
+        ("Partition", _partition(partition)),
     ]
     return [(label, str(value)) for label, value in rows if value not in (None, "")]
+
+
+def _partition(facts: Mapping[str, Any]) -> str:
+    """`natural (column = scanner)`."""
+    rest = ", ".join(f"{key} = {value}" for key, value in facts.items() if key != "method")
+    return f"{facts.get('method', '')}{f' ({rest})' if rest else ''}".strip()

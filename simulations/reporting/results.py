@@ -10,7 +10,7 @@ from medfed.simulations.reporting.run_data import (
     Arm,
     RunData,
 )
-from medfed.simulations.reporting.tables import Table, figure, mean, seconds, whole
+from medfed.simulations.reporting.tables import ABSENT, Table, figure, mean, whole
 from medfed.simulations.reporting.training_plots import SiteScores
 
 _ALL_SITES = ("auroc", "average_precision", "balanced_accuracy", "accuracy", "loss",
@@ -58,13 +58,12 @@ def arms_table(run: RunData) -> Table:
             arm.state,
             f"{len(arm.rounds)} of {arm.planned_rounds}",
             figure(arm.final_metrics.get("auroc")),
-            seconds(sum(record.seconds for record in arm.rounds)),
         )
         for name, arm in run.arms.items()
     ]
-    rows += [(arm_title(name), "not started", "0", "–", "–") for name in run.missing_arms]
+    rows += [(arm_title(name), "not started", "0", ABSENT) for name in run.missing_arms]
     return Table(
-        ("Arm", "State", "Rounds", "AUROC", "Time"),
+        ("Arm", "State", "Rounds", "AUROC"),
         tuple(rows),
         strong=frozenset(i for i, row in enumerate(rows) if row[1] != "finished"),
         text=frozenset({0, 1}),
@@ -72,7 +71,7 @@ def arms_table(run: RunData) -> Table:
 
 
 def comparison_table(run: RunData) -> Table:
-    """Return federated against pooled against local, on all sites' images and on each site's own."""
+    """Return federated against pooled against local, on all sites' images and on their own."""
     rows: list[tuple[str, ...]] = []
     for name in (POOLED, FEDERATED):
         arm = run.arms.get(name)
@@ -139,7 +138,7 @@ def sites_table(run: RunData) -> Table:
                 area.site + (" (lowest)" if area.site == worst else ""),
                 whole(metrics.get("num_images")),
                 *map(figure, values),
-                "–" if gain is None else f"{gain:+.3f}",
+                ABSENT if gain is None else f"{gain:+.3f}",
                 *map(figure, more),
             )
         )

@@ -4,6 +4,7 @@ A run may be unfinished, and arms, examples and ledgers may be missing: `RunData
 What is there must be whole: a damaged file is a RunError.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,18 +89,11 @@ class Arm:
         return (record.metrics or {}) if record is not None else {}
 
     @property
-    def training_sites(self) -> tuple[str, ...]:
-        """Sites that were ever asked to train, sorted."""
-        return tuple(
-            sorted({n for r in self.rounds for n, site in r.sites.items() if is_training(site)})
-        )
-
-    @property
     def state(self) -> str:
         """In words: finished, stopped early, failed, or how far it got."""
         done, reason = len(self.rounds), (self.outcome or {}).get("reason", "")
         if self.outcome is None:
-            return f"unfinished: {done} of {self.planned_rounds} rounds"
+            return f"unfinished, {done} of {self.planned_rounds} rounds"
         if self.outcome.get("state") != "finished":
             return f"failed after {done} of {self.planned_rounds} rounds: {reason}"
         if done < self.planned_rounds:
@@ -117,7 +111,7 @@ class RunData:
         study_toml: The text of study.toml.
         environment: environment.json; empty if missing.
         simulation: simulation.json; empty if missing.
-        sites: Facts about each site's data, in the order of simulation.json.
+        sites: Facts about each site's data.
         arms: Arms that have a folder, federated first, then pooled, then local.
         missing_arms: Arms that simulation.json names and that have not started.
         examples: Held-out images with the federated model's prediction.
@@ -155,9 +149,15 @@ class RunData:
     @property
     def site_names(self) -> tuple[str, ...]:
         """Every hospital of the run: as partitioned, or else as the federated arm saw them."""
-        if self.sites or self.federated is None:
-            return tuple(self.sites)
-        return tuple(sorted({name for r in self.federated.rounds for name in r.sites}))
+        seen = (r.sites for r in self.federated.rounds) if self.federated else ()
+        names = self.sites or {name for sites in seen for name in sites}
+        return tuple(sorted(names, key=in_order))
+
+
+def in_order(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key by which site-2 comes before site-10."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return tuple((0, int(p), p) if p.isascii() and p.isdigit() else (1, 0, p) for p in parts)
 
 
 def is_training(site: SiteRound) -> bool:
@@ -182,6 +182,7 @@ def load_run(folder: Path) -> RunData:
     except StudyError as error:
         raise RunError(f"{study_file} is damaged: {error}. Start a new run.") from None
     simulation = _optional_json(folder / "simulation.json")
+    _checked(folder / "simulation.json", lambda: _check_tables(simulation))
     sites = _checked(folder / "simulation.json", lambda: _sites(simulation, study))
     arms = _read_arms(folder / "arms", study)
     named = _checked(folder / "simulation.json", lambda: [*map(str, simulation.get("arms") or ())])
@@ -213,6 +214,12 @@ def _optional_json(path: Path) -> dict[str, Any]:
     return read_json(path) if path.exists() else {}
 
 
+def _check_tables(simulation: Mapping[str, Any]) -> None:
+    for key in ("dataset", "partition", "sites", "left_out"):
+        if not isinstance(simulation.get(key) or {}, dict):
+            raise TypeError(f"expected {key} to be a table")
+
+
 def _sites(simulation: Mapping[str, Any], study: StudyConfig) -> dict[str, SiteFacts]:
     return {
         str(name): SiteFacts(
@@ -239,9 +246,9 @@ def _read_arms(folder: Path, study: StudyConfig) -> dict[str, Arm]:
     return {path.name: _read_arm(path, study) for path in folders}
 
 
-def _arm_order(folder: Path) -> tuple[int, str]:
+def _arm_order(folder: Path) -> tuple[object, ...]:
     order = [FEDERATED, POOLED]
-    return (order.index(folder.name) if folder.name in order else len(order), folder.name)
+    return (order.index(folder.name) if folder.name in order else len(order), in_order(folder.name))
 
 
 def _read_arm(folder: Path, study: StudyConfig) -> Arm:

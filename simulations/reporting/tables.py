@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-ABSENT = "–"
+ABSENT = "\u2013"
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,11 @@ def whole(value: float | None) -> str:
 
 
 def num_bytes(value: int) -> str:
-    """Bytes in decimal units, three figures or so."""
+    """Bytes in decimal units, three figures: 1.25 MB, 59.9 MB, 501 kB."""
     for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if value >= size:
-            return f"{value / size:.2f} {unit}"
+            scaled = value / size
+            return f"{scaled:.{2 if scaled < 10 else 1 if scaled < 100 else 0}f} {unit}"
     return f"{value} B"
 
 
@@ -56,6 +57,11 @@ def seconds(value: float | None) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def small(value: float) -> str:
+    """A delta or the like, as short as it gets: 1e-5, 0.001."""
+    return f"{value:g}".replace("e-0", "e-")
 
 
 def counted(number: int, noun: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medfed.simulations.reporting.drawing import (
     CYCLE,
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_HALO = {"markeredgecolor": INK["paper"], "markeredgewidth": 0.8}
+_HALO: dict[str, Any] = {"markeredgecolor": INK["paper"], "markeredgewidth": 0.8}
 # At most so many labels fit beside a panel.
 _MAX_LABELS = 12
 
@@ -63,7 +63,8 @@ def convergence(
         panel.set_xlim(0.6, rounds + 0.4)
         whole_numbers(panel.xaxis)
         _open_y(panel)
-        label_ends(panel, rounds + 0.4, ends)
+        last = max(curve.points[-1][0] for curve in (federated, pooled) if curve.points)
+        label_ends(panel, rounds + 0.4 if locals_ else last, ends)
     return figure
 
 
@@ -122,19 +123,20 @@ def sites(panels: Mapping[str, Sequence[SiteScores]], worst: str | None) -> "Fig
             known_dots = [(value, y) for value, y in dots if value is not None]
             if known_dots:
                 x, heights = zip(*known_dots, strict=True)
-                panel.plot(
-                    x, heights, marker, color=colour, markersize=size, label=label, **_HALO
-                )
+                panel.plot(x, heights, marker, color=colour, markersize=size, label=label, **_HALO)
         panel.set_title(title)
         panel.grid(axis="y", visible=False)
         panel.set_ylim(len(rows) - 0.5, -0.5)
+    figure.get_layout_engine().set(wspace=0.05)  # type: ignore[union-attr,call-arg]
     panel = axes[0][0]
     panel.set_yticks(range(len(first)), [short(row.site) for row in first])
     for tick, row in zip(panel.get_yticklabels(), first, strict=True):
         tick.set_fontweight("bold" if row.site == worst else "normal")
     handles, labels = panel.get_legend_handles_labels()
     names = {"federated": "federated", "pooled": "pooled", "local": "own data only"}
-    figure.legend(handles[::-1], [names[label] for label in labels[::-1]], loc="outside lower center", ncols=3)
+    figure.legend(
+        handles[::-1], [names[label] for label in labels[::-1]], loc="outside lower center", ncols=3
+    )
     return figure
 
 
@@ -213,3 +215,33 @@ def round_times(
     whole_numbers(axes.xaxis)
     figure.legend(loc="outside upper right", ncols=2)
     return figure
+
+
+def overlay(panels: Mapping[str, Sequence[tuple[Curve, Curve]]]) -> "Figure | None":
+    """Draw several runs' curves in one panel a quantity.
+
+    Args:
+        panels: By quantity: each run's (federated, pooled) curves, labelled with the run's name.
+    """
+    shown = {name: pairs for name, pairs in panels.items() if any(p[0].points for p in pairs)}
+    if not shown:
+        return None
+    num_runs = max(len(pairs) for pairs in shown.values())
+    figure, axes = new_figure(10, 3.6 + 0.2 * -(-num_runs // 3), len(shown), squeeze=False)
+    for panel, (name, pairs) in zip(axes[0], shown.items(), strict=True):
+        for index, (federated, pooled) in enumerate(pairs):
+            colour = CYCLE[index % len(CYCLE)]
+            label = short(federated.label, 32)
+            panel.plot(*_columns(federated), color=colour, marker="o", markersize=4, label=label)
+            panel.plot(*_columns(pooled), color=colour, linestyle=(0, (4, 3)), linewidth=1.2)
+        panel.set_title(name)
+        panel.set_xlabel("round")
+        whole_numbers(panel.xaxis)
+        _open_y(panel)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _columns(curve: Curve) -> tuple[list[int], list[float]]:
+    return [x for x, _ in curve.points], [y for _, y in curve.points]

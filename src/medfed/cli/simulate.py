@@ -2,6 +2,8 @@
 
 import logging
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -40,9 +42,8 @@ def run_simulation(request: SimulateRequest, *, quiet: bool) -> None:
         grid=cast(GridName, request.grid), workers=request.workers, strict=request.strict
     )
     run, study = _open(request, options)
-    _log_into(run)
     console = Console(stderr=True, quiet=quiet)
-    with show_progress(run, study, console) as preparing:
+    with _logging_into(run), show_progress(run, study, console) as preparing:
         run_study(run, options, preparing)
     report = write_report(run)
     Console(stderr=False, soft_wrap=True, highlight=False).print(
@@ -73,7 +74,8 @@ def _open(request: SimulateRequest, options: Options) -> tuple[Path, StudyConfig
     return run, study
 
 
-def _log_into(run: Path) -> None:
+@contextmanager
+def _logging_into(run: Path) -> Iterator[None]:
     """Keep the log with the run, whatever is shown on the screen."""
     handler = logging.FileHandler(run / "medfed.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
@@ -81,3 +83,8 @@ def _log_into(run: Path) -> None:
     logger = logging.getLogger("medfed")
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from medfed.common.metrics import (
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import parse_study, study_to_toml
 from medfed.server.records import ArmFolder, RoundRecord, RunPlan, SiteRound
+from medfed.simulations.reporting.report import write_report
 
 CLASSES = ("normal", "nodule", "effusion", "pneumothorax")
 EVENT = GaussianEvent(noise_multiplier=1.0, sample_rate=0.1, steps=4)
@@ -253,6 +255,72 @@ def _environment() -> dict[str, Any]:
         "started": "2026-11-23T22:00:00Z",
         "finished": "2026-11-23T22:03:00Z",
     }
+
+
+@dataclass
+class Page(HTMLParser):
+    """A page taken apart: its text, its tables by section, and everything that links."""
+
+    links: list[str] = field(default_factory=list)
+    tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
+    headings: list[str] = field(default_factory=list)
+    rows: dict[str, list[list[str]]] = field(default_factory=dict)
+    text: str = ""
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._section = ""
+        self._cell: list[str] | None = None
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.tags.append((tag, values))
+        self.links += [
+            str(value)
+            for name, value in attrs
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster")
+        ]
+        if tag == "h2":
+            self._section = str(values["id"])
+            self.headings.append(self._section)
+        if tag == "tr":
+            self.rows.setdefault(self._section, []).append([])
+        if tag in ("td", "th"):
+            self._cell = []
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th") and self._cell is not None:
+            self.rows[self._section][-1].append("".join(self._cell))
+            self._cell = None
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._cell is not None:
+            self._cell.append(data)
+
+    def row(self, section: str, first: str) -> list[str]:
+        return next(row for row in self.rows[section] if row[0] == first)
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with its report; for tests that only read."""
+    run = RunMaker(tmp_path_factory.mktemp("finished") / "run-a").write()
+    write_report(run)
+    return run
+
+
+@pytest.fixture
+def read_page() -> Callable[[Path], Page]:
+    """Parse a page."""
+
+    def read(path: Path) -> Page:
+        page = Page()
+        page.feed(path.read_text(encoding="utf-8"))
+        page.close()
+        return page
+
+    return read
 
 
 @pytest.fixture

@@ -1,0 +1,225 @@
+"""`compare_runs`: runs side by side, as a page, a CSV file and tables that a terminal can print."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medfed.common.errors import RunError
+from medfed.common.files import write_atomically
+from medfed.common.study import to_plain
+from medfed.simulations.reporting import conduct, results, training_plots
+from medfed.simulations.reporting.drawing import draw
+from medfed.simulations.reporting.figures import metric_curve
+from medfed.simulations.reporting.headline import unfinished_arms
+from medfed.simulations.reporting.rendering import render
+from medfed.simulations.reporting.run_data import FEDERATED, POOLED, RunData, load_run
+from medfed.simulations.reporting.tables import ABSENT, Table, figure, num_bytes, seconds, small
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SCORES = tuple(
+    (f"{title} {arm}", arm, key)
+    for title, key in (("AUROC", "auroc"), ("Bal.\u00a0acc.", "balanced_accuracy"))
+    for arm in (FEDERATED, POOLED, "local")
+)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Runs side by side.
+
+    Attributes:
+        runs: One row a run.
+        differing: One row a study key whose value is not the same in all runs, one column a run.
+        html: The page that was written.
+        csv: The file that was written: `runs` with full precision, then the differing keys.
+    """
+
+    runs: Table
+    differing: Table
+    html: Path
+    csv: Path
+
+
+def compare_runs(folders: Sequence[Path], out: Path) -> Comparison:
+    """Write compare.html and compare.csv into `out`, which is made if it does not exist.
+
+    Raises:
+        RunError: Fewer than two runs, one that is no run folder, or `out` cannot be written to.
+    """
+    if len(folders) < 2:
+        raise RunError(
+            f"Expected at least two run folders, got {len(folders)}. "
+            "Name them all: medfed compare runs/a runs/b"
+        )
+    runs = [load_run(folder) for folder in folders]
+    names = _names(runs)
+    differing = _differing(names, runs)
+    comparison = Comparison(
+        Table(_columns(), tuple(_row(*pair) for pair in zip(names, runs, strict=True)),
+              text=frozenset({0, 1, 3, 5})),
+        differing,
+        out / "compare.html",
+        out / "compare.csv",
+    )  # fmt: skip
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(comparison.html, _page(names, runs, comparison).encode())
+        write_atomically(comparison.csv, _csv(names, runs, differing).encode())
+    except OSError as error:
+        raise RunError(
+            f"The comparison cannot be written to {out} ({error.strerror}). Name another folder."
+        ) from None
+    return comparison
+
+
+def _names(runs: Sequence[RunData]) -> tuple[str, ...]:
+    """The runs' identifiers; numbered where two are the same."""
+    counts, seen = Counter(run.run for run in runs), Counter[str]()
+    names = []
+    for run in runs:
+        seen[run.run] += 1
+        names.append(run.run if counts[run.run] == 1 else f"{run.run} ({seen[run.run]})")
+    return tuple(names)
+
+
+def _columns() -> tuple[str, ...]:
+    scores = (title for title, _, _ in _SCORES)
+    return ("Run", "Data set", "Sites", "Algorithm", "Rounds", "Privacy", *scores, "Sent", "Time")
+
+
+def _row(name: str, run: RunData) -> tuple[str, ...]:
+    rounds = run.federated.rounds if run.federated else ()
+    return (
+        name,
+        _dataset(run),
+        str(len(run.site_names)),
+        run.study.federation.algorithm,
+        f"{len(rounds)} of {run.study.training.rounds}",
+        _privacy(run),
+        *(figure(_score(run, arm, key)) for _, arm, key in _SCORES),
+        num_bytes(conduct.total_bytes(run.federated)),
+        seconds(sum(record.seconds for record in rounds)),
+    )
+
+
+def _dataset(run: RunData) -> str:
+    simulation = run.study.simulation
+    known = (run.simulation.get("dataset") or {}).get("name")
+    return str(known or (simulation.name or simulation.dataset if simulation else ABSENT))
+
+
+def _privacy(run: RunData) -> str:
+    privacy = run.study.privacy
+    if not privacy.enabled:
+        return "none"
+    seeded = ", seeded" if "seeded" in conduct.noise_kinds(run.federated) else ""
+    epsilon = figure(conduct.worst_epsilon(run), 2)
+    return f"{privacy.unit}, ε {epsilon} (δ {small(privacy.target_delta)}){seeded}"
+
+
+def _score(run: RunData, arm: str, key: str) -> float | None:
+    return results.local_mean(run, key) if arm == "local" else results.final(run, arm, key)
+
+
+def _differing(names: Sequence[str], runs: Sequence[RunData]) -> Table:
+    """Study keys whose values are not all equal; a key that a run lacks shows a dash."""
+    flat = [_flat(to_plain(run.study)) for run in runs]
+    keys = sorted(set().union(*flat))
+    rows = tuple(
+        (key, *(values.get(key, ABSENT) for values in flat))
+        for key in keys
+        if len({values.get(key) for values in flat}) > 1
+    )
+    return Table(("Study key", *names), rows)
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested tables as dotted keys with their values as text."""
+    values: dict[str, str] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            values |= _flat(value, f"{prefix}{key}.")
+        else:
+            values[prefix + key] = (
+                ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            )
+    return values
+
+
+def _page(names: Sequence[str], runs: Sequence[RunData], comparison: Comparison) -> str:
+    drawing = draw(
+        "compare",
+        "AUROC and loss by round, one line a run.",
+        partial(_overlay, names, runs),
+    )
+    notices = [
+        f"{name}: {line}"
+        for name, run in zip(names, runs, strict=True)
+        for line in unfinished_arms(run)
+    ]
+    if len({_dataset(run) for run in runs}) > 1:
+        notices.append("The runs are on different data sets: their figures cannot be compared.")
+    elif len({_test_images(run) for run in runs}) > 1:
+        notices.append("The runs are judged on different held-out images: compare with care.")
+    return render(
+        "compare.html.j2",
+        "medfed comparison",
+        figures={} if drawing is None else {"compare": drawing},
+        table_runs=comparison.runs,
+        differing=comparison.differing,
+        notices=notices,
+    )
+
+
+def _test_images(run: RunData) -> float | None:
+    return results.final(run, FEDERATED, "num_images")
+
+
+def _overlay(names: Sequence[str], runs: Sequence[RunData]) -> "Figure | None":
+    panels = {
+        title: [
+            (
+                metric_curve(name, run.federated, key),
+                metric_curve(name, run.arms.get(POOLED), key),
+            )
+            for name, run in zip(names, runs, strict=True)
+        ]
+        for title, key in (("AUROC", "auroc"), ("Loss", "loss"))
+    }
+    return training_plots.overlay(panels)
+
+
+def _csv(names: Sequence[str], runs: Sequence[RunData], differing: Table) -> str:
+    """One line a run, with unrounded figures; differing study keys are further columns."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    scores = [f"{key}_{arm}" for _, arm, key in _SCORES]
+    writer.writerow(["run", "dataset", "sites", "algorithm", "rounds", "privacy_unit", "epsilon",
+                     "target_delta", "noise", *scores, "bytes", "seconds",
+                     *(row[0] for row in differing.rows)])  # fmt: skip
+    for index, (name, run) in enumerate(zip(names, runs, strict=True)):
+        rounds = run.federated.rounds if run.federated else ()
+        privacy = run.study.privacy
+        writer.writerow([
+            name,
+            _dataset(run),
+            len(run.site_names),
+            run.study.federation.algorithm,
+            len(rounds),
+            privacy.unit,
+            conduct.worst_epsilon(run),
+            privacy.target_delta if privacy.enabled else None,
+            "+".join(sorted(conduct.noise_kinds(run.federated))),
+            *(_score(run, arm, key) for _, arm, key in _SCORES),
+            conduct.total_bytes(run.federated),
+            sum(record.seconds for record in rounds),
+            *(row[index + 1] for row in differing.rows),
+        ])  # fmt: skip
+    return text.getvalue()

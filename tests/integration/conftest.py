@@ -1,0 +1,105 @@
+"""Two tiny studies, prepared run folders of them, and one real SuperLink for the session."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from medfed.common.study_file import load_study
+from medfed.simulations.study import Options, prepare_run, start_study
+
+# Pytest's importlib mode leaves a test's own folder out of the path.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from superlink import SuperLink, superlink
+
+SITES = ("scanner-1", "scanner-2", "scanner-3")
+
+_COMMON = """
+[study]
+name = "tiny"
+seed = 3
+[task]
+classes = ["normal", "nodule", "effusion", "cardiomegaly"]
+[data]
+image_size = 16
+[federation]
+min_sites = 2
+[simulation]
+dataset = "phantom"
+arms = ["federated"]
+max_epsilon = 50
+[simulation.phantom]
+num_patients = 120
+num_scanners = 3
+[simulation.partition]
+method = "natural"
+column = "scanner"
+"""
+
+STUDIES = {
+    # Sites of different public sizes, so that weights and batches differ between them.
+    "private": _COMMON
+    + """
+[simulation.public_num_patients]
+scanner-1 = 30
+scanner-2 = 40
+scanner-3 = 25
+[training]
+rounds = 2
+local_steps = 3
+learning_rate = 0.1
+[privacy]
+unit = "patient"
+noise_multiplier = 1.0
+sample_rate = 0.3
+images_per_patient = 2
+target_delta = 1e-3
+""",
+    "plain": _COMMON
+    + """
+[training]
+rounds = 2
+local_epochs = 2
+batch_size = 8
+[privacy]
+unit = "none"
+""",
+}
+
+Prepare = Callable[..., Path]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDFED_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def prepare(tmp_path_factory: pytest.TempPathFactory) -> Prepare:
+    """Makes a prepared run folder of a study of its own: ledgers belong to a run.
+
+    All have the same name, so that everything a grid must not change can be compared literally.
+    """
+
+    def prepare_study(kind: str, *overrides: str) -> Path:
+        parent = tmp_path_factory.mktemp(kind)
+        (parent / "study.toml").write_text(STUDIES[kind], encoding="utf-8")
+        study = load_study(parent / "study.toml", list(overrides))
+        run = parent / "tiny"
+        start_study(study, run, None, Options())
+        prepare_run(run)
+        return run
+
+    return prepare_study
+
+
+@pytest.fixture(scope="session")
+def loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SuperLink]:
+    """A SuperLink with a SuperNode for each site."""
+    with superlink(tmp_path_factory.mktemp("superlink")) as link:
+        link.start_supernodes(SITES)
+        yield link

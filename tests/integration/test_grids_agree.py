@@ -1,0 +1,191 @@
+"""One study ends in the same bits wherever it runs: threads, Ray, a real SuperLink."""
+
+import hashlib
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from medfed.client.app import app as client_app
+from medfed.client.ledger import Ledger
+from medfed.common import messages
+from medfed.simulations.study import Options, run_study
+
+KINDS = ("private", "plain")
+
+
+def facts(run: Path) -> dict[str, Any]:
+    """Everything about a federated arm that a grid must not change; times are left out."""
+    arm = run / "arms" / "federated"
+    outcome = json.loads((arm / "outcome.json").read_text())
+    found: dict[str, Any] = {
+        "outcome": (outcome["state"], outcome["reason"]),
+        "model.safetensors": _sha256(arm / "model.safetensors"),
+        "final_sums": json.loads((arm / "final_sums.json").read_text()),
+        "plan": json.loads((arm / "plan.json").read_text()),
+    }
+    for line in (arm / "rounds.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        del record["started"], record["seconds"]
+        for site in record["sites"].values():
+            del site["seconds"]
+        found[f"round {record['round_number']}"] = record
+    for ledger in sorted((arm / "sites").glob("*/state/ledger.jsonl")):
+        spends = [entry.spend for entry in Ledger(ledger.parent).entries()]
+        found[f"ledger of {ledger.parent.parent.name}"] = spends
+    return found
+
+
+def differences(run: Path, other: Path) -> list[str]:
+    """Names of the facts that differ between two runs."""
+    ours, theirs = facts(run), facts(other)
+    return sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture(scope="session")
+def serial(prepare: Callable[..., Path]) -> Callable[[str], Path]:
+    """The reference: each study on LocalGrid, one site after the other."""
+
+    @cache
+    def run_serial(kind: str) -> Path:
+        run = prepare(kind)
+        run_study(run, Options(grid="local", workers=1))
+        return run
+
+    return run_serial
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_facts_are_complete_when_a_run_is_finished(
+    kind: str, serial: Callable[[str], Path]
+) -> None:
+    found = facts(serial(kind))
+    assert found["outcome"] == ("finished", "")
+    ledgers = [name for name in found if name.startswith("ledger of")]
+    assert len(ledgers) == (3 if kind == "private" else 0)
+    assert all(len(found[name]) == 2 for name in ledgers)
+    assert found["round 1"]["weights_sha256"] != found["round 2"]["weights_sha256"]
+    for site in found["round 2"]["sites"].values():
+        assert site["status"] == "ok"
+        assert site["metrics"]
+        assert min(site["bytes_up"], site["bytes_down"]) > 0
+    assert len({site["weight"] for site in found["round 2"]["sites"].values()}) == 3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_local_grid_agrees_with_itself_when_sites_run_side_by_side(
+    kind: str, serial: Callable[[str], Path], prepare: Callable[..., Path]
+) -> None:
+    run = prepare(kind)
+    run_study(run, Options(grid="local", workers=2))
+    assert differences(serial(kind), run) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_ray_agrees_with_local_grid(
+    kind: str, serial: Callable[[str], Path], prepare: Callable[..., Path]
+) -> None:
+    run = prepare(kind)
+    # A process of its own, as `medfed simulate --grid ray` is: Ray leaves threads and hooks behind.
+    program = (
+        "import sys; from pathlib import Path; "
+        "from medfed.simulations.study import Options, run_study; "
+        "run_study(Path(sys.argv[1]), Options(grid='ray', workers=2))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(run)],
+        env={**os.environ, "FLWR_HOME": str(run.parent / "flower")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    assert differences(serial(kind), run) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_superlink_agrees_with_local_grid(
+    kind: str,
+    serial: Callable[[str], Path],
+    prepare: Callable[..., Path],
+    loopback: Any,
+) -> None:
+    run = prepare(kind)
+    loopback.run(run / "arms" / "federated", timeout_s=400)
+    assert differences(serial(kind), run) == [], loopback.logs()
+
+
+def test_comparison_fails_when_one_bit_of_the_weights_differs(
+    serial: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run = shutil.copytree(serial("private"), tmp_path / "tiny")
+    assert differences(serial("private"), run) == []
+    path = run / "arms" / "federated" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-4] ^= 1  # the lowest bit of the last float's mantissa
+    path.write_bytes(content)
+    assert differences(serial("private"), run) == ["model.safetensors"]
+
+
+def test_comparison_fails_when_a_metric_differs_in_the_last_place(
+    serial: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run = shutil.copytree(serial("plain"), tmp_path / "tiny")
+    path = run / "arms" / "federated" / "rounds.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    metrics = records[0]["metrics"]
+    metrics["loss"] = float(np.nextafter(metrics["loss"], np.inf))
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert differences(serial("plain"), run) == ["round 1"]
+
+
+class _OneBitOff(ClientApp):
+    """Flips the lowest bit of the largest value in one site's first update."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        is_target = message.metadata.dst_node_id == 2 and message.metadata.group_id == "1"
+        if is_target and message.metadata.message_type == messages.TRAIN:
+            record = reply.content["arrays"]
+            update = {name: array.copy() for name, array in messages.unpack_arrays(record).items()}
+            _flip_largest(update)
+            reply.content["arrays"] = messages.pack_arrays(update)
+        return reply
+
+
+def _flip_largest(update: dict[str, Any]) -> None:
+    name = max(update, key=lambda key: float(np.abs(update[key]).max()))
+    flat = update[name].reshape(-1)
+    at = int(np.abs(flat).argmax())
+    [bits] = struct.unpack("<I", struct.pack("<f", flat[at]))
+    [flat[at]] = struct.unpack("<f", struct.pack("<I", bits ^ 1))
+
+
+def test_comparison_fails_when_one_bit_of_one_update_differs(
+    serial: Callable[[str], Path],
+    prepare: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = prepare("plain")
+    monkeypatch.setattr("medfed.simulations.study.client_app", _OneBitOff())
+    run_study(run, Options(grid="local", workers=1))
+    found = differences(serial("plain"), run)
+    assert {"model.safetensors", "round 1", "round 2"} <= set(found)
