@@ -70,5 +70,6 @@ def write_bundle(folder: Path) -> Path:
 
 def run_config(arm: Path) -> str:
     """Return what `flwr run --run-config` needs to run the arm in folder `arm`."""
-    # A JSON string is a TOML string too.
-    return f"arm={json.dumps(str(arm.resolve()))}"
+    # A JSON string is a TOML string too; Flower's parser takes a quote, escaped or not, for the end.
+    path = json.dumps(str(arm.resolve()))[1:-1].replace('\\"', "\\u0022")
+    return f'arm="{path}"'

@@ -3,18 +3,12 @@
 MONAI is imported on first use: it takes seconds, and the small CNN does not need it.
 """
 
-from typing import cast
-
 from torch import nn
 
 from medfed.common.study import StudyConfig
 
-# 32 divides every channel count of these networks.
-_GROUP_NORM = ("group", {"num_groups": 32})
-
-
-def _norm(study: StudyConfig) -> str | tuple[str, dict[str, int]]:
-    return _GROUP_NORM if study.model.norm == "group" else "batch"
+# Divides every channel count of these networks.
+_NUM_GROUPS = 32
 
 
 def densenet121(study: StudyConfig, num_outputs: int) -> nn.Module:
@@ -25,9 +19,8 @@ def densenet121(study: StudyConfig, num_outputs: int) -> nn.Module:
         spatial_dims=2,
         in_channels=study.data.channels,
         out_channels=num_outputs,
-        norm=_norm(study),
     )
-    return cast(nn.Module, network)
+    return _with_norm(network, study)
 
 
 def resnet18(study: StudyConfig, num_outputs: int) -> nn.Module:
@@ -50,6 +43,20 @@ def _resnet(build: object, study: StudyConfig, num_outputs: int) -> nn.Module:
         spatial_dims=2,
         n_input_channels=study.data.channels,
         num_classes=num_outputs,
-        norm=_norm(study),
     )
-    return cast(nn.Module, network)
+    return _with_norm(network, study)
+
+
+def _with_norm(network: nn.Module, study: StudyConfig) -> nn.Module:
+    """Turn every BatchNorm into GroupNorm if the study says so.
+
+    MONAI 1.6's own `norm` argument reaches a ResNet's first layer only: its blocks keep BatchNorm,
+    which mixes patients. So all are replaced here, whatever the network.
+    """
+    if study.model.norm == "group":
+        for name, child in list(network.named_modules()):
+            if isinstance(child, nn.BatchNorm2d):
+                parent = network.get_submodule(name.rpartition(".")[0])
+                norm = nn.GroupNorm(_NUM_GROUPS, child.num_features, eps=child.eps)
+                setattr(parent, name.rpartition(".")[2], norm)
+    return network

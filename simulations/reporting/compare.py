@@ -91,7 +91,7 @@ def _names(runs: Sequence[RunData]) -> tuple[str, ...]:
 
 def _columns() -> tuple[str, ...]:
     scores = (title for title, _, _ in _SCORES)
-    return ("Run", "Data set", "Sites", "Algorithm", "Rounds", "Privacy", *scores, "Sent", "Time")
+    return ("Run", "Data set", "Sites", "Algorithm", "Rounds", "Privacy", "ε @ δ", *scores, "Sent", "Time")
 
 
 def _row(name: str, run: RunData) -> tuple[str, ...]:
@@ -102,7 +102,7 @@ def _row(name: str, run: RunData) -> tuple[str, ...]:
         str(len(run.site_names)),
         run.study.federation.algorithm,
         f"{len(rounds)} of {run.study.training.rounds}",
-        _privacy(run),
+        *_privacy(run),
         *(figure(_score(run, arm, key)) for _, arm, key in _SCORES),
         num_bytes(conduct.total_bytes(run.federated)),
         seconds(sum(record.seconds for record in rounds)),
@@ -115,13 +115,15 @@ def _dataset(run: RunData) -> str:
     return str(known or (simulation.name or simulation.dataset if simulation else ABSENT))
 
 
-def _privacy(run: RunData) -> str:
+def _privacy(run: RunData) -> tuple[str, str]:
+    """The unit with where noise came from, and epsilon at delta."""
     privacy = run.study.privacy
     if not privacy.enabled:
-        return "none"
-    seeded = ", seeded" if "seeded" in conduct.noise_kinds(run.federated) else ""
+        return "none", ABSENT
+    noise = "+".join(sorted(conduct.noise_kinds(run.federated)))
     epsilon = figure(conduct.worst_epsilon(run), 2)
-    return f"{privacy.unit}, ε {epsilon} (δ {small(privacy.target_delta)}){seeded}"
+    unit = f"{privacy.unit}, {noise} noise" if noise else privacy.unit
+    return unit, f"{epsilon} @ {small(privacy.target_delta)}"
 
 
 def _score(run: RunData, arm: str, key: str) -> float | None:

@@ -2,12 +2,13 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from medfed.common.study_file import load_study
-from medfed.simulations.study import Options, prepare_run, start_study
+from medfed.simulations.study import Options, prepare_run, run_study, start_study
 
 # Pytest's importlib mode leaves a test's own folder out of the path.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -95,6 +96,19 @@ def prepare(tmp_path_factory: pytest.TempPathFactory) -> Prepare:
         return run
 
     return prepare_study
+
+
+@pytest.fixture(scope="session")
+def serial(prepare: Callable[..., Path]) -> Callable[[str], Path]:
+    """The reference: each study on LocalGrid, one site after the other."""
+
+    @cache
+    def run_serial(kind: str) -> Path:
+        run = prepare(kind)
+        run_study(run, Options(grid="local", workers=1))
+        return run
+
+    return run_serial
 
 
 @pytest.fixture(scope="session")

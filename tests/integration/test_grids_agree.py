@@ -1,6 +1,5 @@
 """One study ends in the same bits wherever it runs: threads, Ray, a real SuperLink."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -8,66 +7,20 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from comparison import differences, facts
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from medfed.client.app import app as client_app
-from medfed.client.ledger import Ledger
 from medfed.common import messages
 from medfed.simulations.study import Options, run_study
 
 KINDS = ("private", "plain")
-
-
-def facts(run: Path) -> dict[str, Any]:
-    """Everything about a federated arm that a grid must not change; times are left out."""
-    arm = run / "arms" / "federated"
-    outcome = json.loads((arm / "outcome.json").read_text())
-    found: dict[str, Any] = {
-        "outcome": (outcome["state"], outcome["reason"]),
-        "model.safetensors": _sha256(arm / "model.safetensors"),
-        "final_sums": json.loads((arm / "final_sums.json").read_text()),
-        "plan": json.loads((arm / "plan.json").read_text()),
-    }
-    for line in (arm / "rounds.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        del record["started"], record["seconds"]
-        for site in record["sites"].values():
-            del site["seconds"]
-        found[f"round {record['round_number']}"] = record
-    for ledger in sorted((arm / "sites").glob("*/state/ledger.jsonl")):
-        spends = [entry.spend for entry in Ledger(ledger.parent).entries()]
-        found[f"ledger of {ledger.parent.parent.name}"] = spends
-    return found
-
-
-def differences(run: Path, other: Path) -> list[str]:
-    """Names of the facts that differ between two runs."""
-    ours, theirs = facts(run), facts(other)
-    return sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-@pytest.fixture(scope="session")
-def serial(prepare: Callable[..., Path]) -> Callable[[str], Path]:
-    """The reference: each study on LocalGrid, one site after the other."""
-
-    @cache
-    def run_serial(kind: str) -> Path:
-        run = prepare(kind)
-        run_study(run, Options(grid="local", workers=1))
-        return run
-
-    return run_serial
 
 
 @pytest.mark.parametrize("kind", KINDS)

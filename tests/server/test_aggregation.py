@@ -54,8 +54,9 @@ def test_weighted_mean_equals_exact_fractions(terms: list[tuple[np.ndarray, int]
 def test_weighted_mean_stays_within_min_and_max(terms: list[tuple[np.ndarray, int]]) -> None:
     stacked = np.stack([update for update, _ in terms])
     got = mean_of(terms)
-    assert (got >= stacked.min(axis=0)).all()
-    assert (got <= stacked.max(axis=0)).all()
+    # Up to the accumulator's resolution, which matters for values next to zero only.
+    assert (got >= stacked.min(axis=0) - 2.0**-69).all()
+    assert (got <= stacked.max(axis=0) + 2.0**-69).all()
 
 
 def test_plain_float_sum_depends_on_order_where_weighted_mean_does_not() -> None:

@@ -25,7 +25,8 @@ def test_compare_puts_runs_side_by_side(make_run: MakeRun, tmp_path: Path, read_
     assert metrics is not None
     assert rows[1]["AUROC federated"] == f"{metrics['auroc']:.3f}"
     epsilon = ArmFolder(first / "arms" / "federated").read_rounds()[-1].sites["site-1"].epsilon
-    assert rows[0]["Privacy"] == f"patient, ε {epsilon:.2f} (δ 1e-5), seeded"
+    assert rows[0]["Privacy"] == "patient, seeded noise"
+    assert rows[0]["ε @ δ"] == f"{epsilon:.2f} @ 1e-5"
     assert rows[1]["Privacy"] == "none"
     assert comparison.differing.rows == (
         ("privacy.unit", "patient", "none"),

@@ -1,0 +1,139 @@
+"""Noise sources: the right law, no pattern, and a test that rejects the wrong ones.
+
+SecureNoise cannot be seeded, so thresholds are set for a false alarm in about a billion runs.
+"""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from scipy.stats import kstest, norm
+
+from medfed.client.privacy.noise import _CHUNK, NoiseSource, SecureNoise, SecureUniform, SeededNoise
+
+COUNT = 400_000
+FALSE_ALARM = 1e-9
+SIGMAS = float(norm.isf(FALSE_ALARM / 2))
+
+SOURCES = {
+    "secure": SecureNoise,
+    "seeded": lambda: SeededNoise(torch.Generator().manual_seed(5)),
+}
+
+
+def complaints(values: npt.NDArray[np.floating]) -> list[str]:
+    """What speaks against independent standard normals, at a false alarm rate of 1e-9 each."""
+    x = np.asarray(values, dtype=np.float64).reshape(-1)
+    n = len(x)
+    found = []
+    if kstest(x, norm.cdf).pvalue < FALSE_ALARM:
+        found.append("distribution")
+    if abs(x.mean()) > SIGMAS / math.sqrt(n):
+        found.append("mean")
+    if abs((x**2).mean() - 1) > SIGMAS * math.sqrt(2 / n):
+        found.append("variance")
+    if abs((x**4).mean() - 3) > SIGMAS * math.sqrt(96 / n):
+        found.append("tails")
+    # The halves of a Box-Muller block lie _CHUNK apart; 1 and 2 catch plain repetition.
+    for lag in (1, 2, _CHUNK, 2 * _CHUNK):
+        if abs((x[lag:] * x[:-lag]).mean()) > SIGMAS / math.sqrt(n - lag):
+            found.append(f"correlation at lag {lag}")
+    return found
+
+
+def draw(source: NoiseSource, count: int = COUNT) -> npt.NDArray[np.float64]:
+    return source.normal_like(torch.empty(count, dtype=torch.float64)).numpy()
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_noise_is_independent_standard_normals(name: str) -> None:
+    assert complaints(draw(SOURCES[name]())) == []
+
+
+def test_noise_is_independent_standard_normals_in_float32_and_small_pieces() -> None:
+    source = SecureNoise()
+    pieces = [source.normal_like(torch.empty(37)).numpy() for _ in range(COUNT // 37)]
+    assert complaints(np.concatenate(pieces)) == []
+
+
+def test_noise_test_rejects_wrong_noise() -> None:
+    x = draw(SecureNoise())
+    rng = np.random.default_rng(1)
+    assert "variance" in complaints(0.9 * x)
+    assert "variance" in complaints(1.02 * x)
+    assert "mean" in complaints(x + 0.02)
+    # One stream used for two steps, and one value used for two coordinates.
+    reused = np.concatenate([x[: 2 * _CHUNK], x[: 2 * _CHUNK]])
+    assert f"correlation at lag {2 * _CHUNK}" in complaints(reused)
+    assert "correlation at lag 1" in complaints(np.repeat(x[::2], 2))
+    assert "distribution" in complaints(rng.uniform(-math.sqrt(3), math.sqrt(3), COUNT))
+    assert "tails" in complaints(rng.laplace(scale=math.sqrt(0.5), size=COUNT))
+
+
+def test_secure_noise_is_another_for_every_source_and_call() -> None:
+    first, second = SecureNoise(), SecureNoise()
+    streams = [draw(first), draw(first), draw(second)]
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert not np.any(streams[a] == streams[b])
+        assert abs((streams[a] * streams[b]).mean()) < SIGMAS / math.sqrt(COUNT)
+
+
+def test_seeded_noise_is_repeatable_and_depends_on_the_seed() -> None:
+    def stream(seed: int) -> list[torch.Tensor]:
+        source = SeededNoise(torch.Generator().manual_seed(seed))
+        return [source.normal_like(torch.empty(3, 5)), source.normal_like(torch.empty(50))]
+
+    for one, same, other in zip(stream(1), stream(1), stream(2), strict=True):
+        assert torch.equal(one, same)
+        assert not torch.any(one == other)
+    assert not torch.any(stream(1)[0].flatten() == stream(1)[1][:15])
+
+
+@pytest.mark.parametrize("name", SOURCES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "shape",
+    [(), (0,), (3, 0, 2), (1,), (2,), (3,), (2, 3, 4)]
+    + [(n * _CHUNK + d,) for n in (1, 2, 4) for d in (-1, 0, 1)],
+    ids=str,
+)
+def test_noise_has_the_shape_and_type_of_its_reference(
+    name: str, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    reference = torch.full(shape, math.nan, dtype=dtype)
+    drawn = SOURCES[name]().normal_like(reference)
+    assert (drawn.shape, drawn.dtype, drawn.device) == (reference.shape, dtype, reference.device)
+    # Every place is written: none keeps what the memory held, none is drawn twice.
+    assert bool(drawn.isfinite().all())
+    if drawn.numel():
+        assert float(drawn.abs().max()) < 9
+        assert bool((drawn != 0).all())
+    if dtype is torch.float64:
+        assert len(drawn.unique()) == drawn.numel()
+
+
+def test_noise_follows_a_reference_that_is_not_contiguous() -> None:
+    reference = torch.empty(4, 6).t()
+    assert SecureNoise().normal_like(reference).shape == (6, 4)
+
+
+def test_secure_uniform_is_uniform_in_the_unit_interval() -> None:
+    source = SecureUniform()
+    x = source.random(COUNT)
+    assert (x.dtype, x.shape) == (np.float64, (COUNT,))
+    assert x.min() >= 0.0
+    assert x.max() < 1.0
+    assert kstest(x, "uniform").pvalue > FALSE_ALARM
+    assert kstest(0.99 * x, "uniform").pvalue < FALSE_ALARM
+    centred = (x - 0.5) * math.sqrt(12)
+    assert abs((centred[1:] * centred[:-1]).mean()) < SIGMAS / math.sqrt(COUNT - 1)
+    assert not np.any(source.random(COUNT) == x)
+    assert source.random(0).shape == (0,)
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.1, 0.9])
+def test_secure_uniform_falls_below_a_rate_as_often_as_the_rate(rate: float) -> None:
+    count = int((SecureUniform().random(COUNT) < rate).sum())
+    assert abs(count - COUNT * rate) < SIGMAS * math.sqrt(COUNT * rate * (1 - rate))

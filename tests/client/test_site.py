@@ -1,0 +1,46 @@
+"""A hospital's site.toml: strict defaults, errors that name the key."""
+
+from pathlib import Path
+
+import pytest
+
+from medfed.client.site import load_site
+from medfed.common.errors import SiteConfigError
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "site.toml"
+    path.write_text(text)
+    return path
+
+
+def test_site_defaults_are_the_strict_ones(tmp_path: Path) -> None:
+    site = load_site(write(tmp_path, 'name = "north"\n[data]\nstores = ["store"]\n'))
+    assert site.policy.unit == "patient"
+    assert not site.policy.allow_seeded_noise
+    assert not site.policy.release_evaluation
+    assert site.path("store") == tmp_path / "store"
+    assert site.state_folder == tmp_path / "state"
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("name = \n", "line 1"),
+        ('name = "north"\n', "data"),
+        ('name = "../north"\n[data]\nstores = ["s"]\n', "name"),
+        ('name = "n"\n[data]\nstores = []\n', "data.stores"),
+        ('name = "n"\n[data]\nstores = ["s"]\n[policy]\nmax_epsilo = 1\n', "max_epsilon?"),
+        ('name = "n"\n[data]\nstores = ["s"]\n[policy]\nmax_epsilon = -1\n', "max_epsilon"),
+        ('name = "n"\nfolder = "/"\n[data]\nstores = ["s"]\n', "folder"),
+    ],
+)
+def test_site_file_is_refused_by_key(tmp_path: Path, text: str, fragment: str) -> None:
+    with pytest.raises(SiteConfigError) as caught:
+        load_site(write(tmp_path, text))
+    assert fragment in str(caught.value)
+
+
+def test_missing_site_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SiteConfigError, match="found none"):
+        load_site(tmp_path / "site.toml")

@@ -1,0 +1,59 @@
+"""What must never reach the mean is named and kept out."""
+
+import numpy as np
+import pytest
+
+from medfed.common.errors import UpdateError
+from medfed.common.metrics import classification_sums, sum_shapes
+from medfed.server.screening import screen_examples, screen_sums, screen_update
+
+WEIGHTS = {"w": np.zeros((2, 3), np.float32), "n": np.array(0, np.int64)}
+
+
+def update(**changes: np.ndarray) -> dict[str, np.ndarray]:
+    return {"w": np.ones((2, 3), np.float32), "n": np.array(1, np.int64), **changes}
+
+
+def test_screen_update_passes_what_fits() -> None:
+    screen_update(update(), WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("bad", "fragment"),
+    [
+        ({"w": np.ones((2, 3), np.float32)}, "missing"),
+        (update(extra=np.zeros(1)), "extra"),
+        (update(w=np.ones((3, 2), np.float32)), "shape"),
+        (update(w=np.ones((2, 3), np.float64)), "float64"),
+        (update(w=np.full((2, 3), np.nan, np.float32)), "NaN"),
+        (update(w=np.full((2, 3), np.inf, np.float32)), "infinite"),
+        (update(n=np.array(1.0)), "float64"),
+    ],
+)
+def test_screen_update_refuses(bad: dict[str, np.ndarray], fragment: str) -> None:
+    with pytest.raises(UpdateError, match=fragment):
+        screen_update(bad, WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("stated", "ok"), [(1, True), (2**28, True), (0, False), (-5, False), (2**29, False), (None, False)]
+)
+def test_screen_examples(stated: int | None, ok: bool) -> None:
+    if ok:
+        assert screen_examples(stated) == stated
+    else:
+        with pytest.raises(UpdateError, match="examples"):
+            screen_examples(stated)
+
+
+def test_screen_sums_refuses_wrong_shapes_and_negative_counts() -> None:
+    sums = classification_sums(np.array([[0.9, 0.1]]), np.array([0]), np.zeros(1), "multiclass")
+    screen_sums(sums, sum_shapes(2))
+    for bad in (
+        {**sums, "count": np.array(-1)},
+        {**sums, "count": np.array(1.0)},
+        {**sums, "count": np.array([1])},
+        {name: array for name, array in sums.items() if name != "loss"},
+    ):
+        with pytest.raises(UpdateError, match="sum"):
+            screen_sums(bad, sum_shapes(2))
