@@ -15,53 +15,60 @@ _LONGEST_PAUSE_S = 1.0
 
 
 class Exchange:
-    """One set of messages and their replies.
+    """Messages under way and their replies.
 
     `failures` tells, by node, why there was no reply: unreachable, late, or the error's code.
     """
 
-    def __init__(self, grid: Grid, outgoing: Iterable[Message], timeout_s: float) -> None:
+    def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._outgoing = list(outgoing)
-        self._timeout_s = timeout_s
+        self._waiting: dict[str, int] = {}
+        self._pause_s = _FIRST_PAUSE_S
         self.failures: dict[int, str] = {}
 
-    def replies(self) -> Iterator[Message]:
-        """Yield each reply with content once, in order of arrival, until the deadline."""
-        waiting = self._push()
-        deadline = time.monotonic() + self._timeout_s
-        pause = _FIRST_PAUSE_S
-        while waiting and time.monotonic() < deadline:
-            for message in self._grid.pull_messages(list(waiting)):
-                node_id = waiting.pop(message.metadata.reply_to_message_id, None)
-                if node_id is None:
-                    continue  # a duplicate
-                if message.has_error():
-                    # Its reason may quote a site's exception: it is neither kept nor logged.
-                    self.failures[node_id] = f"error {message.error.code}"
-                else:
-                    yield message
-            if waiting:
-                pause = self._wait(pause)
-        for node_id in waiting.values():
+    @property
+    def num_waiting(self) -> int:
+        """Messages without an answer so far."""
+        return len(self._waiting)
+
+    def replies(self, outgoing: Iterable[Message], timeout_s: float) -> Iterator[Message]:
+        """Send, then yield each reply with content once, in order of arrival, until the deadline."""
+        self.push(outgoing)
+        deadline = time.monotonic() + timeout_s
+        while self._waiting and time.monotonic() < deadline:
+            yield from self.pull()
+            if self._waiting:
+                self.wait()
+        for node_id in self._waiting.values():
             self.failures[node_id] = "late"
 
-    def _push(self) -> dict[str, int]:
+    def push(self, outgoing: Iterable[Message]) -> None:
+        """Send messages; may be called again while others are under way."""
         # A list: the real grid answers a generator with HTTP 500.
-        accepted = set(self._grid.push_messages(self._outgoing))
-        waiting: dict[str, int] = {}
-        for message in self._outgoing:
+        pushed = list(outgoing)
+        accepted = set(self._grid.push_messages(pushed)) if pushed else set()
+        for message in pushed:
             # Grids number the messages they are given; one that they could not take is left out.
             if message.metadata.message_id in accepted:
-                waiting[message.metadata.message_id] = message.metadata.dst_node_id
+                self._waiting[message.metadata.message_id] = message.metadata.dst_node_id
             else:
                 self.failures[message.metadata.dst_node_id] = "unreachable"
-        self._outgoing = []
-        return waiting
 
-    def _wait(self, pause: float) -> float:
-        """Pause before the next poll, unless pulling from this grid itself waits for replies."""
-        if getattr(self._grid, "pull_waits", False):
-            return pause
-        time.sleep(pause)
-        return min(pause * 1.5, _LONGEST_PAUSE_S)
+    def pull(self) -> Iterator[Message]:
+        """Yield the replies with content that have come."""
+        for message in self._grid.pull_messages(list(self._waiting)):
+            node_id = self._waiting.pop(message.metadata.reply_to_message_id, None)
+            if node_id is None:
+                continue  # a duplicate
+            if message.has_error():
+                # Its reason may quote a site's exception: it is neither kept nor logged.
+                self.failures[node_id] = f"error {message.error.code}"
+            else:
+                yield message
+
+    def wait(self) -> None:
+        """Pause before the next pull, unless pulling from this grid itself waits for replies."""
+        if self._waiting and getattr(self._grid, "pull_waits", False):
+            return
+        time.sleep(self._pause_s)
+        self._pause_s = min(self._pause_s * 1.5, _LONGEST_PAUSE_S)

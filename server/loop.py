@@ -6,6 +6,7 @@ from the last complete round with the same weights, bit for bit.
 
 import logging
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import cast
 
@@ -28,7 +29,7 @@ from medfed.server.strategy import FedAvgStrategy
 
 log = logging.getLogger(__name__)
 
-_JOIN_POLL_S = 1.0
+_JOIN_GRACE_S = 5.0
 _NO_CONFIG = ConfigRecord()
 
 
@@ -81,30 +82,28 @@ def _resume(study: StudyConfig, arm: ArmFolder) -> _Progress:
 
 
 def _join(grid: Grid, study: StudyConfig, plan: RunPlan, arm: ArmFolder) -> dict[str, Participant]:
-    """Ask every node who it is, until enough sites have joined or time is up."""
+    """Ask every node who it is, until the expected sites have answered or time is up.
+
+    Nodes are asked as they appear, and none is waited for while others are missing: a SuperNode
+    that was killed counts as online for about a minute, and would never answer.
+    """
     deadline = time.monotonic() + study.federation.join_timeout_s
     joined: dict[str, Participant] = {}
     refused: dict[str, str] = {}
     asked: set[int] = set()
-    while True:
+    exchange = Exchange(grid)
+    while time.monotonic() < deadline:
         new = [node for node in grid.get_node_ids() if node not in asked]
         asked.update(new)
-        for node, reply in _ask(grid, study, plan, new, deadline):
-            if isinstance(reply, Refusal):
-                refused[reply.site] = reply.reason.value
-                arm.emit("refused", site=reply.site, reason=reply.reason.value)
-            elif reply.site in joined:
-                raise RunError(
-                    f"Two nodes call themselves {reply.site}. Give each site its own name."
-                )
-            else:
-                joined[reply.site] = Participant(reply.site, node, reply.public_num_patients)
-                arm.emit("joined", site=reply.site)
+        exchange.push(_join_messages(study, plan, new, deadline - time.monotonic()))
+        for message in exchange.pull():
+            _note_answer(message, joined, refused, arm)
         if len(joined) + len(refused) >= plan.expected_sites:
-            break
-        if time.monotonic() > deadline:
-            break
-        time.sleep(_JOIN_POLL_S)
+            # Whoever else is online has a moment to answer too.
+            deadline = min(deadline, time.monotonic() + _JOIN_GRACE_S)
+            if not exchange.num_waiting:
+                break
+        exchange.wait()
     if len(joined) < plan.min_sites:
         answers = ", ".join(f"{name}: refused ({why})" for name, why in sorted(refused.items()))
         raise RunError(
@@ -114,25 +113,43 @@ def _join(grid: Grid, study: StudyConfig, plan: RunPlan, arm: ArmFolder) -> dict
     return joined
 
 
-def _ask(
-    grid: Grid, study: StudyConfig, plan: RunPlan, nodes: list[int], deadline: float
-) -> list[tuple[int, JoinReply | Refusal]]:
+def _join_messages(
+    study: StudyConfig, plan: RunPlan, nodes: list[int], timeout_s: float
+) -> list[Message]:
     content = messages.pack_join_request(JoinRequest(study=study, run=plan.run))
-    timeout_s = max(deadline - time.monotonic(), 1.0)
-    outgoing = [
-        Message(content=content, dst_node_id=node, message_type=messages.JOIN, ttl=timeout_s)
+    return [
+        Message(
+            content=content, dst_node_id=node, message_type=messages.JOIN, ttl=max(timeout_s, 1.0)
+        )
         for node in nodes
     ]
-    answers: list[tuple[int, JoinReply | Refusal]] = []
-    for message in Exchange(grid, outgoing, timeout_s).replies():
-        try:
-            reply = messages.unpack_reply(message.content)
-        except MessageError as error:
-            log.warning("A node's answer to joining was not understood: %s", error)
-            continue
-        if isinstance(reply, JoinReply | Refusal):
-            answers.append((message.metadata.src_node_id, reply))
-    return answers
+
+
+def _note_answer(
+    message: Message,
+    joined: dict[str, Participant],
+    refused: dict[str, str],
+    arm: ArmFolder,
+) -> None:
+    """Write down who joined or refused.
+
+    Raises:
+        RunError: Two nodes have one name.
+    """
+    try:
+        reply = messages.unpack_reply(message.content)
+    except MessageError as error:
+        log.warning("A node's answer to joining was not understood: %s", error)
+        return
+    if isinstance(reply, Refusal):
+        refused[reply.site] = reply.reason.value
+        arm.emit("refused", site=reply.site, reason=reply.reason.value)
+    elif isinstance(reply, JoinReply):
+        if reply.site in joined:
+            raise RunError(f"Two nodes call themselves {reply.site}. Give each site its own name.")
+        node = message.metadata.src_node_id
+        joined[reply.site] = Participant(reply.site, node, reply.public_num_patients)
+        arm.emit("joined", site=reply.site)
 
 
 def _named(sites: dict[str, Participant], names: tuple[str, ...] | None) -> list[Participant]:
@@ -153,8 +170,9 @@ def _round(
     number = progress.round_number + 1
     arm.emit("round", round=number)
     outgoing = strategy.configure_train(number, progress.arrays, _NO_CONFIG, grid)
-    exchange = Exchange(grid, outgoing, study.federation.round_timeout_s)
-    arrays, _ = strategy.aggregate_train(number, _announced(exchange, arm, "trained", number))
+    exchange = Exchange(grid)
+    replies = exchange.replies(outgoing, study.federation.round_timeout_s)
+    arrays, _ = strategy.aggregate_train(number, _announced(replies, arm, "trained", number))
     strategy.note_failures(exchange.failures)
     if arrays is None or strategy.num_updates < plan.min_sites:
         return _without_quorum(plan, strategy, number)
@@ -176,8 +194,10 @@ def _round(
     return ""
 
 
-def _announced(exchange: Exchange, arm: ArmFolder, event: str, number: int):  # type: ignore[no-untyped-def]
-    for message in exchange.replies():
+def _announced(
+    replies: Iterable[Message], arm: ArmFolder, event: str, number: int
+) -> Iterator[Message]:
+    for message in replies:
         yield message
         arm.emit(event, round=number)
 
@@ -206,8 +226,8 @@ def _evaluate(
     if number % study.evaluation.every and number != study.training.rounds:
         return None
     outgoing = strategy.configure_evaluate(number, progress.arrays, _NO_CONFIG, grid)
-    exchange = Exchange(grid, outgoing, study.federation.round_timeout_s)
-    metrics = strategy.aggregate_evaluate(number, exchange.replies())
+    replies = Exchange(grid).replies(outgoing, study.federation.round_timeout_s)
+    metrics = strategy.aggregate_evaluate(number, replies)
     if strategy.sums:
         sums = {
             site: {name: array.tolist() for name, array in sorted(parts.items())}

@@ -130,7 +130,7 @@ class LocalGrid(Grid):
         from medfed.server.exchange import Exchange
 
         limit_s = 1e9 if timeout is None else timeout
-        return list(Exchange(self, messages, limit_s).replies())
+        return list(Exchange(self).replies(messages, limit_s))
 
     def _deliver(self, message: Message) -> None:
         """Run one message at its site, in a worker's thread."""

@@ -46,6 +46,16 @@ class Comparison:
     html: Path
     csv: Path
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Headings of `runs`."""
+        return self.runs.columns
+
+    @property
+    def rows(self) -> tuple[tuple[str, ...], ...]:
+        """Rows of `runs`, one a run."""
+        return self.runs.rows
+
 
 def compare_runs(folders: Sequence[Path], out: Path) -> Comparison:
     """Write compare.html and compare.csv into `out`, which is made if it does not exist.
@@ -91,7 +101,18 @@ def _names(runs: Sequence[RunData]) -> tuple[str, ...]:
 
 def _columns() -> tuple[str, ...]:
     scores = (title for title, _, _ in _SCORES)
-    return ("Run", "Data set", "Sites", "Algorithm", "Rounds", "Privacy", "ε @ δ", *scores, "Sent", "Time")
+    return (
+        "Run",
+        "Data set",
+        "Sites",
+        "Algorithm",
+        "Rounds",
+        "Privacy",
+        "ε @ δ",
+        *scores,
+        "Sent",
+        "Time",
+    )
 
 
 def _row(name: str, run: RunData) -> tuple[str, ...]:

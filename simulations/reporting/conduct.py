@@ -272,14 +272,18 @@ def quarantine_line(run: RunData) -> str:
 
 def reproduction_rows(run: RunData) -> tuple[tuple[str, str], ...]:
     """Return what someone needs to get the same weights again."""
-    environment = run.environment
-    rows = [(key, environment.get(key)) for key in ("command",)]
-    rows.append(("seed", run.study.study.seed))
-    rows.append(("study digest", run.study.digest()))
-    for name, arm in run.arms.items():
-        if arm.rounds and arm.rounds[-1].weights_sha256:
-            rows.append((f"weights SHA-256, {name}", arm.rounds[-1].weights_sha256))
-    known = ("medfed", "python", "torch", "flwr", "opacus", "numpy", "platform", "processor",
-             "cores", "git", "grid", "workers", "started", "finished")  # fmt: skip
-    rows += [(key, environment.get(key)) for key in known]
+    first = ("medfed", "git", "grid", "workers", "started", "finished", "platform", "processor",
+             "cores", "python")  # fmt: skip
+    rest = sorted(run.environment.keys() - {"command", *first})
+    rows: list[tuple[str, object]] = [
+        ("command", run.environment.get("command")),
+        ("seed", run.study.study.seed),
+        ("study digest", run.study.digest()),
+        *(
+            (f"weights SHA-256, {name}", arm.rounds[-1].weights_sha256)
+            for name, arm in run.arms.items()
+            if arm.rounds
+        ),
+        *((key, run.environment.get(key)) for key in (*first, *rest)),
+    ]
     return tuple((key, ABSENT if value in (None, "") else str(value)) for key, value in rows)

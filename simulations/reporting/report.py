@@ -29,6 +29,12 @@ _SECTIONS = (
     ("reproduction", "Reproduction"),
 )
 _EXAMPLE_SCORES = 3
+_PARTITION_KEYS = {
+    "iid": ("num_sites",),
+    "dirichlet": ("num_sites", "alpha"),
+    "quantity": ("num_sites", "sigma"),
+    "natural": ("column", "min_patients"),
+}
 
 
 def write_report(run_folder: Path) -> Path:
@@ -128,6 +134,7 @@ def _dataset(run: RunData) -> list[tuple[str, str]]:
 
 
 def _partition(facts: Mapping[str, Any]) -> str:
-    """`natural (column = scanner)`."""
-    rest = ", ".join(f"{key} = {value}" for key, value in facts.items() if key != "method")
-    return f"{facts.get('method', '')}{f' ({rest})' if rest else ''}".strip()
+    """`natural (column = scanner)`: the method with the keys that it reads."""
+    method = str(facts.get("method", ""))
+    known = [f"{key} = {facts[key]}" for key in _PARTITION_KEYS.get(method, ()) if key in facts]
+    return f"{method} ({', '.join(known)})" if known else method

@@ -90,8 +90,10 @@ class Arm:
 
     @property
     def state(self) -> str:
-        """In words: finished, stopped early, failed, or how far it got."""
+        """In words: finished, stopped early, failed, not started, or how far it got."""
         done, reason = len(self.rounds), (self.outcome or {}).get("reason", "")
+        if self.outcome is None and not done:
+            return "not started"
         if self.outcome is None:
             return f"unfinished, {done} of {self.planned_rounds} rounds"
         if self.outcome.get("state") != "finished":
@@ -112,8 +114,8 @@ class RunData:
         environment: environment.json; empty if missing.
         simulation: simulation.json; empty if missing.
         sites: Facts about each site's data.
-        arms: Arms that have a folder, federated first, then pooled, then local.
-        missing_arms: Arms that simulation.json names and that have not started.
+        arms: Arms that have started, federated first, then pooled, then local.
+        missing_arms: Arms that are planned and have not started, in the same order.
         examples: Held-out images with the federated model's prediction.
     """
 
@@ -185,7 +187,9 @@ def load_run(folder: Path) -> RunData:
     _checked(folder / "simulation.json", lambda: _check_tables(simulation))
     sites = _checked(folder / "simulation.json", lambda: _sites(simulation, study))
     arms = _read_arms(folder / "arms", study)
-    named = _checked(folder / "simulation.json", lambda: [*map(str, simulation.get("arms") or ())])
+    planned = _checked(
+        folder / "simulation.json", lambda: [*map(str, simulation.get("arms") or ())]
+    )
     return RunData(
         folder=folder,
         study=study,
@@ -193,8 +197,14 @@ def load_run(folder: Path) -> RunData:
         environment=_optional_json(folder / "environment.json"),
         simulation=simulation,
         sites=sites,
-        arms=arms,
-        missing_arms=tuple(name for name in named if name not in arms),
+        arms={name: arm for name, arm in arms.items() if arm.state != "not started"},
+        missing_arms=tuple(
+            sorted(
+                {*planned, *arms}
+                - {name for name, arm in arms.items() if arm.state != "not started"},
+                key=_arm_order,
+            )
+        ),
         examples=read_examples(folder / "examples"),
     )
 
@@ -242,13 +252,13 @@ def _split(table: Mapping[str, Any], num_classes: int) -> SplitCounts:
 def _read_arms(folder: Path, study: StudyConfig) -> dict[str, Arm]:
     if not folder.is_dir():
         return {}
-    folders = sorted((path for path in folder.iterdir() if path.is_dir()), key=_arm_order)
-    return {path.name: _read_arm(path, study) for path in folders}
+    names = sorted((path.name for path in folder.iterdir() if path.is_dir()), key=_arm_order)
+    return {name: _read_arm(folder / name, study) for name in names}
 
 
-def _arm_order(folder: Path) -> tuple[object, ...]:
+def _arm_order(name: str) -> tuple[object, ...]:
     order = [FEDERATED, POOLED]
-    return (order.index(folder.name) if folder.name in order else len(order), in_order(folder.name))
+    return (order.index(name) if name in order else len(order), in_order(name))
 
 
 def _read_arm(folder: Path, study: StudyConfig) -> Arm:

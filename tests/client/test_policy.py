@@ -1,4 +1,4 @@
-"""The gate: a no writes nothing, a yes is written before training, and the budget is never passed."""
+"""The gate: a no writes nothing, a yes is written first, the budget is never passed."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -140,6 +140,17 @@ class SuperLink:
             )
         return dict(answer)
 
+    def kill_client(self, site: str) -> bool:
+        """Kill the process that works on a message of `site`; False if there is none now."""
+        supernode = self.processes[f"supernode-{site}"].pid
+        for process in _processes_of(self):
+            with contextlib.suppress(OSError):
+                command = Path(f"/proc/{process}/cmdline").read_bytes()
+                if b"flwr-clientapp" in command and supernode in _ancestors(process):
+                    os.kill(process, signal.SIGKILL)
+                    return True
+        return False
+
     def check_alive(self) -> None:
         """Raise if a process that was started here has ended."""
         for name, process in self.processes.items():
@@ -207,11 +218,11 @@ def _stop(link: SuperLink) -> None:
         for process in processes:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        for started in link.processes.values():
-            started.poll()
         if time.monotonic() > deadline:
             raise SuperLinkError(f"Processes {processes} cannot be killed.")
         time.sleep(0.05)
+    for started in link.processes.values():
+        started.wait(_START_TIMEOUT_S)
 
 
 def _processes_of(link: SuperLink) -> list[int]:
@@ -222,4 +233,14 @@ def _processes_of(link: SuperLink) -> list[int]:
         with contextlib.suppress(OSError):
             if mark in environment.read_bytes().split(b"\0"):
                 found.append(int(environment.parent.name))
+    return found
+
+
+def _ancestors(process: int) -> list[int]:
+    found = []
+    while process > 1:
+        # /proc/PID/stat: pid (name) state ppid ...; the name may hold anything but ends the last ).
+        stat = Path(f"/proc/{process}/stat").read_text()
+        process = int(stat.rpartition(")")[2].split()[1])
+        found.append(process)
     return found

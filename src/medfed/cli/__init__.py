@@ -111,6 +111,14 @@ def compare(
     print_comparison(runs, out)
 
 
+@study_app.command("keys")
+def study_keys() -> None:
+    """Explain every key of a study file: meaning, unit and default."""
+    from medfed.cli.keys import print_keys
+
+    print_keys()
+
+
 @study_app.command("show")
 def study_show(
     study: Annotated[Path, typer.Argument(help="Study file.")], overrides: Overrides = None
@@ -122,7 +130,8 @@ def study_show(
 
 
 def _log_to_stderr(verbose: bool) -> None:
-    logging.basicConfig(
-        level=logging.INFO if verbose else logging.ERROR,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    handler = logging.StreamHandler()
+    # On the handler: the run's own log file takes more than the screen.
+    handler.setLevel(logging.INFO if verbose else logging.ERROR)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().handlers = [handler]

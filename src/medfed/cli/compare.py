@@ -22,4 +22,6 @@ def print_comparison(runs: Sequence[Path], out: Path) -> None:
         table.add_row(*row)
     console = Console(soft_wrap=True)
     console.print(table)
+    for key, *values in comparison.differing.rows:
+        console.print(f"{key}: {' | '.join(values)}", highlight=False)
     console.print(f"Page  {out / 'compare.html'}")

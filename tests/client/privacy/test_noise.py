@@ -111,7 +111,8 @@ def test_noise_has_the_shape_and_type_of_its_reference(
         assert float(drawn.abs().max()) < 9
         assert bool((drawn != 0).all())
     if dtype is torch.float64:
-        assert len(drawn.unique()) == drawn.numel()
+        # One coincidence among 53-bit numbers happens once in a hundred thousand runs.
+        assert len(drawn.unique()) >= drawn.numel() - 1
 
 
 def test_noise_follows_a_reference_that_is_not_contiguous() -> None:

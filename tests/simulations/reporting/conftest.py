@@ -111,7 +111,7 @@ class RunMaker:
                 "quarantine_list": "/home/somebody/secret/quarantine.txt",
                 "quarantine_reasons": {"not an image": 2},
             },
-            "partition": {"method": "natural", "column": "scanner"},
+            "partition": {"method": "natural", "column": "scanner", "alpha": 0.5},
             "sites": sites,
             "left_out": {"scanner-9": "5 patients, fewer than min_patients = 8"},
             "arms": list(arms),

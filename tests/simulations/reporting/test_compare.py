@@ -17,8 +17,7 @@ def test_compare_puts_runs_side_by_side(make_run: MakeRun, tmp_path: Path, read_
     first = make_run("a")
     second = make_run("b", private=False, learning_rate=0.02)
     comparison = compare_runs([first, second], tmp_path / "out" / "new")
-    columns = comparison.runs.columns
-    rows = [dict(zip(columns, row, strict=True)) for row in comparison.runs.rows]
+    rows = [dict(zip(comparison.columns, row, strict=True)) for row in comparison.rows]
     assert [row["Run"] for row in rows] == ["a", "b"]
     assert rows[0]["Data set"] == "Phantom cohort"
     metrics = ArmFolder(second / "arms" / "federated").read_rounds()[-1].metrics

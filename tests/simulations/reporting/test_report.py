@@ -11,7 +11,7 @@ import pytest
 
 from medfed.client.ledger import Ledger
 from medfed.common.files import write_json
-from medfed.server.records import ArmFolder
+from medfed.server.records import ArmFolder, RunPlan
 from medfed.simulations.reporting.report import write_report
 
 MakeRun = Callable[..., Path]
@@ -98,6 +98,7 @@ def test_report_shows_the_figures_of_the_records(finished_run: Path, read_page: 
     assert federated.weights_sha256 in page.text
     assert "medfed simulate studies/phantom.toml --workers 2" in page.text
     assert "scanner-9" in page.text
+    assert "natural (column = scanner)" in page.text
     assert "Quarantined: 2 images could not be used (not an image: 2)" in page.text
 
 
@@ -163,7 +164,9 @@ def test_report_does_not_depend_on_where_the_run_lies(make_run: MakeRun, tmp_pat
 
 
 def test_report_says_which_arms_are_missing(make_run: MakeRun, read_page: Any) -> None:
-    page = read_page(write_report(make_run(arms=("federated", "local-site-2"))))
+    run = make_run(arms=("federated", "local-site-2"))
+    ArmFolder(run / "arms" / "pooled").write_plan(RunPlan(run="run-a/pooled", arm="pooled"))
+    page = read_page(write_report(run))
     assert "Not started: Pooled, Only site-1, Only site-3." in page.text
     assert page.row("convergence", "Pooled")[1] == "not started"
     assert [row[0] for row in page.rows["comparison"][1:]] == [
