@@ -70,6 +70,6 @@ def write_bundle(folder: Path) -> Path:
 
 def run_config(arm: Path) -> str:
     """Return what `flwr run --run-config` needs to run the arm in folder `arm`."""
-    # A JSON string is a TOML string too; Flower's parser takes a quote, escaped or not, for the end.
+    # A JSON string is a TOML string too. To Flower's parser any quote ends it, escaped or not.
     path = json.dumps(str(arm.resolve()))[1:-1].replace('\\"', "\\u0022")
     return f'arm="{path}"'

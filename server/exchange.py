@@ -32,7 +32,7 @@ class Exchange:
         return len(self._waiting)
 
     def replies(self, outgoing: Iterable[Message], timeout_s: float) -> Iterator[Message]:
-        """Send, then yield each reply with content once, in order of arrival, until the deadline."""
+        """Send, then yield each reply with content once, as they arrive, until the deadline."""
         self.push(outgoing)
         deadline = time.monotonic() + timeout_s
         while self._waiting and time.monotonic() < deadline:
@@ -56,6 +56,8 @@ class Exchange:
 
     def pull(self) -> Iterator[Message]:
         """Yield the replies with content that have come."""
+        if not self._waiting:
+            return
         for message in self._grid.pull_messages(list(self._waiting)):
             node_id = self._waiting.pop(message.metadata.reply_to_message_id, None)
             if node_id is None:

@@ -168,8 +168,8 @@ def _round(
     """Run the next round. Returns why the run ends here, or nothing to go on."""
     started, clock = now(), time.perf_counter()
     number = progress.round_number + 1
-    arm.emit("round", round=number)
     outgoing = strategy.configure_train(number, progress.arrays, _NO_CONFIG, grid)
+    arm.emit("round", round=number, sites=len(outgoing))
     exchange = Exchange(grid)
     replies = exchange.replies(outgoing, study.federation.round_timeout_s)
     arrays, _ = strategy.aggregate_train(number, _announced(replies, arm, "trained", number))

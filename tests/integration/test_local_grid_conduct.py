@@ -166,6 +166,37 @@ def test_joining_refuses_two_nodes_of_one_name(prepare: Prepare) -> None:
     assert _arm(run).read_rounds() == []
 
 
+class _AppearingGrid(LocalGrid):
+    """Shows its first node alone at first, then all."""
+
+    shown = False
+
+    def get_node_ids(self) -> list[int]:
+        nodes = list(super().get_node_ids())
+        self.shown, before = True, self.shown
+        return nodes if before else nodes[:1]
+
+
+def test_joining_waits_for_no_silent_node_once_the_expected_sites_are_there(
+    prepare: Prepare, serial: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A SuperNode that was killed is listed for a minute, and never answers."""
+    monkeypatch.setattr("medfed.server.loop._JOIN_GRACE_S", 0.5)
+    run = prepare("plain")
+    paths = sorted((_arm(run).folder / "sites").glob("*/site.toml"))
+    finished = threading.Event()
+
+    def be_silent(site: str, message: tuple[str, str]) -> None:
+        if site == "silent":
+            assert finished.wait(timeout=60)
+
+    nodes = dict(enumerate([run / "silent" / "site.toml", *paths], start=2))
+    with _AppearingGrid(_Misbehaving(be_silent), nodes, workers=2) as grid:
+        server_main(grid, _server_context(run))
+        finished.set()
+    assert differences(serial("plain"), run) == []
+
+
 def test_server_app_refuses_a_run_config_that_names_no_arm(tmp_path: Path) -> None:
     with LocalGrid(client_app, {}) as grid, pytest.raises(RunError, match="run_config arm"):
         server_main(grid, _server_context(tmp_path))

@@ -44,7 +44,9 @@ def test_bundle_names_the_installed_apps(tmp_path: Path) -> None:
     assert "arm" in flower["config"]  # Flower refuses to override a key that is not there
 
 
-@pytest.mark.parametrize("name", ["plain", "with space", "qu'ote", "b=c", "uml\u00e4ut", 'dq"', 'back\\\\'])
+@pytest.mark.parametrize(
+    "name", ["plain", "with space", "qu'ote", "b=c", "uml\u00e4ut", 'dq"', "back\\\\"]
+)
 def test_run_config_survives_flowers_parser(tmp_path: Path, name: str) -> None:
     arm = tmp_path / name
     assert parse_config_args([run_config(arm)]) == {"arm": str(arm.resolve())}

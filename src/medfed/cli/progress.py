@@ -34,11 +34,17 @@ class _Arm:
 
     round_number: int = 0
     rounds: int = 0
+    asked: int = 0
     trained: int = 0
     metric: float | None = None
     epsilon: float | None = None
     state: str = "waiting"
     position: int = 0
+
+    @property
+    def completed(self) -> int:
+        """Rounds that are complete."""
+        return self.round_number - (self.state in ("round", "trained"))
 
 
 @contextmanager
@@ -71,6 +77,7 @@ class _Display:
         self._arms: dict[str, _Arm] = {}
         self._tasks: dict[str, TaskID] = {}
         self._prepared: TaskID | None = None
+        self._whole: TaskID | None = None
         self.bars = Progress(
             TextColumn("[bold]{task.description:<18}"),
             BarColumn(bar_width=24),
@@ -101,6 +108,8 @@ class _Display:
                 self._apply(name, arm, event)
             if not self._lines and arm.rounds:
                 self._show(name, arm)
+        if not self._lines:
+            self._show_all()
 
     def _apply(self, name: str, arm: _Arm, event: dict[str, Any]) -> None:
         kind = event["event"]
@@ -108,7 +117,7 @@ class _Display:
         if kind == "started":
             arm.rounds, arm.round_number = event["rounds"], event["after"]
         elif kind == "round":
-            arm.round_number, arm.trained = event["round"], 0
+            arm.round_number, arm.asked, arm.trained = event["round"], event["sites"], 0
         elif kind == "trained":
             arm.trained += 1
         elif kind == "completed":
@@ -123,13 +132,23 @@ class _Display:
     def _show(self, name: str, arm: _Arm) -> None:
         if name not in self._tasks:
             self._tasks[name] = self.bars.add_task(name, total=arm.rounds, note="")
-        completed = arm.round_number - (arm.state in ("round", "trained"))
-        self.bars.update(self._tasks[name], completed=completed, note=self._note(arm))
+        self.bars.update(self._tasks[name], completed=arm.completed, note=self._note(arm))
+
+    def _show_all(self) -> None:
+        """The whole study: every arm's rounds, those not started yet included."""
+        folders = len(list((self._run / "arms").glob("*/plan.json")))
+        if folders < 2 or not self._arms:
+            return
+        total = folders * self._study.training.rounds
+        if self._whole is None:
+            self._whole = self.bars.add_task("all arms", total=total, note="")
+        done = sum(arm.completed for arm in self._arms.values())
+        self.bars.update(self._whole, completed=done, note=f"{done}/{total} rounds")
 
     def _note(self, arm: _Arm) -> str:
         parts = [f"round {arm.round_number}/{arm.rounds}"]
         if arm.state in ("round", "trained"):
-            parts.append(f"{arm.trained} sites done")
+            parts.append(f"{arm.trained}/{arm.asked} sites")
         if arm.metric is not None:
             parts.append(f"AUROC {arm.metric:.3f}")
         if arm.epsilon is not None:
