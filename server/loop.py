@@ -105,9 +105,9 @@ def _join(grid: Grid, study: StudyConfig, plan: RunPlan, arm: ArmFolder) -> dict
                 break
         exchange.wait()
     if len(joined) < plan.min_sites:
-        answers = ", ".join(f"{name}: refused ({why})" for name, why in sorted(refused.items()))
+        answers = "".join(f" {name} refused ({why})." for name, why in sorted(refused.items()))
         raise RunError(
-            f"Expected at least {plan.min_sites} sites, {len(joined)} joined. {answers} "
+            f"Expected at least {plan.min_sites} sites, {len(joined)} joined.{answers} "
             "Lower federation.min_sites, raise federation.join_timeout_s, or see the sites' logs."
         )
     return joined

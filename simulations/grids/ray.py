@@ -6,9 +6,10 @@ number is looked up in the sorted list of sites.
 
 import logging
 import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -36,12 +37,33 @@ def run_on_ray(arm: Path, sites: Sequence[Path], *, workers: int) -> None:
     """Run the arm in folder `arm` with one actor for each worker.
 
     Raises:
-        RunError: Ray is not installed.
+        RunError: Ray is not installed, or too few sites answered.
     """
-    # Read before anything of Ray is imported: a stale cluster address makes it wait in silence.
-    os.environ.setdefault("RAY_TMPDIR", tempfile.mkdtemp(prefix="medfed-ray-"))
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    with _own_folder():
+        _run(arm, sites, workers)
+
+
+@contextmanager
+def _own_folder() -> Iterator[None]:
+    """Give Ray a temporary folder of its own, unless the user names one.
+
+    Set before anything of Ray is imported: a stale cluster address in the usual place makes Ray
+    wait in silence.
+    """
+    if "RAY_TMPDIR" in os.environ:
+        yield
+        return
+    with TemporaryDirectory(prefix="medfed-ray-", ignore_cleanup_errors=True) as folder:
+        os.environ["RAY_TMPDIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["RAY_TMPDIR"]
+
+
+def _run(arm: Path, sites: Sequence[Path], workers: int) -> None:
     try:
         import ray  # noqa: F401
     except ImportError:

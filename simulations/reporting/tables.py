@@ -60,8 +60,11 @@ def seconds(value: float | None) -> str:
 
 
 def small(value: float) -> str:
-    """A delta or the like, as short as it gets: 1e-5, 0.001."""
-    return f"{value:g}".replace("e-0", "e-")
+    """A delta or the like, as short as it gets: 1e-5, 2.5e-4, 0.01."""
+    if value >= 0.01:
+        return f"{value:g}"
+    mantissa, _, exponent = f"{value:e}".partition("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def counted(number: int, noun: str) -> str:

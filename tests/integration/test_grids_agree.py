@@ -6,6 +6,8 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,54 @@ def test_superlink_agrees_with_local_grid(
     run = prepare(kind)
     loopback.run(run / "arms" / "federated", timeout_s=400)
     assert differences(serial(kind), run) == [], loopback.logs()
+
+
+class _LosesOneUpdate(ClientApp):
+    """Trains, charges the ledger and then breaks, at one site in the first round."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        reply = client_app(message, context)
+        is_target = str(context.node_config["site"]).endswith("scanner-2/site.toml")
+        if is_target and message.metadata.message_type == messages.TRAIN:
+            raise TypeError("lost")
+        return reply
+
+
+@pytest.mark.slow
+def test_superlink_goes_on_as_local_grid_does_when_a_client_process_is_killed(
+    prepare: Callable[..., Path], loopback: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local = prepare("private", "training.rounds=1")
+    with monkeypatch.context() as patch:
+        patch.setattr("medfed.simulations.study.client_app", _LosesOneUpdate())
+        run_study(local, Options(grid="local", workers=1))
+
+    run = prepare("private", "training.rounds=1")
+    arm = run / "arms" / "federated"
+    ledger = arm / "sites" / "scanner-2" / "state" / "ledger.jsonl"
+    killed = threading.Event()
+
+    def kill_once_it_trains() -> None:
+        # The ledger is written ahead of training, and training takes seconds of imports alone.
+        while not killed.is_set():
+            if ledger.exists() and ledger.stat().st_size and loopback.kill_client("scanner-2"):
+                killed.set()
+            time.sleep(0.05)
+
+    watcher = threading.Thread(target=kill_once_it_trains, daemon=True)
+    watcher.start()
+    try:
+        loopback.run(arm, timeout_s=500)
+        assert killed.is_set(), loopback.logs()
+    finally:
+        killed.set()
+        watcher.join()
+    site = facts(run)["round 1"]["sites"]["scanner-2"]
+    assert site["status"] == "failed"
+    assert site["metrics"]  # the SuperNode works on: it evaluated in the same round
+    # Only Flower's error code differs: what was spent is written down on both.
+    assert differences(local, run) == ["round 1"]
+    assert facts(run)["ledger of scanner-2"]
 
 
 def test_comparison_fails_when_one_bit_of_the_weights_differs(

@@ -83,5 +83,5 @@ def test_numbers_read_well() -> None:
     assert [seconds(s) for s in (0.42, 12.34, 185.2, 7500, None)] == [
         *("0.42 s", "12.3 s", "3 min 05 s", "2 h 05 min", "\u2013")
     ]
-    assert [small(x) for x in (1e-5, 0.001, 1e-12)] == ["1e-5", "0.001", "1e-12"]
+    assert [small(x) for x in (1e-5, 2.5e-4, 0.1, 1e-12)] == ["1e-5", "2.5e-4", "0.1", "1e-12"]
     assert whole(12345.0) == "12\u202f345"
