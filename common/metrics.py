@@ -28,9 +28,11 @@ FIXED_POINT = 1 << 20
 _MAX_LOSS = 1 << 20
 
 
-def sum_shapes(num_classes: int) -> dict[str, tuple[int, ...]]:
+def sum_shapes(num_classes: int, mode: Mode) -> dict[str, tuple[int, ...]]:
     """Return the shape of each array of `classification_sums`, for screening what a site sent."""
+    matrix = {"matrix": (num_classes, num_classes)} if mode == "multiclass" else {}
     return {
+        **matrix,
         "count": (),
         "loss": (),
         "confusion": (num_classes, 2, 2),
@@ -46,7 +48,10 @@ def classification_sums(
     losses_N: npt.NDArray[np.float64],
     mode: Mode,
 ) -> MetricSums:
-    """Return the sums over N images.
+    """Return the sums over N images: the arrays that `sum_shapes` names.
+
+    `confusion` holds a table (truth, prediction) for each class against the rest; `matrix`, where
+    classes exclude one another, the images of each true class (rows) by predicted class.
 
     Args:
         probabilities_NL: Softmax (multiclass) or sigmoid (multilabel) outputs, 0..1.
@@ -70,7 +75,11 @@ def classification_sums(
         confidence = np.where(predicted_NL, probabilities_NL, 1 - probabilities_NL).ravel()
         right = hits_NL.ravel()
         correct = int(hits_NL.all(axis=1).sum())
+    matrix = {}
+    if mode == "multiclass":
+        matrix["matrix"] = truth_NL.T.astype(np.int64) @ predicted_NL.astype(np.int64)
     return {
+        **matrix,
         "count": np.array(num_images, dtype=np.int64),
         "loss": np.array(_fixed(losses_N).sum(), dtype=np.int64),
         "confusion": _confusion(truth_NL, predicted_NL),

@@ -55,7 +55,7 @@ class Classification:
 
     def sum_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of each array of `sums`."""
-        return sum_shapes(self.num_outputs)
+        return sum_shapes(self.num_outputs, self.mode)
 
     def metrics(self, sums: MetricSums) -> dict[str, float]:
         """Return AUROC, accuracy and the rest."""

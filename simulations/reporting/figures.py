@@ -65,8 +65,10 @@ def _model_figures(
             partial(model_plots.roc, sums, classes, areas),
         ),
         "confusion": (
-            "Two-by-two table of each class, federated model.",
-            partial(model_plots.confusion, sums, classes),
+            "Images of each class by what the federated model called them.",
+            partial(model_plots.matrix, sums["matrix"], classes)
+            if "matrix" in sums
+            else partial(model_plots.confusion, sums, classes),
         ),
         "calibration": (
             "Share of right predictions at each confidence, federated model.",

@@ -87,21 +87,51 @@ def confusion(sums: MetricSums, classes: Sequence[str]) -> "Figure | None":
     return figure
 
 
-def _two_by_two(panel: "Axes", table_22: npt.NDArray[np.int64]) -> None:
-    """Present in the upper row, called present in the left column."""
+def matrix(counts_LL: npt.NDArray[np.int64], classes: Sequence[str]) -> "Figure | None":
+    """Draw true classes (rows) by predicted ones: shade is the share of the row."""
+    if not counts_LL.any():
+        return None
+    from matplotlib.figure import Figure
+
+    num_classes = len(classes)
+    figure = Figure(figsize=(2.2 + 0.85 * num_classes, 1.4 + 0.62 * num_classes))
+    panel = figure.subplots()
+    names = [short(name, 14) for name in classes]
+    for row in range(num_classes):
+        total = int(counts_LL[row].sum())
+        for column in range(num_classes):
+            _cell(panel, (column, num_classes - 1 - row), counts_LL[row, column], total,
+                  right=row == column)  # fmt: skip
+    panel.set(xlim=(0, num_classes), ylim=(0, num_classes))
+    panel.set_xticks(np.arange(num_classes) + 0.5, names, rotation=30 if num_classes > 5 else 0)
+    panel.set_yticks(num_classes - 0.5 - np.arange(num_classes), names)
+    panel.set(xlabel="predicted", ylabel="truth")
+    panel.tick_params(length=0)
+    panel.grid(visible=False)
+    panel.spines[:].set_visible(False)
+    return figure
+
+
+def _cell(
+    panel: "Axes", corner: tuple[int, int], count: np.int64, total: int, *, right: bool
+) -> None:
+    """One cell of unit size: how many images, and the share of its row."""
     from matplotlib.patches import Rectangle
 
+    share = int(count) / total if total else 0.0
+    colour = INK["blue"] if right else INK["vermillion"]
+    panel.add_patch(Rectangle(corner, 1, 1, facecolor=colour, alpha=0.06 + 0.44 * share))
+    text = f"{int(count)}\n{share:.0%}" if total else "0"
+    middle = (corner[0] + 0.5, corner[1] + 0.5)
+    panel.text(*middle, text, ha="center", va="center", linespacing=1.3)
+
+
+def _two_by_two(panel: "Axes", table_22: npt.NDArray[np.int64]) -> None:
+    """Present in the upper row, called present in the left column."""
     for row, truth in enumerate((1, 0)):
         total = int(table_22[truth].sum())
         for column, called in enumerate((1, 0)):
-            count = int(table_22[truth, called])
-            share = count / total if total else 0.0
-            colour = INK["blue"] if truth == called else INK["vermillion"]
-            corner = (column, 1 - row)
-            panel.add_patch(Rectangle(corner, 1, 1, facecolor=colour, alpha=0.06 + 0.44 * share))
-            middle = (column + 0.5, 1.5 - row)
-            text = f"{count}\n{share:.0%}" if total else "0"
-            panel.text(*middle, text, ha="center", va="center", linespacing=1.3)
+            _cell(panel, (column, 1 - row), table_22[truth, called], total, right=truth == called)
     panel.set(xlim=(0, 2), ylim=(0, 2), aspect="equal")
     panel.set_xticks([0.5, 1.5], ["yes", "no"])
     panel.set_yticks([1.5, 0.5], ["present", "absent"], rotation=90, va="center")

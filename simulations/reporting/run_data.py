@@ -277,7 +277,7 @@ def _read_arm(folder: Path, study: StudyConfig) -> Arm:
 
 def _sums(table: Mapping[str, Any], study: StudyConfig) -> dict[str, MetricSums]:
     """Each site's sums, with the shapes that `common.metrics` states."""
-    shapes = sum_shapes(len(study.task.classes))
+    shapes = sum_shapes(len(study.task.classes), study.task.mode)
     read: dict[str, MetricSums] = {}
     for site, parts in table.items():
         arrays = {name: np.asarray(parts[name], dtype=np.int64) for name in shapes}

@@ -204,6 +204,19 @@ def test_ledger_finds_a_whole_chain_of_another_key(six: Ledger, tmp_path: Path) 
     assert_untrusted(six)
 
 
+def test_ledger_finds_the_end_of_another_history_of_the_same_key(
+    six: Ledger, tmp_path: Path
+) -> None:
+    # A backup restored and carried on: both histories are genuine, their mixture is not.
+    cheap = Ledger(Path(shutil.copytree(six.folder, tmp_path / "cheap")))
+    cheap.path.write_bytes(b"".join(lines_of(cheap)[:3]))
+    with cheap.locked() as locked:
+        for number in (3, 4, 5):
+            locked.append(replace(spend(number), steps=1))
+    six.path.write_bytes(b"".join([*lines_of(six)[:4], *lines_of(cheap)[4:]]))
+    assert_untrusted(six)
+
+
 def test_ledger_error_names_the_first_bad_entry_and_the_way_out(six: Ledger) -> None:
     lines = lines_of(six)
     six.path.write_bytes(b"".join([*lines[:3], *lines[4:]]))

@@ -43,6 +43,8 @@ def test_multiclass_metrics_agree_with_sklearn(seed: int) -> None:
         [sk.average_precision_score(labels == k, probabilities[:, k]) for k in range(3)]
     )
     assert figures["average_precision"] == pytest.approx(precision, abs=5e-3)
+    sums = classification_sums(probabilities, labels, losses, "multiclass")
+    assert sums["matrix"].tolist() == sk.confusion_matrix(labels, predicted).tolist()
     assert figures["sensitivity/b"] == pytest.approx(
         sk.recall_score(labels == 1, predicted == 1)
     )
@@ -91,7 +93,7 @@ def test_sums_of_sites_in_any_order_equal_the_pooled_sums(seed: int, cuts: list[
 
 def test_sum_shapes_are_those_of_the_sums() -> None:
     sums = classification_sums(*random_scores(0), "multiclass")
-    assert {name: array.shape for name, array in sums.items()} == sum_shapes(3)
+    assert {name: array.shape for name, array in sums.items()} == sum_shapes(3, "multiclass")
     assert all(array.dtype == np.int64 for array in sums.values())
 
 

@@ -48,7 +48,7 @@ def test_screen_examples(stated: int | None, ok: bool) -> None:
 
 def test_screen_sums_refuses_wrong_shapes_and_negative_counts() -> None:
     sums = classification_sums(np.array([[0.9, 0.1]]), np.array([0]), np.zeros(1), "multiclass")
-    screen_sums(sums, sum_shapes(2))
+    screen_sums(sums, sum_shapes(2, "multiclass"))
     for bad in (
         {**sums, "count": np.array(-1)},
         {**sums, "count": np.array(1.0)},
@@ -56,4 +56,4 @@ def test_screen_sums_refuses_wrong_shapes_and_negative_counts() -> None:
         {name: array for name, array in sums.items() if name != "loss"},
     ):
         with pytest.raises(UpdateError, match="sum"):
-            screen_sums(bad, sum_shapes(2))
+            screen_sums(bad, sum_shapes(2, "multiclass"))

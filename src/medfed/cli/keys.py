@@ -1,7 +1,7 @@
 """`medfed study keys`: every key of a study file, from the same place that validates it."""
 
 from collections.abc import Iterator
-from typing import Any, Literal, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -41,7 +41,7 @@ def _is_section(kind: Any) -> bool:
 def _choices(field: FieldInfo) -> str:
     if get_origin(field.annotation) is not Literal:
         return ""
-    return "   # " + " | ".join(str(choice) for choice in field.annotation.__args__)
+    return "   # " + " | ".join(str(choice) for choice in get_args(field.annotation))
 
 
 def _default(field: FieldInfo) -> str:
