@@ -103,7 +103,7 @@ def _vessels(canvas: Canvas, body: Body) -> Field:
     spots = spots * np.clip(np.cos(150 * distance + 3 * shift), 0, 1) ** 2
     # Blood settles: the dependent lung is a little denser.
     gradient = 60 * (canvas.y - 0.4)
-    vessels: npt.NDArray[np.float64] = 620 * fan * np.exp(-((distance / 0.085) ** 2)) + 330 * spots
+    vessels: Field = 620 * fan * np.exp(-((distance / 0.085) ** 2)) + 330 * spots
     return vessels + gradient
 
 
