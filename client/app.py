@@ -6,7 +6,6 @@ it as a reason code only; the detail is in the site's own log.
 
 import hashlib
 import logging
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from medfed.client.workspace import pick_device, workspace
 from medfed.common import messages
 from medfed.common.errors import DataError, MedfedError, RefusalReason, SiteRefusal, StudyError
 from medfed.common.messages import EvaluateReply, JoinReply, ModelRequest, Refusal, TrainReply
-from medfed.common.state_dicts import digest
+from medfed.common.state_dicts import check_fits, digest
 
 log = logging.getLogger(__name__)
 
@@ -83,10 +82,11 @@ def _join(message: Message, site: SiteConfig) -> RecordDict:
 
 
 def _train(message: Message, site: SiteConfig) -> RecordDict:
-    started = time.perf_counter()
     request = messages.unpack_model_request(message.content)
     policy.check_study(request.study, site.policy)
     here = workspace(site, request.study)
+    # Before the charge: weights of another model must not cost the patients anything.
+    check_fits(here.model, request.weights)
     private = request.study.privacy.enabled
     if private:
         seeded = site.policy.allow_seeded_noise
@@ -114,23 +114,21 @@ def _train(message: Message, site: SiteConfig) -> RecordDict:
         loss=result.loss,
         epsilon=epsilon,
         noise=noise,
-        seconds=time.perf_counter() - started,
     )
     return messages.pack_train_reply(reply)
 
 
 def _evaluate(message: Message, site: SiteConfig) -> RecordDict:
-    started = time.perf_counter()
     request = messages.unpack_model_request(message.content)
     policy.check_study(request.study, site.policy)
     sums = None
     if site.policy.release_evaluation:
         here = workspace(site, request.study)
+        check_fits(here.model, request.weights)
         sums = evaluate(
             here.model, request.weights, here.data.test, here.task, _round(request, site)
         )
-    reply = EvaluateReply(site=site.name, sums=sums, seconds=time.perf_counter() - started)
-    return messages.pack_evaluate_reply(reply)
+    return messages.pack_evaluate_reply(EvaluateReply(site=site.name, sums=sums))
 
 
 def _round(request: ModelRequest, site: SiteConfig) -> Round:

@@ -191,7 +191,10 @@ def verify(lines: list[bytes], public_key: Ed25519PublicKey, name: str) -> tuple
                 raise ValueError("it does not follow the entry before it")
             if table["hash"] != _hash(table):
                 raise ValueError("its hash does not match its content")
-            public_key.verify(bytes.fromhex(table["signature"]), bytes.fromhex(table["hash"]))
+            signature = bytes.fromhex(table["signature"])
+            if signature.hex() != table["signature"]:  # fromhex also reads capitals and spaces
+                raise ValueError("its signature is not written as this program writes it")
+            public_key.verify(signature, bytes.fromhex(table["hash"]))
             entries.append(Entry(index, table["time"], Spend(**table["event"]), table["hash"]))
         except InvalidSignature:
             raise _untrusted(name, index, "its signature is not this site's") from None

@@ -66,7 +66,6 @@ class TrainReply:
         loss: Mean training loss; None under DP.
         epsilon: What this data set has spent in all, after this round; None without DP.
         noise: secure, seeded or none.
-        seconds: Time the site took.
     """
 
     site: str
@@ -75,7 +74,6 @@ class TrainReply:
     loss: float | None
     epsilon: float | None
     noise: str
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +82,6 @@ class EvaluateReply:
 
     site: str
     sums: MetricSums | None
-    seconds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +150,6 @@ def pack_train_reply(reply: TrainReply) -> RecordDict:
             loss=reply.loss,
             epsilon=reply.epsilon,
             noise=reply.noise,
-            seconds=reply.seconds,
         ),
     )
     content["arrays"] = pack_arrays(reply.update)
@@ -162,7 +158,7 @@ def pack_train_reply(reply: TrainReply) -> RecordDict:
 
 def pack_evaluate_reply(reply: EvaluateReply) -> RecordDict:
     """Pack an `EvaluateReply`."""
-    content = _pack("sums", _present(site=reply.site, seconds=reply.seconds))
+    content = _pack("sums", {"site": reply.site})
     if reply.sums is not None:
         content["arrays"] = pack_arrays(cast(StateDict, reply.sums))
     return content
@@ -199,15 +195,10 @@ def unpack_reply(content: RecordDict) -> Reply:
             loss=_number(values, "loss", float),
             epsilon=_number(values, "epsilon", float),
             noise=_text(values, "noise"),
-            seconds=_number(values, "seconds", float) or 0.0,
         )
     if kind == "sums":
         sums = _arrays_of(content) if "arrays" in content else None
-        return EvaluateReply(
-            site=site,
-            sums=cast(MetricSums | None, sums),
-            seconds=_number(values, "seconds", float) or 0.0,
-        )
+        return EvaluateReply(site=site, sums=cast(MetricSums | None, sums))
     raise MessageError(f"Expected a reply of a known kind, got {kind!r}.")
 
 

@@ -8,6 +8,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from medfed.common.errors import MessageError
+
 StateDict = dict[str, npt.NDArray[np.generic]]
 """Parameter and buffer names to arrays, in the model's order."""
 
@@ -20,6 +22,27 @@ def read_state(model: nn.Module) -> StateDict:
 def write_state(model: nn.Module, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
     """Copy `state` into a model in place; names and shapes must match."""
     model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+
+
+def check_fits(model: nn.Module, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    """Check that `state` has a model's names, shapes and types, and is finite.
+
+    Raises:
+        MessageError: Naming the first array that does not fit.
+    """
+    own = model.state_dict()
+    if set(own) != set(state):
+        missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+        raise MessageError(f"Expected the model's arrays; missing {missing}, unknown {extra}.")
+    for name, tensor in own.items():
+        array = state[name]
+        if tuple(tensor.shape) != array.shape or str(tensor.dtype) != f"torch.{array.dtype}":
+            raise MessageError(
+                f"{name}: expected {tensor.dtype} of shape {list(tensor.shape)}, got "
+                f"{array.dtype} of shape {list(array.shape)}."
+            )
+        if not np.isfinite(array).all():
+            raise MessageError(f"{name}: holds NaN or infinite values.")
 
 
 def difference(new: StateDict, old: StateDict) -> StateDict:

@@ -128,8 +128,8 @@ class PrivacySection(Section):
 
     unit: Literal["patient", "record", "none"] = "patient"
     """Whose contribution one epsilon covers. none: no privacy, and the report says so."""
-    noise_multiplier: PositiveFloat = 1.0
-    """Noise standard deviation over max_grad_norm."""
+    noise_multiplier: Annotated[float, Field(ge=0.1, le=1e3, allow_inf_nan=False)] = 1.0
+    """Noise standard deviation over max_grad_norm; below 0.1 no useful epsilon is left."""
     max_grad_norm: PositiveFloat = 1.0
     """L2 bound on one unit's gradient."""
     sample_rate: Fraction = 0.1

@@ -13,6 +13,12 @@ from pydantic_core import ErrorDetails
 from medfed.common.errors import StudyError
 from medfed.common.study import StudyConfig, to_plain
 
+_HINTS = {
+    "privacy.noise_multiplier": 'Set privacy.unit = "none" for a run without privacy.',
+    "study.name": "Run folders carry the name: use letters, digits, dot, dash, underscore.",
+    "simulation.dataset": "`medfed study keys` lists every key.",
+}
+
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Read the study in `path`, apply `section.key=value` overrides, validate the whole.
@@ -96,7 +102,8 @@ def _describe(detail: ErrorDetails, model: type[BaseModel]) -> str:
     if detail["type"] == "value_error":
         text = str(detail["ctx"]["error"]) if "ctx" in detail else detail["msg"]
         return f"{key}: {text}" if key else text
-    return f"{key}: {detail['msg']}, got {detail['input']!r}."
+    hint = f" {_HINTS[key]}" if key in _HINTS else ""
+    return f"{key}: {detail['msg']}, got {detail['input']!r}.{hint}"
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:

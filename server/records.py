@@ -59,7 +59,8 @@ class SiteRound:
         loss: Mean training loss; None under DP.
         epsilon: Spent by the site's data set so far; None without DP.
         noise: secure, seeded or none.
-        seconds: Training time at the site.
+        seconds: From asking to the answer, as the server sees it. A site states no time of its
+            own: under DP it would tell of the patients that were sampled.
         metrics: Figures on the site's held-out images, if it released them.
     """
 

@@ -5,6 +5,7 @@ own `Strategy.start` can drive it too.
 """
 
 import logging
+import time
 from collections.abc import Iterable, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -49,6 +50,7 @@ class FedAvgStrategy(Strategy):
         self._evaluators = evaluators
         self._by_node = {site.node_id: site for site in [*trainers, *evaluators]}
         self._weights: StateDict = {}
+        self._asked = 0.0
         self.sites: dict[str, SiteRound] = {}
         self.sums: dict[str, MetricSums] = {}
         self.left: set[str] = set()
@@ -58,6 +60,7 @@ class FedAvgStrategy(Strategy):
     ) -> list[Message]:
         """Return one training message for each participant of the round."""
         self._weights = messages.unpack_arrays(arrays)
+        self._asked = time.perf_counter()
         staying = [site for site in self._trainers if site.name not in self.left]
         chosen = draw_participants(staying, self._study, server_round)
         self.sites = {site.name: SiteRound(status="failed", reason="no answer") for site in chosen}
@@ -178,7 +181,7 @@ class FedAvgStrategy(Strategy):
         record = self._round_of(site.name)
         record.status, record.reason, record.weight = "ok", "", weight
         record.loss, record.epsilon, record.noise = reply.loss, reply.epsilon, reply.noise
-        record.seconds = reply.seconds
+        record.seconds = time.perf_counter() - self._asked
 
     def _refused(self, name: str, refusal: Refusal) -> None:
         record = self._round_of(name)

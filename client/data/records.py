@@ -24,7 +24,7 @@ class SourceRecord:
         source: What an error about this record names: a file, or a file and a row.
         read_image: Decodes the image: uint8 or float, 0..255, of shape [H, W] or [H, W, 3].
             Raises UnreadableImageError.
-        read_mask: Decodes the segmentation mask, uint8 class indices of shape [H, W], if there is one.
+        read_mask: Decodes the mask, uint8 class indices of shape [H, W], if there is one.
         report: Free text of the report, if there is one.
         split: The data set's official split, if it has one that respects patients.
         columns: Metadata by column name, as text (e.g. dataset, sex, scanner): natural partitions

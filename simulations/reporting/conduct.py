@@ -173,7 +173,7 @@ def traffic_table(run: RunData) -> Table:
 
 
 def slowest_sites(arm: Arm | None) -> list[tuple[int, float]]:
-    """Return (round, training seconds of the slowest site) where any site trained."""
+    """Return (round, seconds until the last site had answered) where any site trained."""
     times = [
         (r.round_number, max((s.seconds for s in r.sites.values() if _is_update(s)), default=0.0))
         for r in (arm.rounds if arm else ())
@@ -194,7 +194,7 @@ def time_table(run: RunData) -> Table:
         for name, arm in run.arms.items()
         if arm.rounds
     )
-    columns = ("Arm", "Rounds", "Time, all rounds", "Mean round", "Slowest site's training, mean")
+    columns = ("Arm", "Rounds", "Time, all rounds", "Mean round", "Until the last update, mean")
     return Table(columns, rows)
 
 

@@ -200,7 +200,7 @@ def byte_unit(number: int) -> tuple[str, int]:
 def round_times(
     walls: Sequence[tuple[int, float]], slowest: Sequence[tuple[int, float]]
 ) -> "Figure | None":
-    """Draw seconds by round: wall time as bars, the slowest site's training as dots."""
+    """Draw seconds by round: wall time as bars, the last site's answer as dots."""
     if not walls:
         return None
     figure, axes = new_figure(10, 3.0)
@@ -208,7 +208,7 @@ def round_times(
     axes.bar(x, y, 0.7, color=INK["sky"], label="whole round, evaluation included")
     if slowest:
         x, y = zip(*slowest, strict=True)
-        axes.plot(x, y, "o", color=INK["blue"], label="training at the slowest site", **_HALO)
+        axes.plot(x, y, "o", color=INK["blue"], label="last site's update", **_HALO)
     axes.set(xlabel="round", ylabel="seconds", ylim=(0, None))
     axes.set_xlim(0.4, walls[-1][0] + 0.6)
     axes.grid(axis="x", visible=False)

@@ -174,6 +174,14 @@ TAMPERINGS: dict[str, Tamper] = {
         *lines[:5],
         edited(lines[5], event=asdict(replace(spend(5), steps=1))),
     ],
+    "signature in capitals": lambda lines: [
+        *lines[:5],
+        edited(lines[5], signature=json.loads(lines[5])["signature"].upper()),
+    ],
+    "signature with a space": lambda lines: [
+        *lines[:5],
+        edited(lines[5], signature=json.loads(lines[5])["signature"] + " "),
+    ],
     "not an object": lambda lines: [*lines, b"[1, 2]\n"],
     "a number": lambda lines: [*lines, b"7\n"],
     "event not an object": lambda lines: [*lines[:5], edited(lines[5], event=None)],

@@ -19,7 +19,7 @@ from medfed.common.accounting import GaussianEvent, epsilon
 from medfed.common.errors import RefusalReason
 from medfed.common.messages import EvaluateReply, Refusal, TrainReply, pack_arrays, unpack_reply
 from medfed.common.models import build_model
-from medfed.common.state_dicts import read_state
+from medfed.common.state_dicts import StateDict, read_state
 from medfed.common.study import StudyConfig
 from medfed.simulations.grids.local import LocalGrid
 
@@ -79,10 +79,14 @@ class Site:
         (folder / "site.toml").write_text(tomli_w.dumps(table))
 
     def ask(
-        self, study: StudyConfig, kind: str = messages.TRAIN, round_number: int = 1
+        self,
+        study: StudyConfig,
+        kind: str = messages.TRAIN,
+        round_number: int = 1,
+        weights: StateDict | None = None,
     ) -> RecordDict:
-        """Return the content of the site's reply to the study's initial weights."""
-        arrays = pack_arrays(read_state(build_model(study, 2)))
+        """Return the content of the site's reply to `weights`, or to the study's initial ones."""
+        arrays = pack_arrays(read_state(build_model(study, 2)) if weights is None else weights)
         content = messages.pack_model(study, "run", round_number, arrays)()
         with LocalGrid(app, {7: self.folder / "site.toml"}) as grid:
             [reply] = grid.send_and_receive([Message(content, 7, kind)], timeout=60)
@@ -114,7 +118,7 @@ def test_private_reply_holds_the_update_and_public_facts_only(tmp_path: Path, st
     content = Site(tmp_path, store).ask(study)
     assert set(content) == {"medfed", "arrays"}
     # No num_examples, no loss, no metric: each of them would be a release that nothing paid for.
-    assert set(values_of(content)) == {"version", "kind", "site", "epsilon", "noise", "seconds"}
+    assert set(values_of(content)) == {"version", "kind", "site", "epsilon", "noise"}
     reply = unpack_reply(content)
     assert isinstance(reply, TrainReply)
     assert (reply.num_examples, reply.loss) == (None, None)
@@ -204,5 +208,22 @@ def test_evaluation_leaves_only_where_the_policy_releases_it(
     content = Site(tmp_path, store, release_evaluation=allowed).ask(make_study(), messages.EVALUATE)
     reply = unpack_reply(content)
     assert isinstance(reply, EvaluateReply)
-    assert set(values_of(content)) == {"version", "kind", "site", "seconds"}
+    assert set(values_of(content)) == {"version", "kind", "site"}
     assert ("arrays" in content) == (reply.sums is not None) == allowed
+
+
+def test_weights_of_another_model_are_refused_before_anything_is_charged(
+    tmp_path: Path, store: Path
+) -> None:
+    site, study = Site(tmp_path, store), make_study()
+    [(name, array), *rest] = list(read_state(build_model(study, 2)).items())
+    for wrong in (
+        dict(rest),
+        {name: array[:-1], **dict(rest)},
+        {name: array.astype(np.float64), **dict(rest)},
+        {name: np.full_like(array, np.nan), **dict(rest)},
+    ):
+        assert isinstance(unpack_reply(site.ask(study, weights=wrong)), Refusal)
+    assert site.ledger.entries() == ()
+    site.train(study)
+    assert len(site.ledger.entries()) == 1

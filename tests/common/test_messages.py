@@ -29,8 +29,12 @@ ARRAYS = st.dictionaries(
 
 def train_reply(update: dict[str, np.ndarray]) -> TrainReply:
     return TrainReply(
-        site="s", update=update, num_examples=None, loss=None, epsilon=1.5, noise="secure",
-        seconds=0.1,
+        site="s",
+        update=update,
+        num_examples=None,
+        loss=None,
+        epsilon=1.5,
+        noise="secure",
     )
 
 
@@ -64,7 +68,7 @@ def test_requests_survive_the_wire_without_the_simulation() -> None:
         JoinReply(site="s", public_num_patients=None),
         JoinReply(site="s", public_num_patients=300),
         Refusal(site="s", reason=RefusalReason.BUDGET),
-        EvaluateReply(site="s", sums=None, seconds=1.0),
+        EvaluateReply(site="s", sums=None),
     ],
 )
 def test_replies_survive_the_wire(reply: messages.Reply) -> None:

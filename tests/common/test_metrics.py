@@ -1,5 +1,7 @@
 """Metrics as sums: the federated figure equals the pooled one, and both the textbook's."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -45,9 +47,7 @@ def test_multiclass_metrics_agree_with_sklearn(seed: int) -> None:
     assert figures["average_precision"] == pytest.approx(precision, abs=5e-3)
     sums = classification_sums(probabilities, labels, losses, "multiclass")
     assert sums["matrix"].tolist() == sk.confusion_matrix(labels, predicted).tolist()
-    assert figures["sensitivity/b"] == pytest.approx(
-        sk.recall_score(labels == 1, predicted == 1)
-    )
+    assert figures["sensitivity/b"] == pytest.approx(sk.recall_score(labels == 1, predicted == 1))
 
 
 def test_multilabel_metrics_agree_with_sklearn() -> None:
@@ -79,7 +79,7 @@ def test_sums_of_sites_in_any_order_equal_the_pooled_sums(seed: int, cuts: list[
     edges = [0, *sorted(set(cuts)), 400]
     parts = [
         classification_sums(probabilities[a:b], labels[a:b], losses[a:b], "multiclass")
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in itertools.pairwise(edges)
     ]
     for order in (parts, parts[::-1]):
         total = add_sums(order)

@@ -39,7 +39,7 @@ def test_ready_made_study_is_valid_and_survives_writing(path: Path) -> None:
     [
         (changed("training", learning_rat=1), ["training.learning_rat", "learning_rate?"]),
         ({**minimal(), "trainning": {}}, ["trainning", "training?"]),
-        (changed("privacy", noise_multiplier=0), ["privacy.noise_multiplier", "greater than 0"]),
+        (changed("privacy", noise_multiplier=0), ["privacy.noise_multiplier", "0.1", "unit"]),
         (changed("privacy", noise_multiplier="x"), ["privacy.noise_multiplier", "'x'"]),
         (changed("privacy", sample_rate=1.5), ["privacy.sample_rate"]),
         (changed("training", local_epochs=1), ["exactly one of local_epochs and local_steps"]),

@@ -36,7 +36,8 @@ def test_screen_update_refuses(bad: dict[str, np.ndarray], fragment: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("stated", "ok"), [(1, True), (2**28, True), (0, False), (-5, False), (2**29, False), (None, False)]
+    ("stated", "ok"),
+    [(1, True), (2**28, True), (0, False), (-5, False), (2**29, False), (None, False)],
 )
 def test_screen_examples(stated: int | None, ok: bool) -> None:
     if ok:

@@ -40,6 +40,7 @@ method = "natural"
 column = "scanner"
 """
 
+
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     """The tiny study's file."""

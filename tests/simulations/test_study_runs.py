@@ -161,7 +161,7 @@ def ham_folder(tmp_path: Path, num_lesions: int = 40) -> Path:
     return folder
 
 
-HEADER = "lesion_id,image_id,dx,dx_type,age,sex,localization,dataset".split(",")
+HEADER = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
 
 
 def write_metadata(folder: Path, rows: list[list[str]], header: list[str] = HEADER) -> None:

@@ -41,7 +41,11 @@ def record(number: int, **values: object) -> SourceRecord:
 
 def dataset(*records: SourceRecord, digest: str = "0" * 64) -> SourceDataset:
     return SourceDataset(
-        name="test set", licence="none", citation="none", classes=("a", "b"), records=records,
+        name="test set",
+        licence="none",
+        citation="none",
+        classes=("a", "b"),
+        records=records,
         digest=digest,
     )
 
@@ -85,7 +89,7 @@ def test_damaged_image_is_quarantined_counted_and_refused_when_strict(tmp_path: 
     assert read_quarantine(store.folder) == [
         {"source": "image 2", "reason": "image 2: cut off in the middle"}
     ]
-    with pytest.raises(UnreadableImageError, match="quarantine.jsonl"):
+    with pytest.raises(UnreadableImageError, match=r"quarantine\.jsonl"):
         prepare(data, tmp_path, strict=True)
     with pytest.raises(UnreadableImageError, match="cut off"):
         prepare(data, tmp_path / "fresh", strict=True)
@@ -109,7 +113,11 @@ def test_interrupted_preparation_leaves_no_store(tmp_path: Path) -> None:
         ((record(0, labels=("zebra",)),), DataError, ["image 0", "zebra", "task.classes"]),
         ((record(0, labels=()),), DataError, ["image 0", "exactly one label"]),
         ((record(0, labels=("a", "b")),), DataError, ["image 0", "multilabel"]),
-        ((record(0, split="train"), record(1, split="test")), LeakageError, ["image 1", "one side"]),
+        (
+            (record(0, split="train"), record(1, split="test")),
+            LeakageError,
+            ["image 1", "one side"],
+        ),
         ((record(2, read_image=damaged),), DataError, ["None of the 1", "cut off"]),
     ],
 )
@@ -124,9 +132,7 @@ def test_wrong_data_set_is_refused_by_name(
 
 def test_multilabel_store_takes_any_number_of_labels(tmp_path: Path) -> None:
     records = (record(0, labels=()), record(1, labels=("b", "a")), record(2, labels=("b",)))
-    store = prepare_store(
-        dataset(*records), MULTILABEL, IMAGE, parent=tmp_path, pseudonym_key=KEY
-    )
+    store = prepare_store(dataset(*records), MULTILABEL, IMAGE, parent=tmp_path, pseudonym_key=KEY)
     assert store.labels.tolist() == [[0, 0], [1, 1], [0, 1]]
 
 
@@ -176,9 +182,7 @@ def test_store_key_depends_on_the_pseudonym_key(tmp_path: Path) -> None:
         (np.full((30, 20, 3), 9, np.uint8), 1, 9),
     ],
 )
-def test_fit_image_gives_the_stored_shape(
-    pixels: np.ndarray, channels: int, expected: int
-) -> None:
+def test_fit_image_gives_the_stored_shape(pixels: np.ndarray, channels: int, expected: int) -> None:
     fitted = fit_image(pixels, DataSection(image_size=16, channels=channels), "x")  # type: ignore[arg-type]
     assert fitted.shape == (channels, 16, 16)
     assert fitted.dtype == np.uint8
