@@ -177,6 +177,6 @@ def _images(
     rows, columns = np.mgrid[:size, :size]
     for image, label in zip(pixels, labels, strict=True):
         centre = rng.uniform(0.2 * size, 0.8 * size, 2)
-        inside = np.hypot(rows - centre[0], columns - centre[1]) < rng.uniform(0.06, 0.14) * size
-        image[inside] += 40 * label
+        inside = np.hypot(rows - centre[0], columns - centre[1]) < rng.uniform(0.1, 0.2) * size
+        image[inside] += 60 * label
     return pixels.clip(0, 255).astype(np.uint8)

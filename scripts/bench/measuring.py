@@ -26,9 +26,14 @@ _PACKAGES = ("medfed", "torch", "flwr", "ray", "opacus", "numpy")
 
 @dataclass(frozen=True)
 class Sample:
-    """One finished process: wall seconds and the largest resident set of it or of a child."""
+    """One finished process: wall and CPU seconds, and the largest resident set.
+
+    CPU and memory are those of the process and of the children that it waited for: not of a
+    SuperLink that detached itself.
+    """
 
     wall_s: float
+    cpu_s: float
     max_rss_bytes: int
 
 
@@ -63,7 +68,7 @@ def run_process(
             output.seek(0)
             tail = output.read().decode(errors="replace")[-4000:]
             raise SystemExit(f"{' '.join(map(str, command))}\n{tail}\nexit {process.returncode}")
-    return Sample(wall_s, usage.ru_maxrss * 1024)
+    return Sample(wall_s, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
 
 class MemoryWatch:
@@ -130,7 +135,7 @@ def alternate(
         for name, run in contestants.items():
             sample = run()
             samples[name].append(sample)
-            note(f"{turn}/{repeats}  {name}: {sample.wall_s:.2f} s")
+            note(f"{turn}/{repeats}  {name}: {sample.wall_s:.2f} s, CPU {sample.cpu_s:.2f} s")
     return samples
 
 

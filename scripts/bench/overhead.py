@@ -54,6 +54,7 @@ class Contestant:
     run: Callable[[], Sample]
     figures: Callable[[], dict[str, float]]
     is_plain: bool = False
+    detaches: bool = False
     peak_bytes: int = 0
     samples: list[Sample] = field(default_factory=list)
     last: dict[str, float] = field(default_factory=dict)
@@ -90,8 +91,10 @@ def contestants_on(
     found.append(Contestant(name, partial(medfed.run, cores, len(cores)), medfed.figures))
     if flower is not None:
         cold, warm = partial(flower.cold, cores, 1), partial(flower.warm, cores, 1)
-        found.append(Contestant("stock flwr run (Ray), cold", cold, flower.figures))
-        found.append(Contestant("stock flwr run (Ray), SuperLink warm", warm, flower.figures))
+        found.append(Contestant("stock flwr run (Ray), cold", cold, flower.figures, detaches=True))
+        found.append(
+            Contestant("stock flwr run (Ray), SuperLink warm", warm, flower.figures, detaches=True)
+        )
     return found
 
 
@@ -117,13 +120,14 @@ def table(contestants: list[Contestant]) -> str:
             f"{one.wall_s:.2f}",
             spread([sample.wall_s for sample in one.samples], 2),
             f"{one.wall_s / base:.2f}",
+            "-" if one.detaches else f"{median([sample.cpu_s for sample in one.samples]):.2f}",
             f"{one.peak_bytes / MIB:.0f}",
             f"{one.last['accuracy']:.3f}",
             f"{one.last['auroc']:.3f}",
         ]
         for one in contestants
     ]
-    head = ["", "seconds, median", "range", "ratio", "peak MiB", "accuracy", "AUROC"]
+    head = ["", "seconds, median", "range", "ratio", "CPU s", "peak MiB", "accuracy", "AUROC"]
     return markdown_table(head, rows)
 
 
@@ -131,6 +135,7 @@ def _as_json(one: Contestant, base: float) -> dict[str, Any]:
     return {
         "name": one.name,
         "wall_s": [sample.wall_s for sample in one.samples],
+        "cpu_s": [sample.cpu_s for sample in one.samples],
         "max_rss_bytes": [sample.max_rss_bytes for sample in one.samples],
         "peak_bytes": one.peak_bytes,
         "ratio": one.wall_s / base,

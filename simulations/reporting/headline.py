@@ -63,7 +63,7 @@ def _tiles(run: RunData) -> tuple[Tile, ...]:
             figure(results.local_mean(run, "auroc")),
             f"mean of {counted(num_local, 'model')}" if num_local else "no local model",
         ),
-        _privacy_tile(run),
+        privacy_tile(run),
         Tile(
             "Rounds",
             f"{done} of {run.study.training.rounds}",
@@ -77,7 +77,8 @@ def _tiles(run: RunData) -> tuple[Tile, ...]:
     )
 
 
-def _privacy_tile(run: RunData) -> Tile:
+def privacy_tile(run: RunData) -> Tile:
+    """Return the highest epsilon over the sites, with its unit, delta and kind of noise."""
     privacy = run.study.privacy
     if not privacy.enabled:
         return Tile("Privacy ε", "none", "no differential privacy")

@@ -51,6 +51,8 @@ class _Arm:
 def show_progress(run: Path, study: StudyConfig, console: Console) -> Iterator[Preparing]:
     """Show the run until the block ends; yields what preparation reports to."""
     display = _Display(run, study, console)
+    # What an earlier start of this run did is taken in, not told again.
+    display.refresh(announce=False)
     stop = threading.Event()
 
     def follow() -> None:
@@ -99,13 +101,15 @@ class _Display:
             self._prepared = self.bars.add_task("preparing", total=total, note="")
         self.bars.update(self._prepared, completed=done, note=f"{done}/{total} images")
 
-    def refresh(self) -> None:
+    def refresh(self, *, announce: bool = True) -> None:
         """Read what is new in every arm's events and show it."""
         for path in sorted((self._run / "arms").glob("*/events.jsonl")):
             name = path.parent.name
             arm = self._arms.setdefault(name, _Arm())
             for event in _new_events(path, arm):
                 self._apply(name, arm, event)
+                if announce:
+                    self._announce(name, arm, event)
             if not self._lines and arm.rounds:
                 self._show(name, arm)
         if not self._lines:
@@ -124,8 +128,11 @@ class _Display:
             if event["metrics"]:
                 arm.metric = event["metrics"].get("auroc")
             arm.epsilon = event["epsilon"] if event["epsilon"] is not None else arm.epsilon
-            if self._lines:
-                self._console.print(f"{name}: {self._note(arm)}", highlight=False)
+
+    def _announce(self, name: str, arm: _Arm, event: dict[str, Any]) -> None:
+        kind = event["event"]
+        if kind == "completed" and self._lines:
+            self._console.print(f"{name}: {self._note(arm)}", highlight=False)
         elif kind in ("failed", "refused") or (kind == "finished" and event["reason"]):
             self._console.print(f"{name}: {kind}: {event['reason']}", highlight=False)
 

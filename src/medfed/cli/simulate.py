@@ -12,9 +12,12 @@ from rich.console import Console
 
 from medfed.cli.progress import show_progress
 from medfed.common.errors import StudyError
+from medfed.common.files import read_json
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import load_study
+from medfed.simulations.reporting.headline import headline, privacy_tile
 from medfed.simulations.reporting.report import write_report
+from medfed.simulations.reporting.run_data import load_run
 from medfed.simulations.study import GridName, Options, read_run, run_study, start_study
 
 log = logging.getLogger(__name__)
@@ -46,9 +49,27 @@ def run_simulation(request: SimulateRequest, *, quiet: bool) -> None:
     with _logging_into(run), show_progress(run, study, console) as preparing:
         run_study(run, options, preparing)
     report = write_report(run)
-    Console(stderr=False, soft_wrap=True, highlight=False).print(
-        f"Run folder  {run}\nReport      {report}"
-    )
+    dataset = read_json(run / "simulation.json")["dataset"]
+    if dataset["num_quarantined"]:
+        console.print(
+            f"{dataset['num_quarantined']} image(s) could not be used and were left out; "
+            f"each is listed with its reason in {dataset['quarantine_list']}",
+            style="yellow",
+        )
+    lines = [] if quiet else ["", *_summary(run), ""]
+    lines += [f"Run folder  {run}", f"Report      {report}"]
+    Console(stderr=False, soft_wrap=True, highlight=False).print("\n".join(lines), markup=False)
+
+
+def _summary(run: Path) -> list[str]:
+    """The top of the report in words: what came out, and at what privacy."""
+    data = load_run(run)
+    summary, privacy = headline(data), privacy_tile(data)
+    return [
+        summary.sentence,
+        f"{privacy.label}: {privacy.value} ({privacy.note})",
+        *summary.notices,
+    ]
 
 
 def _open(request: SimulateRequest, options: Options) -> tuple[Path, StudyConfig]:
