@@ -20,7 +20,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from medfed.client.data.records import SourceDataset, SourceRecord
-from medfed.client.data.store import STORE_FORMAT, Store, open_store
+from medfed.client.data.store import STORE_FORMAT, Store, open_store, read_quarantine
 from medfed.common.errors import DataError, LeakageError, UnreadableImageError
 from medfed.common.study import DataSection, TaskSection
 
@@ -71,7 +71,8 @@ def prepare_store(
     if strict and store.num_quarantined:
         raise UnreadableImageError(
             f"{store.num_quarantined} image(s) of {dataset.name} cannot be used; they are listed "
-            f"in {folder / 'quarantine.jsonl'}. Mend them, or run without --strict."
+            f"in {folder / 'quarantine.jsonl'}. The first: "
+            f"{read_quarantine(folder)[0]['reason']} Mend them, or run without --strict."
         )
     return store
 
