@@ -34,12 +34,13 @@ _local = threading.local()
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 _ONE_GIB = 1 << 30
 
 
 def workspace(site: SiteConfig, study: StudyConfig) -> Workspace:
     """Return the warm data, task and network of `study` at `site`."""
-    _keep_freed_memory()
+    keep_freed_memory()
     _make_arithmetic_repeatable(study)
     task = make_task(study.task)
     device = pick_device(study, site)
@@ -62,16 +63,19 @@ def _model(study: StudyConfig, num_outputs: int, device: torch.device) -> nn.Mod
 
 
 @cache
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let the C library reuse large blocks instead of giving them back and asking again.
 
-    Per-patient gradients are hundreds of megabytes a step; fresh pages for each cost a third of a
-    DP step (scripts/bench/dp_step.py). No effect where there is no glibc.
+    Per-patient gradients are hundreds of megabytes a step; fresh pages for each cost up to half of
+    a DP step (scripts/bench/dp_step.py). Call it before worker threads start: glibc gives a thread
+    an arena of its own, whose large blocks go back to the system whatever is set here, so there
+    is one arena for all. No effect where there is no glibc.
     """
     try:
         mallopt = ctypes.CDLL("libc.so.6").mallopt
     except (OSError, AttributeError):
         return
+    mallopt(_M_ARENA_MAX, 1)
     mallopt(_M_MMAP_THRESHOLD, _ONE_GIB)
     mallopt(_M_TRIM_THRESHOLD, _ONE_GIB)
 

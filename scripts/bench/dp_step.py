@@ -7,6 +7,10 @@ peak memory is its own, and they take turns. Every variant is measured twice: wi
 allocator as it comes, and as medfed sets it (client/workspace.py). Each ratio is to the non-private
 step with the same setting.
 
+medfed trains in worker threads (LocalGrid), so its step runs in one here; the others in the main
+thread, as in a script. It matters: glibc gives a thread an arena of its own, whose large blocks go
+back to the system whatever the setting says, unless there is one arena for all.
+
   non-private       forward, mean loss, backward, SGD
   medfed, seeded    medfed's dp_step: vmap gradients in chunks; torch's noise, as in a simulation
   medfed, secure    the same with noise from AES-256-CTR, as in a deployment
@@ -25,6 +29,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -214,11 +219,20 @@ def measure_here(variant: str, setting: Setting, *, tuned: bool, check: bool) ->
     warnings.filterwarnings("ignore")
     torch.set_num_threads(setting.threads)
     if tuned:
-        from medfed.client.workspace import _keep_freed_memory
+        from medfed.client.workspace import keep_freed_memory
 
-        _keep_freed_memory()
+        keep_freed_memory()
     if check:
         return {"error": gradient_error(variant, setting)}
+    if variant.startswith("medfed"):
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            return pool.submit(_measure_steps, variant, setting).result()
+    return _measure_steps(variant, setting)
+
+
+def _measure_steps(variant: str, setting: Setting) -> dict[str, Any]:
+    # A thread's own number: PyTorch keeps it apart.
+    torch.set_num_threads(setting.threads)
     step, _ = make_step(variant, setting, 1.0)
     for _ in range(WARM_UP_STEPS):
         step()

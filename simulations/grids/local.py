@@ -24,6 +24,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from medfed.client.workspace import keep_freed_memory
+
 _SERVER_NODE = 1
 _PULL_WAIT_S = 0.5
 _CLIENT_APP_RAISED = 2  # Flower's ErrorCode for an exception in a ClientApp
@@ -56,6 +58,7 @@ class LocalGrid(Grid):
             )
             for node_id, path in sites.items()
         }
+        keep_freed_memory()
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="site")
         self._done: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._parked: dict[str, Message] = {}
