@@ -35,6 +35,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from medfed.common.accounting import GaussianEvent
 from medfed.common.errors import LedgerError
+from medfed.common.files import sync_folder
 
 GENESIS = "0" * 64
 _FIELDS = {"index", "previous", "time", "event", "hash", "signature"}
@@ -168,7 +169,7 @@ class LockedLedger:
         is_new = not self._path.exists()
         _write_through(self._path, line.encode())
         if is_new:
-            _sync_folder(self._path.parent)
+            sync_folder(self._path.parent)
         entry = Entry(body["index"], body["time"], spend, digest)
         self.entries.append(entry)
         return entry
@@ -273,7 +274,7 @@ def _make_key(path: Path, *, has_entries: bool) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _load_key(path: Path) -> Ed25519PrivateKey:
@@ -284,11 +285,3 @@ def _load_key(path: Path) -> Ed25519PrivateKey:
     if not isinstance(key, Ed25519PrivateKey):
         raise LedgerError(f"Expected an Ed25519 key in {path}. Restore it from a backup.")
     return key
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

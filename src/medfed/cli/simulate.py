@@ -1,6 +1,7 @@
 """`medfed simulate`: start or resume a study, show it live, end with the report."""
 
 import logging
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ from typing import cast
 from rich.console import Console
 
 from medfed.cli.progress import show_progress
-from medfed.common.errors import StudyError
+from medfed.common.errors import MedfedError, StudyError
 from medfed.common.files import read_json
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import load_study
@@ -46,8 +47,14 @@ def run_simulation(request: SimulateRequest, *, quiet: bool) -> None:
     )
     run, study = _open(request, options)
     console = Console(stderr=True, quiet=quiet)
-    with _logging_into(run), show_progress(run, study, console) as preparing:
-        run_study(run, options, preparing)
+    try:
+        with _logging_into(run), show_progress(run, study, console) as preparing:
+            run_study(run, options, preparing)
+    except MedfedError:
+        if request.resume is None and not (run / "simulation.json").exists():
+            # Refused before anything was trained: the next try may have the same name.
+            shutil.rmtree(run)
+        raise
     report = write_report(run)
     dataset = read_json(run / "simulation.json")["dataset"]
     if dataset["num_quarantined"]:
