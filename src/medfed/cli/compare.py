@@ -15,13 +15,15 @@ def print_comparison(runs: Sequence[Path], out: Path) -> None:
     if len(runs) < 2:
         raise RunError("Expected two or more run folders to compare.")
     comparison = compare_runs(runs, out)
-    table = Table(title="Runs side by side")
-    for column in comparison.columns:
-        table.add_column(column)
-    for row in comparison.rows:
-        table.add_row(*row)
-    console = Console(soft_wrap=True)
-    console.print(table)
+    # A column for each run: there are few runs and many figures, and terminals are narrow.
+    table = Table(title="Runs side by side", show_header=False)
+    table.add_column(style="dim")
+    for quantity, *values in zip(comparison.columns, *comparison.rows, strict=True):
+        table.add_row(quantity, *values)
+    if comparison.differing.rows:
+        table.add_section()
     for key, *values in comparison.differing.rows:
-        console.print(f"{key}: {' | '.join(values)}", highlight=False)
+        table.add_row(key, *values)
+    console = Console()
+    console.print(table)
     console.print(f"Page  {out / 'compare.html'}")
