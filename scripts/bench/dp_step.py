@@ -38,6 +38,7 @@ import torch
 import torch.nn.functional as F
 from measuring import (
     MIB,
+    clean_up_when_terminated,
     describe_machine,
     machine_lines,
     markdown_table,
@@ -254,6 +255,8 @@ def measure(variant: str, setting: Setting, core: int, *, tuned: bool, check: bo
         try:
             run_process([*command, "--json", out], cores=[core])
         except SystemExit as failure:
+            if isinstance(failure.code, int):
+                raise  # We were told to stop; a failed child exits with a message.
             lines = str(failure).strip().splitlines()
             return {"failure": lines[-2] if len(lines) > 1 else str(failure)}
         return json.loads(out.read_text())
@@ -329,6 +332,7 @@ def main() -> None:
         return
     from medfed.common.study import PrivacySection
 
+    clean_up_when_terminated()
     machine = describe_machine()
     setting = Setting(
         batch_size=options.batch_size,

@@ -7,6 +7,7 @@ slows everyone. Only their ratios are meant to be compared with other machines.
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -60,8 +61,13 @@ def run_process(
             env=None if environment is None else dict(environment),
             preexec_fn=lambda: os.sched_setaffinity(0, cores),
         )
-        # wait4 and not wait: it tells the memory of this child and not of all children so far.
-        _, status, usage = os.wait4(process.pid, 0)
+        try:
+            # wait4 and not wait: it tells the memory of this child and not of all so far.
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
         wall_s = time.perf_counter() - started
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
@@ -124,6 +130,11 @@ def _proportional_bytes(pid: int) -> int:
     except OSError:
         return 0
     return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def clean_up_when_terminated() -> None:
+    """Let SIGTERM end this process as Ctrl-C does: children stopped, temporary folders removed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
 
 def alternate(

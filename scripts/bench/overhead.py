@@ -31,6 +31,7 @@ from measuring import (
     MemoryWatch,
     Sample,
     alternate,
+    clean_up_when_terminated,
     describe_machine,
     machine_lines,
     markdown_table,
@@ -162,6 +163,7 @@ def main() -> None:
     available = sorted(os.sched_getaffinity(0))
     if max(options.cores) > len(available) or min(options.cores) < 1:
         parser.error(f"--cores: expected 1 to {len(available)}, got {options.cores}")
+    clean_up_when_terminated()
     machine, study = describe_machine(), study_of(options)
     sections, groups = [], {}
     with ExitStack() as stack:

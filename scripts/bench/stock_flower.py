@@ -32,6 +32,7 @@ from measuring import (
     MemoryWatch,
     Sample,
     alternate,
+    clean_up_when_terminated,
     descendants,
     describe_machine,
     machine_lines,
@@ -167,6 +168,7 @@ def main() -> None:
     add_study_options(parser)
     parser.add_argument("--num-cores", type=int, default=2, help="cores, and Ray's actors")
     options = parser.parse_args()
+    clean_up_when_terminated()
     machine, study = describe_machine(), study_of(options)
     cores = sorted(os.sched_getaffinity(0))[: options.num_cores]
     with tempfile.TemporaryDirectory(prefix="medfed-bench-") as folder:
