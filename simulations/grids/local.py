@@ -7,6 +7,7 @@ imports, and each keeps its own network. Results do not depend on the number of 
 """
 
 import queue
+import threading
 import traceback
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -60,7 +61,9 @@ class LocalGrid(Grid):
         }
         keep_freed_memory()
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="site")
-        self._done: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        # Bounded: sites that are faster than the server wait, so that replies do not pile up.
+        self._done: queue.Queue[Message] = queue.Queue(maxsize=workers)
+        self._closed = threading.Event()
         self._parked: dict[str, Message] = {}
         # Flower's Message asks the process who it is; there is no public way to say so.
         TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = run_id, 0, _SERVER_NODE
@@ -74,6 +77,7 @@ class LocalGrid(Grid):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._closed.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
     def set_run(self, run: Run) -> None:
@@ -146,7 +150,12 @@ class LocalGrid(Grid):
             reply = Message(
                 Error(code=_CLIENT_APP_RAISED, reason=traceback.format_exc()), reply_to=message
             )
-        self._done.put(reply)
+        while not self._closed.is_set():
+            try:
+                self._done.put(reply, timeout=_PULL_WAIT_S)
+            except queue.Full:
+                continue
+            return
 
 
 def _through_the_wire(message: Message) -> Message:
