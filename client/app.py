@@ -18,10 +18,18 @@ from medfed.client.evaluation import evaluate
 from medfed.client.ledger import Spend
 from medfed.client.site import SiteConfig, load_site
 from medfed.client.training import Round, train_with_privacy, train_without_privacy
-from medfed.client.workspace import pick_device, workspace
+from medfed.client.words import release_words, reports_by_patient
+from medfed.client.workspace import Workspace, pick_device, site_data, workspace
 from medfed.common import messages
 from medfed.common.errors import DataError, MedfedError, RefusalReason, SiteRefusal, StudyError
-from medfed.common.messages import EvaluateReply, JoinReply, ModelRequest, Refusal, TrainReply
+from medfed.common.messages import (
+    EvaluateReply,
+    JoinReply,
+    ModelRequest,
+    Refusal,
+    TrainReply,
+    WordsReply,
+)
 from medfed.common.state_dicts import check_fits, digest
 
 log = logging.getLogger(__name__)
@@ -35,6 +43,12 @@ Answer = Callable[[Message, SiteConfig], RecordDict]
 def join(message: Message, context: Context) -> Message:
     """Say who this site is and whether it takes part."""
     return _answer(message, context, _join)
+
+
+@app.query("words")
+def name_words(message: Message, context: Context) -> Message:
+    """Name the words of this site's reports that its policy lets out."""
+    return _answer(message, context, _name_words)
 
 
 @app.train()
@@ -76,17 +90,25 @@ def _refuse(site: SiteConfig, reason: RefusalReason) -> RecordDict:
 def _join(message: Message, site: SiteConfig) -> RecordDict:
     request = messages.unpack_join_request(message.content)
     policy.check_study(request.study, site.policy)
-    check_population(workspace(site, request.study).data, request.study, site)
+    check_population(site_data(site, request.study), request.study, site)
     reply = JoinReply(site=site.name, public_num_patients=site.data.public_num_patients)
     return messages.pack_join_reply(reply)
+
+
+def _name_words(message: Message, site: SiteConfig) -> RecordDict:
+    request = messages.unpack_words_request(message.content)
+    policy.check_study(request.study, site.policy)
+    policy.check_words(request.study, site.policy)
+    reports = reports_by_patient(site_data(site, request.study).train)
+    named = release_words(reports, request.study, site, run=request.run)
+    reply = WordsReply(site=site.name, words=named.words, epsilon=named.epsilon)
+    return messages.pack_words_reply(reply)
 
 
 def _train(message: Message, site: SiteConfig) -> RecordDict:
     request = messages.unpack_model_request(message.content)
     policy.check_study(request.study, site.policy)
-    here = workspace(site, request.study)
-    # Before the charge: weights of another model must not cost the patients anything.
-    check_fits(here.model, request.weights)
+    here = _workspace(request, site)
     private = request.study.privacy.enabled
     if private:
         seeded = site.policy.allow_seeded_noise
@@ -123,12 +145,26 @@ def _evaluate(message: Message, site: SiteConfig) -> RecordDict:
     policy.check_study(request.study, site.policy)
     sums = None
     if site.policy.release_evaluation:
-        here = workspace(site, request.study)
-        check_fits(here.model, request.weights)
+        here = _workspace(request, site)
         sums = evaluate(
             here.model, request.weights, here.data.test, here.task, _round(request, site)
         )
     return messages.pack_evaluate_reply(EvaluateReply(site=site.name, sums=sums))
+
+
+def _workspace(request: ModelRequest, site: SiteConfig) -> Workspace:
+    """Return what the round needs, sure that its weights are of this very model.
+
+    Checked before any charge: weights of another model must not cost the patients anything.
+    """
+    here = workspace(site, request.study, request.words)
+    check_fits(here.network.start, request.weights)
+    if here.network.frozen_sha256 != request.frozen_sha256:
+        raise StudyError(
+            "The frozen part of the model differs from the coordinator's: another weights file, "
+            "or another version of torch. Place the file that model.weights_sha256 names."
+        )
+    return here
 
 
 def _round(request: ModelRequest, site: SiteConfig) -> Round:

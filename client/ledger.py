@@ -5,8 +5,9 @@ One JSON line an entry, chained by SHA-256 and signed with the site's Ed25519 ke
     {"index": 0, "previous": "000...", "time": "2026-...Z", "event": {...}, "hash": "...",
      "signature": "..."}
 
+`event` is a `Spend`, all its fields by name: a round's training, or words named from reports.
 `hash` covers index, previous, time and event; `signature` covers the hash. An entry is written and
-flushed to disk *before* training, so that a crash can only over-count. A lock file keeps two
+flushed to disk *before* the release, so that a crash can only over-count. A lock file keeps two
 processes from spending at once. A torn last line (power cut while writing) is set aside, because
 its spend never began; a last line that lacks its line end only is kept, because it may have. Any
 other damage is a LedgerError naming the entry, and there is no training.
@@ -43,7 +44,10 @@ _FIELDS = {"index", "previous", "time", "event", "hash", "signature"}
 
 @dataclass(frozen=True, kw_only=True)
 class Spend:
-    """One round's training at this site, as the ledger states it.
+    """One release of this site, as the ledger states it: a round's training, or words.
+
+    Words have round_number 0, images_per_patient 0, sample_rate 1.0 and one step: one Gaussian
+    release of all patients' words (client/privacy/words.py).
 
     Attributes:
         release: Names the release: study, run, round and the weights that training started from.
@@ -56,8 +60,10 @@ class Spend:
         noise_multiplier: Noise standard deviation over max_grad_norm.
         sample_rate: Public Poisson rate of a unit.
         steps: Optimiser steps, each one Gaussian release.
-        max_grad_norm: L2 bound on a unit's gradient.
+        max_grad_norm: L2 bound on a unit's gradient; on a patient's weights of words.
         noise: secure (operating system's generator) or seeded (simulation; not private).
+        kind: training or words.
+        extra_delta: Part of delta that the release costs besides its noise; 0 for training.
     """
 
     release: str
@@ -71,11 +77,13 @@ class Spend:
     steps: int
     max_grad_norm: float
     noise: Literal["secure", "seeded"]
+    kind: Literal["training", "words"] = "training"
+    extra_delta: float = 0.0
 
     @property
     def event(self) -> GaussianEvent:
         """What the accountant counts."""
-        return GaussianEvent(self.noise_multiplier, self.sample_rate, self.steps)
+        return GaussianEvent(self.noise_multiplier, self.sample_rate, self.steps, self.extra_delta)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,12 @@ class PolicySection(Section):
     """Let DP noise come from the study's seed. For simulations: such a run is not private."""
     release_evaluation: bool = False
     """Let exact evaluation counts of the held-out patients leave. No DP covers these."""
+    release_words: Literal["never", "dp", "threshold"] = "dp"
+    """Words of reports that may leave: never any; dp, chosen with noise that is charged to the
+    budget; threshold, also chosen without noise, which no DP covers."""
+    min_patients_per_word: PositiveInt = 5
+    """Fewest patients whose reports hold a word before it leaves (under dp: but for a chance of
+    the study's words_delta). A study can ask for more, never for less."""
 
 
 class SiteComputeSection(Section):
@@ -45,6 +51,8 @@ class SiteComputeSection(Section):
 
     device: Literal["study", "auto", "cpu", "cuda"] = "study"
     """Where to train; study follows the study's compute.device."""
+    weights: str = ""
+    """Folder with pretrained weights files, relative to site.toml; studies name them by hash."""
 
 
 class SiteConfig(Section):

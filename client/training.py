@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from medfed.client.batches import BatchLoader
 from medfed.client.data.site_data import ImageSet
+from medfed.common.models import set_training_mode, trained_state
 from medfed.common.seeding import numpy_rng, torch_rng
-from medfed.common.state_dicts import StateDict, difference, read_state, write_state
-from medfed.common.study import DataSection, StudyConfig, TrainingSection
+from medfed.common.state_dicts import StateDict, difference, write_state
+from medfed.common.study import StudyConfig, TrainingSection
 from medfed.common.tasks import Task
 
 if TYPE_CHECKING:
@@ -42,7 +44,7 @@ class Round:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What training made. `loss` is None under DP: it is not for release."""
+    """What training made: new minus old weights. `loss` is None under DP: it is not for release."""
 
     update: StateDict
     loss: float | None
@@ -54,21 +56,21 @@ def train_without_privacy(
     """Train from `weights` by plain mini-batches; the update is new minus `weights`."""
     training = this.study.training
     write_state(model, weights)
-    model.train()
+    set_training_mode(model)
     optimizer = make_optimizer(model, training)
-    labels = task.targets(data.labels)
+    loader = BatchLoader(data, task, this.study, this.device)
+    views, multiplicity = _views_rng(this), this.study.augmentation.multiplicity
     total, count = torch.zeros((), device=this.device), 0
     for chosen in _batches(len(data), training, this):
-        images = to_model(data.images_NCHW(chosen), this.study.data, this.device)
-        targets = labels[torch.from_numpy(chosen)].to(this.device)
+        batch = loader.training_batch(np.repeat(chosen, multiplicity), views)
         optimizer.zero_grad(set_to_none=True)
-        losses_B = task.loss_per_image(model(images), targets)
+        losses_B = task.loss_per_image(model(*batch.inputs), batch.targets)
         loss = losses_B.mean()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         total += losses_B.detach().sum()
-        count += len(chosen)
-    return TrainingResult(difference(read_state(model), weights), float(total) / count)
+        count += len(losses_B)
+    return TrainingResult(difference(trained_state(model), weights), float(total) / count)
 
 
 def train_with_privacy(
@@ -103,7 +105,7 @@ def train_with_privacy(
         SeededNoise(torch_rng(study.study.seed, "dp noise", *names)) if seeded else SecureNoise()
     )
     write_state(model, weights)
-    model.train()
+    set_training_mode(model)
     optimizer = NoisyOptimizer(
         make_optimizer(model, study.training),
         noise_multiplier=privacy.noise_multiplier,
@@ -113,16 +115,18 @@ def train_with_privacy(
     )
     rng: Uniform = numpy_rng(study.study.seed, "dp sampling", *names) if seeded else SecureUniform()
     groups = data.groups if privacy.unit == "patient" else _each_alone(len(data))
+    loader = BatchLoader(data, task, study, this.device)
+    views = _views_rng(this)
     assert study.training.local_steps is not None  # StudyConfig requires it under DP
     for _ in range(study.training.local_steps):
         sampled = np.flatnonzero(rng.random(len(groups)) < privacy.sample_rate)
         chosen = [_at_most(groups[unit], privacy.images_per_patient, rng) for unit in sampled]
         chunks = (
-            _patient_batch(chosen[start : start + privacy.chunk], data, task, this)
+            _patient_batch(chosen[start : start + privacy.chunk], loader, views, study)
             for start in range(0, len(chosen), privacy.chunk)
         )
         dp_step(model, optimizer, task.loss_per_image, chunks)
-    return TrainingResult(difference(read_state(model), weights), None)
+    return TrainingResult(difference(trained_state(model), weights), None)
 
 
 def expected_batch(study: StudyConfig, public_num_patients: int | None) -> float:
@@ -147,12 +151,9 @@ def make_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.O
     )
 
 
-def to_model(
-    images_NCHW: npt.NDArray[np.uint8], section: DataSection, device: torch.device
-) -> Tensor:
-    """Return float32 images scaled to 0..1 and standardised by the study's public constants."""
-    images = torch.from_numpy(images_NCHW).to(device).float()
-    return images.div_(255.0).sub_(section.mean).div_(section.std)
+def _views_rng(this: Round) -> np.random.Generator:
+    """Which part or version of each image is seen: no secret, so seeded in deployments too."""
+    return numpy_rng(this.study.study.seed, "views", this.round_number, this.site)
 
 
 def _batches(
@@ -187,9 +188,16 @@ def _at_most(positions: npt.NDArray[np.int64], limit: int, rng: Uniform) -> npt.
 
 
 def _patient_batch(
-    chosen: Sequence[npt.NDArray[np.int64]], data: ImageSet, task: Task, this: Round
+    chosen: Sequence[npt.NDArray[np.int64]],
+    loader: BatchLoader,
+    views: np.random.Generator,
+    study: StudyConfig,
 ) -> "PatientBatch":
-    """Decode and pad the images of a chunk of patients; padding repeats the first with mask 0."""
+    """Decode and pad the images of a chunk of patients; padding repeats the last with mask 0.
+
+    With augmentation.multiplicity M, each image stands M times in its patient's row, each time in
+    another random version; the patient's loss is the mean over all of them.
+    """
     from medfed.client.privacy.dp_sgd import PatientBatch
 
     width = max(len(positions) for positions in chosen)
@@ -197,12 +205,13 @@ def _patient_batch(
         [np.pad(positions, (0, width - len(positions)), mode="edge") for positions in chosen]
     )
     mask_PK = np.stack([np.arange(width) < len(positions) for positions in chosen])
-    flat = padded_PK.reshape(-1)
-    images = to_model(data.images_NCHW(flat), this.study.data, this.device)
-    targets = task.targets(data.labels[flat]).to(this.device)
-    shape = (len(chosen), width)
+    multiplicity = study.augmentation.multiplicity
+    batch = loader.training_batch(np.repeat(padded_PK.reshape(-1), multiplicity), views)
+    shape = (len(chosen), width * multiplicity)
     return PatientBatch(
-        images_PKCHW=images.reshape(*shape, *images.shape[1:]),
-        targets_PK=targets.reshape(*shape, *targets.shape[1:]),
-        mask_PK=torch.from_numpy(mask_PK).float().to(this.device),
+        inputs=tuple(part.reshape(*shape, *part.shape[1:]) for part in batch.inputs),
+        targets_PK=batch.targets.reshape(*shape, *batch.targets.shape[1:]),
+        mask_PK=torch.from_numpy(np.repeat(mask_PK, multiplicity, axis=1))
+        .float()
+        .to(batch.targets.device),
     )

@@ -15,9 +15,25 @@ from torch import nn
 from medfed.client.data.site_data import SiteData, load_site_data
 from medfed.client.site import SiteConfig
 from medfed.common.errors import SiteConfigError
-from medfed.common.models import build_model
+from medfed.common.models import build_model, frozen_state_digest, trained_state
+from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
 from medfed.common.tasks import Task, make_task
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that stays warm.
+
+    Attributes:
+        model: Its trained weights are overwritten before every use.
+        start: What trains, as the study's seed and weights file make it.
+        frozen_sha256: Hash of all the rest, which never travels.
+    """
+
+    model: nn.Module
+    start: StateDict
+    frozen_sha256: str
 
 
 @dataclass(frozen=True)
@@ -26,7 +42,12 @@ class Workspace:
 
     data: SiteData
     task: Task
-    model: nn.Module
+    network: Network
+
+    @property
+    def model(self) -> nn.Module:
+        """The network itself."""
+        return self.network.model
 
 
 _local = threading.local()
@@ -38,13 +59,18 @@ _M_ARENA_MAX = -8
 _ONE_GIB = 1 << 30
 
 
-def workspace(site: SiteConfig, study: StudyConfig) -> Workspace:
-    """Return the warm data, task and network of `study` at `site`."""
+def site_data(site: SiteConfig, study: StudyConfig) -> SiteData:
+    """Return the warm data of `study` at `site`."""
+    return _data(site, study)
+
+
+def workspace(site: SiteConfig, study: StudyConfig, words: tuple[str, ...]) -> Workspace:
+    """Return the warm data, task and network of `study` at `site`; `words` are the vocabulary."""
     keep_freed_memory()
     _make_arithmetic_repeatable(study)
-    task = make_task(study.task)
+    task = make_task(study, words)
     device = pick_device(study, site)
-    return Workspace(_data(site, study), task, _model(study, task.num_outputs, device))
+    return Workspace(_data(site, study), task, _network(study, task.num_outputs, device, site))
 
 
 @lru_cache(maxsize=4096)
@@ -52,14 +78,19 @@ def _data(site: SiteConfig, study: StudyConfig) -> SiteData:
     return load_site_data(site, study)
 
 
-def _model(study: StudyConfig, num_outputs: int, device: torch.device) -> nn.Module:
+def _network(
+    study: StudyConfig, num_outputs: int, device: torch.device, site: SiteConfig
+) -> Network:
     """This thread's network; one at a time, since weights are written before every use."""
-    key = (study.model, study.data, num_outputs, device)
+    # What is frozen depends on the seed; everything that trains is overwritten.
+    key = (study.model, study.data, study.study.seed, num_outputs, device)
     if getattr(_local, "key", None) != key:
-        _local.model = build_model(study, num_outputs).to(device)
+        folder = site.path(site.compute.weights) if site.compute.weights else None
+        model = build_model(study, num_outputs, folder).to(device)
+        _local.network = Network(model, trained_state(model), frozen_state_digest(model))
         _local.key = key
-    model: nn.Module = _local.model
-    return model
+    network: Network = _local.network
+    return network
 
 
 @cache

@@ -1,13 +1,14 @@
 """What travels between server and sites. The only place that packs and unpacks Flower records.
 
-Requests: `JoinRequest` (query.join), `ModelRequest` (train and evaluate).
-Replies: `JoinReply`, `TrainReply`, `EvaluateReply`, or a `Refusal` with a reason code.
+Requests: `JoinRequest` (query.join), `WordsRequest` (query.words), `ModelRequest` (train and
+evaluate). Replies: `JoinReply`, `WordsReply`, `TrainReply`, `EvaluateReply`, or a `Refusal` with a
+reason code.
 
 A message holds one ConfigRecord "medfed" (version, kind and small values) and at most one
 ArrayRecord "arrays". Arrays are NumPy's own format read with pickle off; only the types below pass.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -21,8 +22,9 @@ from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import parse_study_json
 
-MESSAGE_VERSION = 1
+MESSAGE_VERSION = 2
 JOIN = "query.join"
+WORDS = "query.words"
 TRAIN = "train"
 EVALUATE = "evaluate"
 _Number = TypeVar("_Number", int, float)
@@ -39,12 +41,31 @@ class JoinRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRequest:
-    """Train or evaluate `weights`."""
+    """Train or evaluate `weights`.
+
+    Attributes:
+        study: The whole study.
+        run: The run's identifier.
+        round_number: 1-based.
+        weights: What trains of the global model.
+        frozen_sha256: Hash of all the rest of it, which every site has by itself.
+        words: The vocabulary of a report task.
+    """
 
     study: StudyConfig
     run: str
     round_number: int
     weights: StateDict
+    frozen_sha256: str
+    words: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordsRequest:
+    """The server asks which words of its reports a site will name."""
+
+    study: StudyConfig
+    run: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +74,21 @@ class JoinReply:
 
     site: str
     public_num_patients: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordsReply:
+    """The words that a site names, in alphabetical order.
+
+    Attributes:
+        site: The site's name.
+        words: What its policy lets out.
+        epsilon: What this data set has spent in all, after this; None if it cost nothing.
+    """
+
+    site: str
+    words: tuple[str, ...]
+    epsilon: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,14 +139,33 @@ def unpack_join_request(content: RecordDict) -> JoinRequest:
     return JoinRequest(study=parse_study_json(_text(values, "study")), run=_text(values, "run"))
 
 
+def pack_words_request(request: WordsRequest) -> RecordDict:
+    """Pack a `WordsRequest`."""
+    return _pack("ask words", {"study": request.study.for_sites().to_json(), "run": request.run})
+
+
+def unpack_words_request(content: RecordDict) -> WordsRequest:
+    """Unpack a `WordsRequest`."""
+    values = _unpack(content, "ask words")
+    return WordsRequest(study=parse_study_json(_text(values, "study")), run=_text(values, "run"))
+
+
 def pack_model(
-    study: StudyConfig, run: str, round_number: int, arrays: ArrayRecord
+    study: StudyConfig,
+    run: str,
+    round_number: int,
+    arrays: ArrayRecord,
+    *,
+    frozen_sha256: str,
+    words: Sequence[str] = (),
 ) -> Callable[[], RecordDict]:
     """Return a maker of train or evaluate contents; all of them share the arrays' bytes."""
     values = {
         "study": study.for_sites().to_json(),
         "run": run,
         "round_number": round_number,
+        "frozen_sha256": frozen_sha256,
+        **_listed(words=words),
     }
 
     def content() -> RecordDict:
@@ -132,12 +187,21 @@ def unpack_model_request(content: RecordDict) -> ModelRequest:
         run=_text(values, "run"),
         round_number=round_number,
         weights=_arrays_of(content),
+        frozen_sha256=_text(values, "frozen_sha256"),
+        words=_texts(values, "words"),
     )
 
 
 def pack_join_reply(reply: JoinReply) -> RecordDict:
     """Pack a `JoinReply`."""
     return _pack("joined", _present(site=reply.site, public_num_patients=reply.public_num_patients))
+
+
+def pack_words_reply(reply: WordsReply) -> RecordDict:
+    """Pack a `WordsReply`."""
+    return _pack(
+        "words", _present(site=reply.site, epsilon=reply.epsilon) | _listed(words=reply.words)
+    )
 
 
 def pack_train_reply(reply: TrainReply) -> RecordDict:
@@ -169,7 +233,7 @@ def pack_refusal(refusal: Refusal) -> RecordDict:
     return _pack("refusal", {"site": refusal.site, "reason": refusal.reason.value})
 
 
-Reply = JoinReply | TrainReply | EvaluateReply | Refusal
+Reply = JoinReply | WordsReply | TrainReply | EvaluateReply | Refusal
 
 
 def unpack_reply(content: RecordDict) -> Reply:
@@ -182,6 +246,10 @@ def unpack_reply(content: RecordDict) -> Reply:
     site, kind = _text(values, "site"), values["kind"]
     if kind == "joined":
         return JoinReply(site=site, public_num_patients=_number(values, "public_num_patients", int))
+    if kind == "words":
+        return WordsReply(
+            site=site, words=_texts(values, "words"), epsilon=_number(values, "epsilon", float)
+        )
     if kind == "refusal":
         reason = _text(values, "reason")
         if reason not in tuple(RefusalReason):
@@ -205,6 +273,11 @@ def unpack_reply(content: RecordDict) -> Reply:
 def num_bytes(content: RecordDict) -> int:
     """Return the size of a message's content: arrays with their headers, names and values."""
     return sum(record.count_bytes() for record in content.values())
+
+
+def _listed(**lists: Sequence[str]) -> dict[str, list[str]]:
+    """Leave out empty lists: Flower's records cannot tell their size."""
+    return {name: list(texts) for name, texts in lists.items() if texts}
 
 
 def _present(**values: str | int | float | None) -> dict[str, Any]:
@@ -236,6 +309,13 @@ def _text(values: Mapping[str, Any], name: str) -> str:
     if not isinstance(value, str) or not value:
         raise MessageError(f"Expected text under {name!r}, got {type(value).__name__}.")
     return value
+
+
+def _texts(values: Mapping[str, Any], name: str) -> tuple[str, ...]:
+    found = values.get(name, [])
+    if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+        raise MessageError(f"Expected a list of texts under {name!r}, got something else.")
+    return tuple(found)
 
 
 def _number(values: Mapping[str, Any], name: str, kind: type[_Number]) -> _Number | None:

@@ -1,7 +1,7 @@
 """Plain functions on state dicts as NumPy arrays: names to weights, in a fixed order."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -14,31 +14,42 @@ StateDict = dict[str, npt.NDArray[np.generic]]
 """Parameter and buffer names to arrays, in the model's order."""
 
 
-def read_state(model: nn.Module) -> StateDict:
-    """Return copies of a model's parameters and buffers."""
-    return {name: t.detach().cpu().numpy().copy() for name, t in model.state_dict().items()}
+def read_state(model: nn.Module, names: Sequence[str] | None = None) -> StateDict:
+    """Return copies of a model's parameters and buffers, or of those called `names`."""
+    own = model.state_dict()
+    return {
+        name: own[name].detach().cpu().numpy().copy() for name in (own if names is None else names)
+    }
 
 
 def write_state(model: nn.Module, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
-    """Copy `state` into a model in place; names and shapes must match."""
-    model.load_state_dict({name: torch.from_numpy(array) for name, array in state.items()})
+    """Copy `state` into a model in place; what it does not name stays as it is.
+
+    Raises:
+        MessageError: A name that the model has not, or another shape.
+    """
+    own = model.state_dict()
+    with torch.no_grad():
+        for name, array in state.items():
+            if name not in own or tuple(own[name].shape) != array.shape:
+                raise MessageError(f"{name}: expected an array of the model, got another.")
+            own[name].copy_(torch.from_numpy(array))
 
 
-def check_fits(model: nn.Module, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
-    """Check that `state` has a model's names, shapes and types, and is finite.
+def check_fits(expected: StateDict, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    """Check that `state` has the names, shapes and types of `expected`, and is finite.
 
     Raises:
         MessageError: Naming the first array that does not fit.
     """
-    own = model.state_dict()
-    if set(own) != set(state):
-        missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
+    if set(expected) != set(state):
+        missing, extra = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
         raise MessageError(f"Expected the model's arrays; missing {missing}, unknown {extra}.")
-    for name, tensor in own.items():
+    for name, own in expected.items():
         array = state[name]
-        if tuple(tensor.shape) != array.shape or str(tensor.dtype) != f"torch.{array.dtype}":
+        if own.shape != array.shape or own.dtype != array.dtype:
             raise MessageError(
-                f"{name}: expected {tensor.dtype} of shape {list(tensor.shape)}, got "
+                f"{name}: expected {own.dtype} of shape {list(own.shape)}, got "
                 f"{array.dtype} of shape {list(array.shape)}."
             )
         if not np.isfinite(array).all():

@@ -1,10 +1,13 @@
 """Reads a study file into a `StudyConfig`, and turns every mistake into an error with a way out."""
 
 import difflib
+import hashlib
+import os
+import shutil
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import tomli_w
 from pydantic import BaseModel, ValidationError
@@ -40,6 +43,57 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     for override in overrides:
         apply_override(table, override)
     return parse_study(table, str(path))
+
+
+def with_files(study: StudyConfig, folder: Path) -> StudyConfig:
+    """Return `study` with the files that it names made absolute, and its weights file pinned.
+
+    The weights file is kept in the cache too, where sites of this machine find it by its hash: the
+    study that they are sent names no path.
+
+    Args:
+        study: As read from a study file.
+        folder: Where that file lies: what it names is relative to it.
+
+    Raises:
+        StudyError: A file that is not there, or weights that are not those of weights_sha256.
+    """
+    report, model = study.task.report, study.model
+    if report.vocabulary:
+        path = _existing(folder / report.vocabulary, "task.report.vocabulary")
+        report = report.model_copy(update={"vocabulary": str(path)})
+        task = study.task.model_copy(update={"report": report})
+        study = study.model_copy(update={"task": task})
+    if model.weights and "://" not in model.weights:
+        path = _existing(folder / model.weights, "model.weights")
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if model.weights_sha256 not in ("", found):
+            raise StudyError(
+                f"model.weights: {path} has SHA-256 {found}, model.weights_sha256 says "
+                f"{model.weights_sha256}. Fetch the file again, or correct the key."
+            )
+        _keep_in_cache(path, found)
+        pinned = {"weights": str(path), "weights_sha256": found}
+        study = study.model_copy(update={"model": model.model_copy(update=pinned)})
+    return study
+
+
+def _keep_in_cache(path: Path, sha256: str) -> None:
+    from medfed.common.download import cache_folder
+
+    kept = cache_folder() / "weights" / f"{sha256}{path.suffix}"
+    if not kept.exists():
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        aside = kept.with_name(f".{kept.name}.{os.getpid()}.tmp")
+        shutil.copyfile(path, aside)
+        aside.replace(kept)
+
+
+def _existing(path: Path, key: str) -> Path:
+    if not path.is_file():
+        raise StudyError(f"{key}: expected a file at {path}, found none. Mend the path.")
+    return path.resolve()
 
 
 def parse_study(table: dict[str, Any], origin: str) -> StudyConfig:
@@ -109,10 +163,15 @@ def _describe(detail: ErrorDetails, model: type[BaseModel]) -> str:
 def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
     """The field names of the section at `location` inside `model`."""
     current: type[BaseModel] = model
+    in_table = False
     for name in location:
+        if in_table:  # the name of an entry, such as a column: any is allowed
+            in_table = False
+            continue
         field = current.model_fields.get(name)
         if field is None:
             return []
+        in_table = get_origin(field.annotation) is dict
         candidates = (field.annotation, *get_args(field.annotation))
         sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
         if not sections:

@@ -4,7 +4,6 @@ Flower's `Strategy.start` has no start round, no checkpoint and no early stop; t
 from the last complete round with the same weights, bit for bit.
 """
 
-import logging
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,31 +11,38 @@ from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
+from torch import nn
 
 from medfed.common import messages
-from medfed.common.errors import MessageError, RefusalReason, RunError
+from medfed.common.errors import RefusalReason, RunError
 from medfed.common.files import write_json
-from medfed.common.messages import JoinReply, JoinRequest, Refusal
-from medfed.common.models import build_model
-from medfed.common.state_dicts import StateDict, digest, read_state
+from medfed.common.models import build_model, frozen_state_digest, trained_state
+from medfed.common.state_dicts import StateDict, digest, read_state, write_state
 from medfed.common.study import StudyConfig
 from medfed.common.tasks import make_task
 from medfed.server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_weights
 from medfed.server.exchange import Exchange
+from medfed.server.joining import join_sites
 from medfed.server.participants import Participant
 from medfed.server.records import ArmFolder, RoundRecord, RunPlan, now
 from medfed.server.strategy import FedAvgStrategy
+from medfed.server.words import agree_on_words
 
-log = logging.getLogger(__name__)
-
-_JOIN_GRACE_S = 5.0
 _NO_CONFIG = ConfigRecord()
 
 
 @dataclass
 class _Progress:
-    """Where the run stands: the next round starts from these."""
+    """Where the run stands: the next round starts from these.
 
+    Attributes:
+        model: Holds what is frozen; what trains of it is in `weights`.
+        arrays: `weights`, packed.
+        weights: What trains, after the last round.
+        round_number: The last complete round.
+    """
+
+    model: nn.Module
     arrays: ArrayRecord
     weights: StateDict
     round_number: int
@@ -48,16 +54,22 @@ def run_study(grid: Grid, study: StudyConfig, plan: RunPlan, arm: ArmFolder) -> 
     Raises:
         RunError: Too few sites joined or answered; the checkpoint stays for `--resume`.
     """
-    progress = _resume(study, arm)
-    if progress.round_number >= study.training.rounds and arm.read_outcome() is not None:
+    checkpoint = load_checkpoint(arm.checkpoint, study.digest())
+    done = checkpoint.record.round_number if checkpoint else 0
+    if done >= study.training.rounds and arm.read_outcome() is not None:
         return
-    arm.emit("started", arm=plan.arm, rounds=study.training.rounds, after=progress.round_number)
-    sites = _join(grid, study, plan, arm)
+    arm.emit("started", arm=plan.arm, rounds=study.training.rounds, after=done)
+    sites = join_sites(grid, study, plan, arm)
+    trainers = _named(sites, plan.train_sites)
+    words = agree_on_words(grid, study, plan, arm, trainers)
+    progress = _resume(study, words, checkpoint, arm)
     strategy = FedAvgStrategy(
         study,
         plan.run,
-        trainers=_named(sites, plan.train_sites),
+        trainers=trainers,
         evaluators=_named(sites, plan.evaluate_sites),
+        words=words,
+        frozen_sha256=frozen_state_digest(progress.model),
     )
     strategy.summary()
     reason = ""
@@ -66,90 +78,21 @@ def run_study(grid: Grid, study: StudyConfig, plan: RunPlan, arm: ArmFolder) -> 
     _finish(study, arm, strategy, progress, reason)
 
 
-def _resume(study: StudyConfig, arm: ArmFolder) -> _Progress:
-    checkpoint = load_checkpoint(arm.checkpoint, study.digest())
+def _resume(
+    study: StudyConfig, words: tuple[str, ...], checkpoint: Checkpoint | None, arm: ArmFolder
+) -> _Progress:
+    model = build_model(study, make_task(study, words).num_outputs)
     if checkpoint is None:
-        weights = read_state(build_model(study, make_task(study.task).num_outputs))
+        weights = trained_state(model)
         arm.rewrite_rounds([])
-        return _Progress(messages.pack_arrays(weights), weights, 0)
+        return _Progress(model, messages.pack_arrays(weights), weights, 0)
     last = checkpoint.record
     # The record of the last round may be missing or torn: the checkpoint has it whole.
     earlier = [r for r in arm.read_rounds() if r.round_number < last.round_number]
     arm.rewrite_rounds([*earlier, last])
     return _Progress(
-        messages.pack_arrays(checkpoint.weights), checkpoint.weights, last.round_number
+        model, messages.pack_arrays(checkpoint.weights), checkpoint.weights, last.round_number
     )
-
-
-def _join(grid: Grid, study: StudyConfig, plan: RunPlan, arm: ArmFolder) -> dict[str, Participant]:
-    """Ask every node who it is, until the expected sites have answered or time is up.
-
-    Nodes are asked as they appear, and none is waited for while others are missing: a SuperNode
-    that was killed counts as online for about a minute, and would never answer.
-    """
-    deadline = time.monotonic() + study.federation.join_timeout_s
-    joined: dict[str, Participant] = {}
-    refused: dict[str, str] = {}
-    asked: set[int] = set()
-    exchange = Exchange(grid)
-    while time.monotonic() < deadline:
-        new = [node for node in grid.get_node_ids() if node not in asked]
-        asked.update(new)
-        exchange.push(_join_messages(study, plan, new, deadline - time.monotonic()))
-        for message in exchange.pull():
-            _note_answer(message, joined, refused, arm)
-        if len(joined) + len(refused) >= plan.expected_sites:
-            # Whoever else is online has a moment to answer too.
-            deadline = min(deadline, time.monotonic() + _JOIN_GRACE_S)
-            if not exchange.num_waiting:
-                break
-        exchange.wait()
-    if len(joined) < plan.min_sites:
-        answers = "".join(f" {name} refused ({why})." for name, why in sorted(refused.items()))
-        raise RunError(
-            f"Expected at least {plan.min_sites} sites, {len(joined)} joined.{answers} "
-            "Lower federation.min_sites, raise federation.join_timeout_s, or see the sites' logs."
-        )
-    return joined
-
-
-def _join_messages(
-    study: StudyConfig, plan: RunPlan, nodes: list[int], timeout_s: float
-) -> list[Message]:
-    content = messages.pack_join_request(JoinRequest(study=study, run=plan.run))
-    return [
-        Message(
-            content=content, dst_node_id=node, message_type=messages.JOIN, ttl=max(timeout_s, 1.0)
-        )
-        for node in nodes
-    ]
-
-
-def _note_answer(
-    message: Message,
-    joined: dict[str, Participant],
-    refused: dict[str, str],
-    arm: ArmFolder,
-) -> None:
-    """Write down who joined or refused.
-
-    Raises:
-        RunError: Two nodes have one name.
-    """
-    try:
-        reply = messages.unpack_reply(message.content)
-    except MessageError as error:
-        log.warning("A node's answer to joining was not understood: %s", error)
-        return
-    if isinstance(reply, Refusal):
-        refused[reply.site] = reply.reason.value
-        arm.emit("refused", site=reply.site, reason=reply.reason.value)
-    elif isinstance(reply, JoinReply):
-        if reply.site in joined:
-            raise RunError(f"Two nodes call themselves {reply.site}. Give each site its own name.")
-        node = message.metadata.src_node_id
-        joined[reply.site] = Participant(reply.site, node, reply.public_num_patients)
-        arm.emit("joined", site=reply.site)
 
 
 def _named(sites: dict[str, Participant], names: tuple[str, ...] | None) -> list[Participant]:
@@ -246,6 +189,7 @@ def _finish(
 ) -> None:
     if progress.round_number == 0:
         raise RunError(f"No round was trained: {reason or 'the study has no rounds'}.")
-    write_weights(arm.folder / "model.safetensors", progress.weights)
+    write_state(progress.model, progress.weights)
+    write_weights(arm.folder / "model.safetensors", read_state(progress.model))
     arm.write_outcome("finished", reason)
     arm.emit("finished", rounds=progress.round_number, reason=reason)

@@ -42,10 +42,15 @@ class FedAvgStrategy(Strategy):
         run: str,
         trainers: Sequence[Participant],
         evaluators: Sequence[Participant],
+        *,
+        words: tuple[str, ...] = (),
+        frozen_sha256: str,
     ) -> None:
         self._study = study
         self._run = run
-        self._task = make_task(study.task)
+        self._task = make_task(study, words)
+        self._words = words
+        self._frozen_sha256 = frozen_sha256
         self._trainers = trainers
         self._evaluators = evaluators
         self._by_node = {site.node_id: site for site in [*trainers, *evaluators]}
@@ -132,7 +137,14 @@ class FedAvgStrategy(Strategy):
     def _messages(
         self, kind: str, server_round: int, arrays: ArrayRecord, to: Sequence[Participant]
     ) -> list[Message]:
-        contents = messages.pack_model(self._study, self._run, server_round, arrays)
+        contents = messages.pack_model(
+            self._study,
+            self._run,
+            server_round,
+            arrays,
+            frozen_sha256=self._frozen_sha256,
+            words=self._words,
+        )
         timeout_s = self._study.federation.round_timeout_s
         outgoing = []
         for site in to:

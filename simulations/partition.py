@@ -90,10 +90,13 @@ def cohort_of(store: Store) -> Cohort:
         np.add.at(counts_PL, (row_of, store.labels), 1)
     else:
         np.add.at(counts_PL, row_of, store.labels.astype(np.int64))
-    labels = np.where(counts_PL.any(axis=1), counts_PL.argmax(axis=1), num_classes)
+    labels = np.full(len(patients), num_classes, dtype=np.int64)
+    labelled = counts_PL.any(axis=1)
+    if labelled.any():
+        labels[labelled] = counts_PL[labelled].argmax(axis=1)
     return Cohort(
         patients=tuple(str(patient) for patient in patients),
-        labels=labels.astype(np.int64),
+        labels=labels,
         num_images=np.bincount(row_of, minlength=len(patients)).astype(np.int64),
         columns={
             name: _value_of_each(row_of, values, len(patients))

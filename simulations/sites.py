@@ -155,6 +155,10 @@ def _site_table(name: str, store: Store, study: StudyConfig) -> dict[str, Any]:
         "allow_seeded_noise": True,
         "release_evaluation": True,
     }
+    if study.task.type == "report":
+        noisy = study.task.report.words_noise_multiplier is not None
+        policy["release_words"] = "dp" if noisy else "threshold"
+        policy["min_patients_per_word"] = study.task.report.min_patients
     return {"name": name, "data": data, "policy": policy}
 
 
@@ -180,7 +184,7 @@ def _held_out(
 
 
 def _side(store: Store, rows: Sequence[int]) -> dict[str, Any]:
-    if store.mode == "multiclass":
+    if store.one_label:
         counts = np.bincount(store.labels[list(rows)], minlength=len(store.classes))
     else:
         counts = store.labels[list(rows)].sum(axis=0)

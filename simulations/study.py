@@ -29,6 +29,7 @@ from medfed.common.study import StudyConfig
 from medfed.common.study_file import load_study, study_to_toml
 from medfed.server.app import main as server_main
 from medfed.server.records import ArmFolder, RunPlan, now
+from medfed.server.words import read_public_words, write_vocabulary
 from medfed.simulations.datasets.catalogue import cache_folder, load_dataset
 from medfed.simulations.environment import describe_environment
 from medfed.simulations.grids.local import LocalGrid
@@ -210,6 +211,9 @@ def _prepare_arm(
         train_sites=train_sites,
         evaluate_sites=names,
     )
+    if study.task.report.vocabulary:
+        words = read_public_words(Path(study.task.report.vocabulary))
+        write_vocabulary(folder, words)
     ArmFolder(folder).write_plan(plan)
     write_atomically(folder / "study.json", own.for_sites().to_json().encode())
 

@@ -12,17 +12,26 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 
+from medfed.client.data.checks import check_records
+from medfed.client.data.fitting import Pixels, fit_image, fit_mask, fit_views
 from medfed.client.data.records import SourceDataset, SourceRecord
-from medfed.client.data.store import STORE_FORMAT, Store, open_store, read_quarantine
-from medfed.common.errors import DataError, LeakageError, UnreadableImageError
+from medfed.client.data.store import (
+    STORE_FORMAT,
+    Store,
+    image_shape,
+    open_store,
+    read_quarantine,
+)
+from medfed.common.errors import DataError, UnreadableImageError
+from medfed.common.metrics.findings import FindingLabeller
 from medfed.common.study import DataSection, TaskSection
+from medfed.common.text import tokenise
 
 Progress = Callable[[int, int], None]
 
@@ -45,7 +54,7 @@ def prepare_store(
     Args:
         dataset: The source records.
         task: Label set and mode to check every label against.
-        image: Size and channels of the stored images.
+        image: Size, channels and views of the stored images.
         parent: Folder that holds stores.
         pseudonym_key: Key of the HMAC that turns patient keys into pseudonyms.
         strict: Refuse the first unreadable image instead of quarantining it.
@@ -56,7 +65,7 @@ def prepare_store(
         LeakageError: A patient on both sides of the official split.
         UnreadableImageError: With `strict`, the first image that cannot be decoded.
     """
-    _check_records(dataset, task)
+    check_records(dataset, task, image)
     key = store_key(dataset, task, image, pseudonym_key)
     folder = parent / f"store-{key[:16]}"
     if not folder.exists():
@@ -84,10 +93,14 @@ def store_key(
     parts = {
         "format": STORE_FORMAT,
         "source": dataset.digest,
-        "image_size": image.image_size,
-        "channels": image.channels,
+        "image": list(image_shape(image)),
+        "stored_size": image.stored_size,
+        "spacing_mm": image.spacing_mm,
+        "views": image.views,
+        "task": task.type,
         "mode": task.mode,
-        "classes": task.classes,
+        "labels": task.label_names,
+        "findings": task.report.findings if task.type == "report" else {},
         "pseudonyms": hashlib.sha256(b"medfed pseudonym key " + pseudonym_key).hexdigest(),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
@@ -98,61 +111,14 @@ def pseudonym(key: bytes, kind: str, identity: str) -> str:
     return hmac.new(key, f"{kind}\x1f{identity}".encode(), hashlib.sha256).hexdigest()[:32]
 
 
-def fit_image(
-    pixels: npt.NDArray[np.generic], image: DataSection, source: str
-) -> npt.NDArray[np.uint8]:
-    """Return `pixels` ([H, W] or [H, W, 3], 0..255) as uint8 [C, image_size, image_size].
+@dataclass
+class _Rows:
+    """What has been prepared so far."""
 
-    Colour becomes grey by luma and grey is repeated over channels; bilinear with antialiasing.
-    """
-    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] != 3) or not pixels.size:
-        raise UnreadableImageError(
-            f"{source}: expected pixels of shape [H, W] or [H, W, 3], got {list(pixels.shape)}."
-        )
-    values = np.asarray(pixels, dtype=np.float32)
-    if not np.isfinite(values).all():
-        raise UnreadableImageError(f"{source}: holds NaN or infinite pixels.")
-    picture = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
-    picture = picture.convert("L" if image.channels == 1 else "RGB")
-    side = image.image_size
-    if picture.size != (side, side):
-        picture = picture.resize((side, side), Image.Resampling.BILINEAR)
-    array = np.asarray(picture, dtype=np.uint8)
-    return array[None] if array.ndim == 2 else np.ascontiguousarray(array.transpose(2, 0, 1))
-
-
-def _check_records(dataset: SourceDataset, task: TaskSection) -> None:
-    if not dataset.records:
-        raise DataError(f"{dataset.name} holds no images. Check the folder given with --data.")
-    seen: set[str] = set()
-    side: dict[str, str] = {}
-    for record in dataset.records:
-        if record.record_id in seen:
-            raise DataError(
-                f"{record.source}: the image identifier occurs twice in {dataset.name}. "
-                "Keep one of the two."
-            )
-        seen.add(record.record_id)
-        _check_labels(record, task)
-        if record.split and side.setdefault(record.patient_id, record.split) != record.split:
-            raise LeakageError(
-                f"{record.source}: its patient is in both the train and the test split of "
-                f"{dataset.name}. Put all images of a patient on one side."
-            )
-
-
-def _check_labels(record: SourceRecord, task: TaskSection) -> None:
-    unknown = [label for label in record.labels if label not in task.classes]
-    if unknown:
-        raise DataError(
-            f"{record.source}: label {unknown[0]!r} is outside the study's label set "
-            f"({', '.join(task.classes)}). Add it to task.classes or mend the row."
-        )
-    if task.mode == "multiclass" and len(record.labels) != 1:
-        raise DataError(
-            f"{record.source}: expected exactly one label, got {len(record.labels)}. "
-            'Set task.mode = "multilabel" or mend the row.'
-        )
+    images: list[Pixels] = field(default_factory=list)
+    masks: list[Pixels] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    quarantine: list[dict[str, str]] = field(default_factory=list)
 
 
 def _write(
@@ -165,69 +131,141 @@ def _write(
     strict: bool,
     progress: Progress | None,
 ) -> None:
-    images: list[npt.NDArray[np.uint8]] = []
-    masks: list[npt.NDArray[np.uint8]] = []
-    rows: list[dict[str, Any]] = []
-    quarantine: list[dict[str, str]] = []
-    with_masks = any(record.read_mask for record in dataset.records)
+    done = _Rows()
+    with_masks = task.type == "segmentation"
     total = len(dataset.records)
-    for done, record in enumerate(dataset.records, start=1):
+    for number, record in enumerate(dataset.records, start=1):
         try:
-            pixels = fit_image(record.read_image(), image, record.source)
-            mask = _fit_mask(record, image) if with_masks else None
+            _add(done, record, task, image, pseudonym_key)
         except UnreadableImageError as error:
             if strict:
                 raise
-            quarantine.append({"source": record.source, "reason": str(error)})
-        else:
-            images.append(pixels)
-            rows.append(_row(record, task, pseudonym_key))
-            if mask is not None:
-                masks.append(mask)
+            done.quarantine.append({"source": record.source, "reason": str(error)})
         if progress is not None:
-            progress(done, total)
-    if not images:
+            progress(number, total)
+    if not done.images:
         raise DataError(
             f"None of the {total} images of {dataset.name} can be used. The first reason: "
-            f"{quarantine[0]['reason']}"
+            f"{done.quarantine[0]['reason']}"
         )
-    np.save(folder / "images.npy", np.stack(images), allow_pickle=False)
+    if with_masks and not any(mask.any() for mask in done.masks):
+        raise DataError(
+            f"All {len(done.masks)} masks of {dataset.name} are empty: there is nothing to learn. "
+            "Check that mask values are 1 and up, and that the right folder was given."
+        )
+    np.save(folder / "images.npy", _stacked(done.images), allow_pickle=False)
     if with_masks:
-        np.save(folder / "masks.npy", np.stack(masks), allow_pickle=False)
-    _write_lines(folder / "records.jsonl", rows)
-    _write_lines(folder / "quarantine.jsonl", quarantine)
+        np.save(folder / "masks.npy", _stacked(done.masks), allow_pickle=False)
+    _write_lines(folder / "records.jsonl", done.rows)
+    _write_lines(folder / "quarantine.jsonl", done.quarantine)
     header = {
         "format": STORE_FORMAT,
         "key": key,
         "dataset": dataset.name,
         "licence": dataset.licence,
         "citation": dataset.citation,
-        "classes": list(task.classes),
+        "task": task.type,
+        "classes": list(task.label_names),
         "mode": task.mode,
-        "num_images": len(rows),
-        "num_patients": len({row["patient"] for row in rows}),
-        "num_quarantined": len(quarantine),
+        "views": list(image.views),
+        "dimensions": image.dimensions,
+        "fit": image.fit,
+        "num_images": len(done.rows),
+        "num_patients": len({row["patient"] for row in done.rows}),
+        "num_quarantined": len(done.quarantine),
     }
     (folder / "store.json").write_text(json.dumps(header, indent=1), encoding="utf-8")
 
 
-def _fit_mask(record: SourceRecord, image: DataSection) -> npt.NDArray[np.uint8]:
-    side = image.image_size
+def _add(
+    done: _Rows, record: SourceRecord, task: TaskSection, image: DataSection, pseudonym_key: bytes
+) -> None:
+    """Decode, fit and check one record; nothing is added when it cannot be used.
+
+    Raises:
+        UnreadableImageError: Pixels or mask cannot be used, or the task's target is missing.
+    """
+    if task.type == "report" and not record.report.strip():
+        raise UnreadableImageError(
+            f"{record.source}: expected a report, got none. Add its text, or leave the image out."
+        )
+    present: Pixels | None = None
+    if image.views:
+        views = {name: record.views[name]() for name in image.views if name in record.views}
+        pixels, present = fit_views(views, image, record.source)
+        decoded_shape = next(iter(views.values())).shape[: image.dimensions]
+    else:
+        decoded = record.read_image()
+        decoded_shape = decoded.shape[: image.dimensions]
+        pixels = fit_image(decoded, image, record.source, record.spacing_mm)
+    row = _row(record, task, pseudonym_key)
+    row["shape"] = list(pixels.shape[1:])
+    if present is not None:
+        row["present"] = present.tolist()
+    if task.type == "segmentation":
+        mask = _read_mask(record, task, image, decoded_shape, pixels.shape[1:])
+        row["labels"] = _structures_in(mask, task)
+        done.masks.append(mask)
+    done.images.append(pixels)
+    done.rows.append(row)
+
+
+def _read_mask(
+    record: SourceRecord,
+    task: TaskSection,
+    image: DataSection,
+    shape: Sequence[int],
+    fitted_shape: Sequence[int],
+) -> Pixels:
     if record.read_mask is None:
-        return np.zeros((side, side), dtype=np.uint8)
-    # Nearest neighbour: class indices must not be averaged.
-    picture = Image.fromarray(record.read_mask()).resize((side, side), Image.Resampling.NEAREST)
-    return np.asarray(picture, dtype=np.uint8)
+        raise UnreadableImageError(
+            f"{record.source}: expected a mask, found none. Place it beside the others, or leave "
+            "the image out: an image without a mask is not an image without a finding."
+        )
+    mask = record.read_mask()
+    highest = int(mask.max(initial=0))
+    limit = 2 ** len(task.classes) - 1 if task.mode == "multilabel" else len(task.classes)
+    if highest > limit:
+        raise UnreadableImageError(
+            f"{record.source}: mask value {highest} is outside the study's structures "
+            f"({', '.join(task.classes)}), which allow 0 to {limit}."
+        )
+    return fit_mask(mask, image, record.source, shape, fitted_shape)
+
+
+def _structures_in(mask: Pixels, task: TaskSection) -> list[int]:
+    """Indices of the structures that `mask` holds."""
+    values = np.unique(mask)
+    if task.mode == "multilabel":
+        return [i for i in range(len(task.classes)) if (values >> i & 1).any()]
+    return [int(value) - 1 for value in values if value]
+
+
+def _stacked(arrays: Sequence[Pixels]) -> Pixels:
+    """Stack arrays [*, *S]; smaller ones are padded with zeros at the far ends."""
+    shape = tuple(np.max([array.shape for array in arrays], axis=0))
+    if all(array.shape == shape for array in arrays):
+        return np.stack(arrays)
+    stacked = np.zeros((len(arrays), *shape), dtype=np.uint8)
+    for target, array in zip(stacked, arrays, strict=True):
+        target[tuple(slice(side) for side in array.shape)] = array
+    return stacked
 
 
 def _row(record: SourceRecord, task: TaskSection, pseudonym_key: bytes) -> dict[str, Any]:
+    labels: list[int] = []
+    if task.type == "classification":
+        labels = sorted(task.classes.index(label) for label in record.labels)
+    elif task.type == "report":
+        mentioned_F = FindingLabeller(task.report.findings)(tokenise(record.report))
+        labels = np.flatnonzero(mentioned_F).tolist()
     return {
         "record": pseudonym(pseudonym_key, "record", record.record_id),
         "patient": pseudonym(pseudonym_key, "patient", record.patient_id),
-        "labels": sorted(task.classes.index(label) for label in record.labels),
+        "labels": labels,
         "split": record.split or "",
         "columns": dict(record.columns),
-        "report": record.report,
+        "report": record.report if task.type == "report" else "",
     }
 
 

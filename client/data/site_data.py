@@ -1,6 +1,6 @@
 """`SiteData`: the images that one site trains and is evaluated on, grouped by patient.
 
-Shapes: N images, C channels, H height, W width, L classes.
+Shapes: N images of this side, B of them chosen, C channels, *S spatial, L labels, V views.
 """
 
 import hashlib
@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from medfed.client.data.store import Store, open_store
+from medfed.client.data.store import Store, image_shape, open_store
 from medfed.client.site import SiteConfig
 from medfed.common.errors import DataError, LeakageError
 from medfed.common.study import StudyConfig
+from medfed.common.tasks.protocol import Examples
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,45 @@ class ImageSet:
         return len(self.row_index)
 
     def images_NCHW(self, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
-        """Return uint8 images for positions `chosen` in this set, in that order."""
-        if len(self.stores) == 1:
-            return np.asarray(self.stores[0].images_NCHW[self.row_index[chosen]])
-        shape = self.stores[0].images_NCHW.shape[1:]
-        batch = np.empty((len(chosen), *shape), dtype=np.uint8)
+        """Return uint8 images for positions `chosen` in this set, in that order.
+
+        NCDHW where they are volumes. Images of different size are padded with zeros at the far
+        ends; `shape_of` says how far one goes.
+        """
+        return self._gather([store.images_NCHW for store in self.stores], chosen)
+
+    def masks_NHW(self, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8] | None:
+        """Return the masks of positions `chosen`, padded as the images are; None without any."""
+        masks = [store.masks_NHW for store in self.stores]
+        if any(part is None for part in masks):
+            return None
+        return self._gather([part for part in masks if part is not None], chosen)
+
+    def _gather(
+        self, parts: list[npt.NDArray[np.uint8]], chosen: npt.NDArray[np.int64]
+    ) -> npt.NDArray[np.uint8]:
+        if len(parts) == 1:
+            return np.asarray(parts[0][self.row_index[chosen]])
+        shape = np.max([part.shape[1:] for part in parts], axis=0)
+        batch = np.zeros((len(chosen), *shape), dtype=np.uint8)
         owner = self.store_index[chosen]
-        for number, store in enumerate(self.stores):
-            mine = owner == number
-            batch[mine] = store.images_NCHW[self.row_index[chosen[mine]]]
+        for number, part in enumerate(parts):
+            mine = np.flatnonzero(owner == number)
+            corner = tuple(slice(side) for side in part.shape[1:])
+            batch[(mine, *corner)] = part[self.row_index[chosen[mine]]]
         return batch
+
+    def shape_of(self, position: int) -> tuple[int, ...] | None:
+        """Return the spatial shape of one image, or None if all of the stored array is image."""
+        shapes = self.stores[self.store_index[position]].shapes
+        return None if shapes is None else tuple(shapes[self.row_index[position]].tolist())
+
+    def examples(self, chosen: npt.NDArray[np.int64]) -> Examples:
+        """Return what is known about the images at positions `chosen` besides their pixels."""
+        reports = tuple(
+            self.stores[self.store_index[i]].reports[self.row_index[i]] for i in chosen.tolist()
+        )
+        return Examples(self.labels[chosen], self.masks_NHW(chosen), reports)
 
     @cached_property
     def labels(self) -> npt.NDArray[np.int64] | npt.NDArray[np.uint8]:
@@ -47,8 +77,27 @@ class ImageSet:
         parts = [
             self.stores[s].labels[r] for s, r in zip(self.store_index, self.row_index, strict=True)
         ]
-        multiclass = self.stores[0].mode == "multiclass"
-        return np.array(parts, np.int64) if multiclass else np.array(parts, np.uint8)
+        if self.stores[0].one_label:
+            return np.array(parts, np.int64)
+        return np.array(parts, np.uint8).reshape(len(parts), len(self.stores[0].classes))
+
+    @cached_property
+    def present(self) -> npt.NDArray[np.uint8] | None:
+        """Which views each examination has, [N, V]; None for single images."""
+        stores = [store.present for store in self.stores]
+        if any(part is None for part in stores):
+            return None
+        return np.array(
+            [stores[s][r] for s, r in zip(self.store_index, self.row_index, strict=True)],  # type: ignore[index]
+            dtype=np.uint8,
+        )
+
+    def column(self, name: str) -> tuple[str, ...]:
+        """Return a metadata column of the whole set; "" where a value is missing."""
+        return tuple(
+            self.stores[s].columns[name][r] if name in self.stores[s].columns else ""
+            for s, r in zip(self.store_index, self.row_index, strict=True)
+        )
 
     @cached_property
     def patients(self) -> tuple[str, ...]:
@@ -133,18 +182,28 @@ def check_population(data: SiteData, study: StudyConfig, site: SiteConfig) -> No
 
 
 def _check_store(store: Store, study: StudyConfig) -> None:
-    task, image = study.task, study.data
-    if store.classes != task.classes or store.mode != task.mode:
+    task = study.task
+    if (store.task, store.classes, store.mode) != (task.type, task.label_names, task.mode):
         raise DataError(
-            f"Expected a store of {task.mode} labels {', '.join(task.classes)}, got {store.mode} "
-            f"labels {', '.join(store.classes)}. Prepare the data for this study."
+            f"Expected a store for {task.mode} {task.type} of {', '.join(task.label_names)}, got "
+            f"{store.mode} {store.task} of {', '.join(store.classes)}. "
+            "Prepare the data for this study."
         )
-    expected = (image.channels, image.image_size, image.image_size)
-    if store.images_NCHW.shape[1:] != expected:
+    expected, got = image_shape(study.data), store.images_NCHW.shape[1:]
+    fits = len(got) == len(expected) and all(
+        want in (-1, have) for want, have in zip(expected, got, strict=True)
+    )
+    if not fits or store.views != study.data.views:
         raise DataError(
-            f"Expected images of shape {expected}, got {store.images_NCHW.shape[1:]}. "
-            "Prepare the data for this study's data.image_size and data.channels."
+            f"Expected images of shape {expected}, got {got}. Prepare the data for this study's "
+            "[data] section."
         )
+    for column in study.data.tabular:
+        if column not in store.columns:
+            raise DataError(
+                f'Expected a metadata column "{column}" (data.tabular), got none of that name. '
+                f"There are: {', '.join(sorted(store.columns)) or 'none'}."
+            )
 
 
 def _read_subset(path: Path, stores: tuple[Store, ...]) -> dict[str, list[tuple[int, int]]]:

@@ -2,27 +2,33 @@
 
 A store is a folder:
 
-    store.json         format, key, classes, shape, counts, checksums
-    images.npy         uint8 [N, C, H, W]
-    masks.npy          uint8 [N, H, W] class indices, if the data set has masks
-    records.jsonl      one line an image: pseudonyms, labels, split, columns, report
+    store.json         format, key, task, label names, counts
+    images.npy         uint8 [N, C, H, W] or, of volumes, [N, C, D, H, W]
+    masks.npy          uint8 [N, *S] for segmentation: structure indices, or one bit a region
+    records.jsonl      one line an image: pseudonyms, labels, shape, split, columns, report
     quarantine.jsonl   one line an image that could not be used, and why. Never leaves this machine.
 
-Shapes: N images, C channels, H height, W width, P patients, L classes.
+Images that keep their own size (data.fit = "patch") are padded with zeros at the far ends; `shapes`
+says how far each goes. An examination in several views is one image, its views' channels side by
+side. A segmentation's labels are the structures that the mask holds, a report's the findings that
+its text mentions.
+
+Shapes: N images, C channels of all views, *S spatial, P patients, L labels, V views.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from medfed.common.errors import DataError
+from medfed.common.study import DataSection
 
-STORE_FORMAT = 1
+STORE_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -30,20 +36,24 @@ class Store:
     """A prepared store opened for reading.
 
     Attributes:
-        images_NCHW: Memory-mapped uint8.
-        masks_NHW: Memory-mapped uint8, or None.
-        labels: int64 [N] class indices (multiclass) or uint8 [N, L] (multilabel).
+        images_NCHW: Memory-mapped uint8, NCDHW where images are volumes.
+        masks_NHW: Memory-mapped uint8, NDHW where images are volumes, or None.
+        labels: int64 [N] class indices where an image has exactly one, else uint8 [N, L].
         patients: [N] patient pseudonyms.
         splits: [N] the official split of each image, "" where the data set has none.
         columns: Metadata by column name, [N] texts each.
         reports: [N] report texts, empty where there is none.
         record_ids: [N] image pseudonyms.
+        task: The task that the store was prepared for.
+        views: Names of the views, empty for single images.
+        shapes: int64 [N, dimensions], the part of each stored image that is image; None if all.
+        present: uint8 [N, V], which views are there; None for single images.
     """
 
     folder: Path
     key: str
     classes: tuple[str, ...]
-    mode: Literal["multiclass", "multilabel"]
+    mode: Literal["multiclass", "multilabel", "ordinal"]
     images_NCHW: npt.NDArray[np.uint8]
     masks_NHW: npt.NDArray[np.uint8] | None
     labels: npt.NDArray[np.int64] | npt.NDArray[np.uint8]
@@ -53,9 +63,24 @@ class Store:
     reports: tuple[str, ...]
     record_ids: tuple[str, ...]
     num_quarantined: int
+    task: Literal["classification", "segmentation", "report"] = "classification"
+    views: tuple[str, ...] = ()
+    shapes: npt.NDArray[np.int64] | None = field(default=None)
+    present: npt.NDArray[np.uint8] | None = field(default=None)
 
     def __len__(self) -> int:
         return len(self.patients)
+
+    @property
+    def one_label(self) -> bool:
+        """Whether an image has exactly one label."""
+        return self.labels.ndim == 1
+
+
+def image_shape(image: DataSection) -> tuple[int, ...]:
+    """Return [C, *S] of the images of a store that a study asks for; -1 where sizes differ."""
+    side = image.image_size if image.fit == "resize" else -1
+    return (image.total_channels, *[side] * image.dimensions)
 
 
 def open_store(folder: Path) -> Store:
@@ -93,20 +118,20 @@ def _assemble(
     masks: npt.NDArray[np.uint8] | None,
 ) -> Store:
     classes = tuple(header["classes"])
-    mode = cast(Literal["multiclass", "multilabel"], header["mode"])
     labels: npt.NDArray[np.int64] | npt.NDArray[np.uint8]
-    if mode == "multiclass":
+    if header["task"] == "classification" and header["mode"] != "multilabel":
         labels = np.array([row["labels"][0] for row in rows], dtype=np.int64)
     else:
         labels = np.zeros((len(rows), len(classes)), dtype=np.uint8)
         for index, row in enumerate(rows):
             labels[index, row["labels"]] = 1
+    views = tuple(header["views"])
     names = sorted({name for row in rows for name in row["columns"]})
     return Store(
         folder=folder,
         key=header["key"],
         classes=classes,
-        mode=mode,
+        mode=header["mode"],
         images_NCHW=images,
         masks_NHW=masks,
         labels=labels,
@@ -116,6 +141,12 @@ def _assemble(
         reports=tuple(row["report"] for row in rows),
         record_ids=tuple(row["record"] for row in rows),
         num_quarantined=header["num_quarantined"],
+        task=header["task"],
+        views=views,
+        shapes=np.array([row["shape"] for row in rows], dtype=np.int64)
+        if header["fit"] == "patch"
+        else None,
+        present=np.array([row["present"] for row in rows], dtype=np.uint8) if views else None,
     )
 
 

@@ -32,12 +32,12 @@ class PatientBatch:
     """Patients of one chunk, padded to the same number of images.
 
     Attributes:
-        images_PKCHW: float32.
+        inputs: What the model is called with, each [P, K, ...].
         targets_PK: Targets of each image, [P, K, ...].
         mask_PK: 1.0 for a real image, 0.0 for padding; each row has at least one 1.
     """
 
-    images_PKCHW: Tensor
+    inputs: tuple[Tensor, ...]
     targets_PK: Tensor
     mask_PK: Tensor
 
@@ -117,14 +117,17 @@ def patient_gradients(
     frozen |= {n: b.detach() for n, b in model.named_buffers()}
 
     def loss_of_patient(
-        parameters: dict[str, Tensor], images_KCHW: Tensor, targets_K: Tensor, mask_K: Tensor
+        parameters: dict[str, Tensor],
+        inputs: tuple[Tensor, ...],
+        targets_K: Tensor,
+        mask_K: Tensor,
     ) -> Tensor:
-        outputs = torch.func.functional_call(model, {**parameters, **frozen}, (images_KCHW,))
+        outputs = torch.func.functional_call(model, {**parameters, **frozen}, inputs)
         losses_K = loss_per_image(outputs, targets_K)
         return (losses_K * mask_K).sum() / mask_K.sum()
 
     gradients = torch.func.vmap(torch.func.grad(loss_of_patient), in_dims=(None, 0, 0, 0))(
-        trainable, batch.images_PKCHW, batch.targets_PK, batch.mask_PK
+        trainable, batch.inputs, batch.targets_PK, batch.mask_PK
     )
     return cast(dict[str, Tensor], gradients)
 

@@ -1,35 +1,124 @@
-"""Networks by the study's `model.name`."""
+"""Networks by the study's `model.name`, with their first weights and what of them trains."""
 
 import threading
-from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from medfed.common.models.cnn import Cnn
-from medfed.common.models.monai_networks import densenet121, resnet18, resnet50
+from medfed.common.models.classifiers import build_classifier
+from medfed.common.models.freezing import (
+    freeze,
+    frozen_state_digest,
+    set_training_mode,
+    trained_names,
+)
+from medfed.common.models.fusion import Fusion
+from medfed.common.models.pretrained import (
+    LoadReport,
+    initialise_from,
+    load_weights_file,
+    resolve_weights,
+)
+from medfed.common.models.report_lstm import ReportModel
+from medfed.common.models.segmenters import build_segmenter
 from medfed.common.seeding import derive_seed
+from medfed.common.state_dicts import StateDict, read_state
 from medfed.common.study import StudyConfig
+from medfed.common.study.model import SEGMENTERS
 
-Builder = Callable[[StudyConfig, int], nn.Module]
-
-_BUILDERS: dict[str, Builder] = {
-    "cnn": lambda study, outputs: Cnn(study.data.channels, study.data.image_size, outputs),
-    "densenet121": densenet121,
-    "resnet18": resnet18,
-    "resnet50": resnet50,
-}
-
+__all__ = [
+    "build_model",
+    "frozen_state_digest",
+    "load_pretrained",
+    "set_training_mode",
+    "trained_names",
+    "trained_state",
+]
 
 _seeding = threading.Lock()
 
 
-def build_model(study: StudyConfig, num_outputs: int) -> nn.Module:
-    """Return the study's network with weights that depend on the study's seed only.
+def build_model(
+    study: StudyConfig, num_outputs: int, weights_folder: Path | None = None
+) -> nn.Module:
+    """Return the study's network, initialised by its seed and weights file, and frozen as asked.
 
     The process-wide random state is left as it was.
+
+    Args:
+        study: What to build.
+        num_outputs: `Task.num_outputs`.
+        weights_folder: Where a weights file may lie under its own name besides model.weights.
+
+    Raises:
+        StudyError: A size that the network cannot take, weights that do not fit or cannot be had.
     """
     # The random state is the process': two threads must not seed it at once.
     with _seeding, torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(study.study.seed, "initial weights"))
-        return _BUILDERS[study.model.name](study, num_outputs)
+        model = _build(study, num_outputs)
+    load_pretrained(model, study, weights_folder)
+    freeze(model, study.model.freeze)
+    return model
+
+
+def load_pretrained(
+    model: nn.Module, study: StudyConfig, weights_folder: Path | None = None
+) -> LoadReport | None:
+    """Load model.weights into `model`, if the study names any; say what was taken and what not."""
+    section = study.model
+    if not section.weights:
+        return None
+    path = resolve_weights(section.weights, section.weights_sha256, weights_folder)
+    return initialise_from(model, load_weights_file(path), origin=section.weights)
+
+
+def trained_state(model: nn.Module) -> StateDict:
+    """Return copies of what training changes: all that is sent and aggregated."""
+    return read_state(model, trained_names(model))
+
+
+def _build(study: StudyConfig, num_outputs: int) -> nn.Module:
+    section, data = study.model, study.data
+    if section.name in SEGMENTERS:
+        return build_segmenter(
+            section.name,
+            spatial_dims=data.dimensions,
+            in_channels=data.total_channels,
+            num_outputs=num_outputs,
+            channels=section.widths,
+            norm=section.norm,
+        )
+    if study.task.type == "report":
+        return ReportModel(
+            _classifier(study, section.encoder, data.total_channels, 1),
+            num_words=num_outputs,
+            embedding_size=section.embedding_size,
+            hidden_size=section.hidden_size,
+            attention_size=section.attention_size,
+        )
+    if not study.uses_fusion:
+        return _classifier(study, section.name, data.total_channels, num_outputs)
+    late = section.fusion == "late"
+    channels = data.channels if late else data.total_channels
+    encoders = [
+        _classifier(study, section.name, channels, 1) for _ in range(len(data.views) if late else 1)
+    ]
+    return Fusion(
+        encoders,
+        num_tabular=data.num_tabular,
+        num_outputs=num_outputs,
+        hidden_size=section.hidden_size,
+    )
+
+
+def _classifier(study: StudyConfig, name: str, channels: int, num_outputs: int) -> nn.Module:
+    return build_classifier(
+        name,
+        spatial_dims=study.data.dimensions,
+        in_channels=channels,
+        num_outputs=num_outputs,
+        image_size=study.data.image_size,
+        norm=study.model.norm,
+    )

@@ -2,26 +2,50 @@
 
 from torch import Tensor, nn
 
+from medfed.common.models.pooling import MaxPool3d
+
 
 class Cnn(nn.Module):
-    """Images [B, channels, image_size, image_size] to logits [B, num_outputs]."""
+    """Images [B, channels, *S], each side of S image_size, to logits [B, num_outputs].
 
-    def __init__(self, channels: int, image_size: int, num_outputs: int) -> None:
+    Args:
+        channels: Channels of an image.
+        image_size: Length of each side, at least 10.
+        num_outputs: Logits an image.
+        spatial_dims: 2 for images, 3 for volumes.
+    """
+
+    num_features = 64
+    head = ("classifier.3",)
+
+    def __init__(
+        self, channels: int, image_size: int, num_outputs: int, spatial_dims: int = 2
+    ) -> None:
         super().__init__()
         side = ((image_size - 2) // 2 - 2) // 2
+        flat = spatial_dims == 2
+        conv = nn.Conv2d if flat else nn.Conv3d
         self.features = nn.Sequential(
-            nn.Conv2d(channels, 32, kernel_size=3),
+            conv(channels, 32, kernel_size=3),
             nn.ReLU(),
-            nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, kernel_size=3),
+            nn.MaxPool2d(2) if flat else MaxPool3d(kernel_size=2, stride=2),
+            conv(32, self.num_features, kernel_size=3),
             nn.ReLU(),
-            nn.MaxPool2d(2),
+            nn.MaxPool2d(2) if flat else MaxPool3d(kernel_size=2, stride=2),
         )
-        self.head = nn.Sequential(
-            nn.Flatten(), nn.Linear(64 * side * side, 128), nn.ReLU(), nn.Linear(128, num_outputs)
+        self.classifier = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(self.num_features * side**spatial_dims, 128),
+            nn.ReLU(),
+            nn.Linear(128, num_outputs),
         )
+
+    def grid(self, images: Tensor) -> Tensor:
+        """Return features [B, num_features, *grid]."""
+        features: Tensor = self.features(images)
+        return features
 
     def forward(self, images: Tensor) -> Tensor:
         """Return logits."""
-        logits: Tensor = self.head(self.features(images))
+        logits: Tensor = self.classifier(self.grid(images))
         return logits

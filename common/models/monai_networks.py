@@ -1,62 +1,85 @@
-"""MONAI's DenseNet and ResNet with the study's channels, outputs and normalisation.
+"""MONAI's ResNet and DenseNet, 2-D and 3-D, with torchvision's architecture and BatchNorm.
 
-MONAI is imported on first use: it takes seconds, and the small CNN does not need it.
+MONAI takes seconds to import and the small CNN does not need it: import this module where it is
+used.
 """
 
-from torch import nn
+from monai.networks.nets.densenet import DenseNet
+from monai.networks.nets.resnet import ResNet
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from medfed.common.study import StudyConfig
+from medfed.common.models.pooling import HalvingAverage3d, MaxPool3d, global_average
 
-# Divides every channel count of these networks.
-_NUM_GROUPS = 32
-
-
-def densenet121(study: StudyConfig, num_outputs: int) -> nn.Module:
-    """DenseNet-121 (Huang et al. 2017), 2-D."""
-    from monai.networks.nets import DenseNet121
-
-    network = DenseNet121(
-        spatial_dims=2,
-        in_channels=study.data.channels,
-        out_channels=num_outputs,
-    )
-    return _with_norm(network, study)
+_RESNETS = {
+    "resnet18": ("basic", [2, 2, 2, 2]),
+    "resnet50": ("bottleneck", [3, 4, 6, 3]),
+}
 
 
-def resnet18(study: StudyConfig, num_outputs: int) -> nn.Module:
-    """ResNet-18 (He et al. 2016), 2-D."""
-    from monai.networks.nets import resnet18 as build
+class ResNetClassifier(ResNet):  # type: ignore[misc] # MONAI ships no types
+    """Images [B, in_channels, *S] of any size to logits [B, num_outputs].
 
-    return _resnet(build, study, num_outputs)
+    The first convolution has stride 2 and the shortcuts have no bias, as in the paper and in
+    torchvision; MONAI's defaults are others.
 
-
-def resnet50(study: StudyConfig, num_outputs: int) -> nn.Module:
-    """ResNet-50 (He et al. 2016), 2-D."""
-    from monai.networks.nets import resnet50 as build
-
-    return _resnet(build, study, num_outputs)
-
-
-def _resnet(build: object, study: StudyConfig, num_outputs: int) -> nn.Module:
-    assert callable(build)
-    network = build(
-        spatial_dims=2,
-        n_input_channels=study.data.channels,
-        num_classes=num_outputs,
-    )
-    return _with_norm(network, study)
-
-
-def _with_norm(network: nn.Module, study: StudyConfig) -> nn.Module:
-    """Turn every BatchNorm into GroupNorm if the study says so.
-
-    MONAI 1.6's own `norm` argument reaches a ResNet's first layer only: its blocks keep BatchNorm,
-    which mixes patients. So all are replaced here, whatever the network.
+    Reference: He et al. 2016, https://arxiv.org/abs/1512.03385
     """
-    if study.model.norm == "group":
-        for name, child in list(network.named_modules()):
-            if isinstance(child, nn.BatchNorm2d):
-                parent = network.get_submodule(name.rpartition(".")[0])
-                norm = nn.GroupNorm(_NUM_GROUPS, child.num_features, eps=child.eps)
-                setattr(parent, name.rpartition(".")[2], norm)
-    return network
+
+    head = ("fc",)
+
+    def __init__(self, name: str, *, spatial_dims: int, in_channels: int, num_outputs: int) -> None:
+        block, layers = _RESNETS[name]
+        super().__init__(
+            block=block,
+            layers=layers,
+            block_inplanes=[64, 128, 256, 512],
+            spatial_dims=spatial_dims,
+            n_input_channels=in_channels,
+            conv1_t_stride=2,
+            num_classes=num_outputs,
+            bias_downsample=False,
+        )
+        if spatial_dims == 3:
+            self.maxpool = MaxPool3d(kernel_size=3, stride=2, padding=1)
+        self.num_features: int = self.fc.in_features
+
+    def grid(self, images: Tensor) -> Tensor:
+        """Return features [B, num_features, *S / 32]."""
+        features = self.maxpool(self.act(self.bn1(self.conv1(images))))
+        grid: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(features))))
+        return grid
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits."""
+        logits: Tensor = self.fc(global_average(self.grid(images)))
+        return logits
+
+
+class DenseNetClassifier(DenseNet):  # type: ignore[misc] # MONAI ships no types
+    """DenseNet-121: images [B, in_channels, *S], at least 29 a side, to logits [B, num_outputs].
+
+    Reference: Huang et al. 2017, https://arxiv.org/abs/1608.06993
+    """
+
+    head = ("class_layers.out",)
+
+    def __init__(self, *, spatial_dims: int, in_channels: int, num_outputs: int) -> None:
+        super().__init__(
+            spatial_dims=spatial_dims, in_channels=in_channels, out_channels=num_outputs
+        )
+        if spatial_dims == 3:
+            self.features.pool0 = MaxPool3d(kernel_size=3, stride=2, padding=1)
+            for child in self.features.children():
+                if isinstance(getattr(child, "pool", None), nn.AvgPool3d):
+                    child.pool = HalvingAverage3d()
+        self.num_features: int = self.class_layers.out.in_features
+
+    def grid(self, images: Tensor) -> Tensor:
+        """Return features [B, 1024, *S / 32]."""
+        return F.relu(self.features(images))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits."""
+        logits: Tensor = self.class_layers.out(global_average(self.grid(images)))
+        return logits

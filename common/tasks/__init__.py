@@ -1,12 +1,37 @@
 """What a model predicts. Adding a task means adding one module that implements `Task`."""
 
-from medfed.common.study import TaskSection
+from collections.abc import Callable, Sequence
+
+from medfed.common.study import StudyConfig
 from medfed.common.tasks.classification import Classification
-from medfed.common.tasks.protocol import Task
+from medfed.common.tasks.protocol import Batch, Examples, Figure, Task
+from medfed.common.tasks.report import Report
+from medfed.common.tasks.segmentation import Segmentation
+from medfed.common.text import Vocabulary
 
-__all__ = ["Classification", "Task", "make_task"]
+__all__ = [
+    "Batch",
+    "Classification",
+    "Examples",
+    "Figure",
+    "Report",
+    "Segmentation",
+    "Task",
+    "make_task",
+]
+
+_TASKS: dict[str, Callable[[StudyConfig, Vocabulary], Task]] = {
+    "classification": lambda study, _: Classification(study),
+    "segmentation": lambda study, _: Segmentation(study),
+    "report": Report,
+}
 
 
-def make_task(section: TaskSection) -> Task:
-    """Return the task that `[task]` names."""
-    return Classification(section)
+def make_task(study: StudyConfig, words: Sequence[str] = ()) -> Task:
+    """Return the task of `study`.
+
+    Args:
+        study: `[task]` names it.
+        words: The vocabulary of a report task, in its agreed order.
+    """
+    return _TASKS[study.task.type](study, Vocabulary(words))

@@ -150,7 +150,7 @@ def _medfed_step(
         for start in range(0, len(images), chunk):
             part = slice(start, start + chunk)
             mask = torch.ones(len(images[part]), 1)
-            yield PatientBatch(images[part].unsqueeze(1), targets[part].unsqueeze(1), mask)
+            yield PatientBatch((images[part].unsqueeze(1),), targets[part].unsqueeze(1), mask)
 
     return lambda: dp_step(model, noisy, losses, chunks())
 

@@ -1,6 +1,7 @@
 """From a study to its data set: which loader, and where its files are."""
 
 import os
+from importlib import import_module
 from pathlib import Path
 
 from medfed.client.data.records import SourceDataset
@@ -27,15 +28,20 @@ def load_dataset(study: StudyConfig, data: Path | None) -> SourceDataset:
             'Add it, e.g. dataset = "phantom".'
         )
     path = data if data is not None else Path(simulation.data) if simulation.data else None
-    match simulation.dataset:
-        case "phantom":
-            return _phantom(study, simulation, path)
-        case "ham10000":
-            return _ham10000(path)
-        case "medmnist":
-            from medfed.simulations.datasets.medmnist import load_medmnist
+    if simulation.dataset == "phantom":
+        return _phantom(study, simulation, path)
+    if simulation.dataset == "medmnist":
+        from medfed.simulations.datasets.medmnist import load_medmnist
 
-            return load_medmnist(simulation.name, path, cache_folder())
+        return load_medmnist(simulation.name, path, cache_folder())
+    loader = import_module(f"medfed.simulations.datasets.{simulation.dataset}")
+    if path is None:
+        raise DataError(
+            f"Expected --data FOLDER with the data set {simulation.dataset}, got none. "
+            f"{loader.HOW_TO_GET}"
+        )
+    dataset: SourceDataset = getattr(loader, f"load_{simulation.dataset}")(path)
+    return dataset
 
 
 def cache_folder() -> Path:
@@ -53,11 +59,3 @@ def _phantom(study: StudyConfig, simulation: SimulationSection, path: Path | Non
     from medfed.simulations.phantom import load_phantom
 
     return load_phantom(simulation.phantom, image_size=study.data.image_size, seed=study.study.seed)
-
-
-def _ham10000(path: Path | None) -> SourceDataset:
-    from medfed.simulations.datasets.ham10000 import HOW_TO_GET, load_ham10000
-
-    if path is None:
-        raise DataError(f"Expected --data FOLDER with HAM10000, got none. {HOW_TO_GET}")
-    return load_ham10000(path)

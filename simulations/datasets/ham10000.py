@@ -9,24 +9,22 @@ There is no official split. The clinic is column `dataset`, the natural sites; a
 images from two of them.
 """
 
-import csv
 import functools
 import hashlib
-import io
 import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image
-
 from medfed.client.data.records import SourceDataset, SourceRecord
-from medfed.common.errors import DataError, UnreadableImageError
+from medfed.common.errors import DataError
+from medfed.simulations.datasets.digests import dataset_digest, file_digest
+from medfed.simulations.datasets.pictures import list_pictures, read_mask, read_picture, refuse
+from medfed.simulations.datasets.tables import Table, read_table
 
 logger = logging.getLogger(__name__)
 
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+STRUCTURES = ("lesion",)
 
 HOW_TO_GET = (
     "Download HAM10000_metadata, HAM10000_images_part_1.zip, HAM10000_images_part_2.zip and (for "
@@ -38,7 +36,6 @@ _METADATA_FILES = ("HAM10000_metadata", "HAM10000_metadata.csv", "HAM10000_metad
 _IMAGE_FOLDERS = ("images", "HAM10000_images_part_1", "HAM10000_images_part_2")
 _MASK_FOLDERS = ("masks", "HAM10000_segmentations_lesion_tschandl")
 _MASK_ENDING = "_segmentation"
-_SUFFIXES = frozenset({".jpg", ".jpeg", ".png"})
 
 _KEYS = ("image_id", "lesion_id", "dx")
 _COLUMNS = ("dataset", "sex", "age", "localization", "dx_type")
@@ -67,12 +64,18 @@ def load_ham10000(folder: Path) -> SourceDataset:
             f"none. {HOW_TO_GET}"
         )
     masks = _list_files(folder, _MASK_FOLDERS)
-    content = metadata.read_bytes()
-    rows = _read_rows(metadata, content)
-    _warn_about_files(rows, images, masks)
+    table = read_table(
+        metadata,
+        columns=(*_KEYS, *_COLUMNS),
+        keys=_KEYS,
+        optional=("dataset",),
+        how_to_get=HOW_TO_GET,
+    )
+    _check_images_once(table)
+    _warn_about_files(table, images, masks)
     records = tuple(
         _record(folder, metadata, line, row, images, masks or {})
-        for line, row in sorted(rows.items(), key=lambda item: item[1]["image_id"])
+        for line, row in sorted(table.rows.items(), key=lambda item: item[1]["image_id"])
     )
     return SourceDataset(
         name="HAM10000",
@@ -83,7 +86,8 @@ def load_ham10000(folder: Path) -> SourceDataset:
         ),
         classes=CLASSES,
         records=records,
-        digest=_digest(content, [record.record_id for record in records], images, masks or {}),
+        digest=_digest(table, [record.record_id for record in records], images, masks or {}),
+        structures=STRUCTURES,
     )
 
 
@@ -103,71 +107,17 @@ def _list_files(folder: Path, names: Iterable[str]) -> dict[str, Path] | None:
     found = [f for f in sorted(folder.iterdir()) if f.name.lower() in wanted and f.is_dir()]
     files: dict[str, Path] = {}
     for subfolder in found:
-        for path in sorted(subfolder.iterdir()):
-            if path.suffix.lower() in _SUFFIXES and not path.name.startswith("."):
-                files.setdefault(path.stem, path)
+        for path in list_pictures(subfolder):
+            files.setdefault(path.stem, path)
     return files if found else None
 
 
-def _read_rows(metadata: Path, content: bytes) -> dict[int, dict[str, str]]:
-    """Return the rows by line number of the file."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{metadata}: expected UTF-8 text, got {error}. {HOW_TO_GET}") from None
-    header = text.partition("\n")[0]
-    reader = csv.DictReader(
-        io.StringIO(text, newline=""), delimiter="\t" if "\t" in header else ",", strict=True
-    )
-    rows: dict[int, dict[str, str]] = {}
+def _check_images_once(table: Table) -> None:
     line_of: dict[str, int] = {}
-    try:
-        _check_header(metadata, reader.fieldnames or ())
-        for row in reader:
-            _check_row(metadata, reader.line_num, row, len(reader.fieldnames or ()))
-            first = line_of.setdefault(row["image_id"], reader.line_num)
-            if first != reader.line_num:
-                _refuse_second(metadata, reader.line_num, first, row, rows[first])
-            rows[reader.line_num] = row
-    except csv.Error as error:
-        raise DataError(
-            f"{metadata}, after line {reader.line_num}: not valid CSV ({error}). Mend it, or fetch "
-            "the file again."
-        ) from None
-    return rows
-
-
-def _check_header(metadata: Path, header: Iterable[str]) -> None:
-    names = list(header)
-    missing = [name for name in (*_KEYS, *_COLUMNS) if name not in names]
-    if missing == ["dataset"]:
-        logger.warning(
-            "%s has no column dataset, as in older copies: there are no clinics to partition by.",
-            metadata.name,
-        )
-    elif missing or len(set(names)) != len(names):
-        raise DataError(
-            f"{metadata} line 1: expected the columns {', '.join((*_KEYS, *_COLUMNS))}, each once, "
-            + f"got {', '.join(names) or 'nothing'}"
-            + (f" (missing: {', '.join(missing)})" if missing else "")
-            + ". Restore the published header."
-        )
-
-
-def _check_row(
-    metadata: Path, line: int, row: Mapping[str | None, object], num_columns: int
-) -> None:
-    if None in row or None in row.values():
-        raise DataError(
-            f"{metadata} line {line}: expected {num_columns} values, got "
-            + ("more" if None in row else "fewer")
-            + ". Mend that line."
-        )
-    for name in _KEYS:
-        if not row[name]:
-            raise DataError(
-                f"{metadata} line {line}: column {name} is empty. Fill it in, or delete the line."
-            )
+    for line, row in table.rows.items():
+        first = line_of.setdefault(row["image_id"], line)
+        if first != line:
+            _refuse_second(table.path, line, first, row, table.rows[first])
 
 
 def _refuse_second(
@@ -187,11 +137,16 @@ def _refuse_second(
 
 
 def _warn_about_files(
-    rows: Mapping[int, Mapping[str, str]],
+    table: Table,
     images: Mapping[str, Path],
     masks: Mapping[str, Path] | None,
 ) -> None:
-    named = {row["image_id"] for row in rows.values()}
+    if "dataset" not in table.header:
+        logger.warning(
+            "%s has no column dataset, as in older copies: there are no clinics to partition by.",
+            table.path.name,
+        )
+    named = {row["image_id"] for row in table.rows.values()}
     extra = len(images.keys() - named)
     if extra:
         logger.warning("%d image(s) have no row in the metadata and are not used.", extra)
@@ -218,62 +173,27 @@ def _record(
         labels=(row["dx"],),
         source=f"{metadata.name} line {line} ({path.name if path else image_id})",
         # A missing file must surface when it is read, so that it is quarantined and counted.
-        read_image=functools.partial(_read_image, path)
+        read_image=functools.partial(read_picture, path, "RGB")
         if path
-        else functools.partial(_refuse_missing, image_id, folder),
-        read_mask=functools.partial(_read_mask, mask) if mask else None,
+        else functools.partial(refuse, _missing(image_id, folder)),
+        read_mask=functools.partial(read_mask, mask) if mask else None,
         columns={name: row[name] for name in _COLUMNS if name in row},
     )
 
 
-def _read_image(path: Path) -> npt.NDArray[np.generic]:
-    return _decode(path, "RGB")
-
-
-def _refuse_missing(image_id: str, folder: Path) -> npt.NDArray[np.generic]:
-    raise UnreadableImageError(
+def _missing(image_id: str, folder: Path) -> str:
+    return (
         f"Expected the image {image_id}.jpg that the metadata names, found none in "
         f"{', '.join(f'{name}/' for name in _IMAGE_FOLDERS)} of {folder}. Place it there, or "
         "delete its row."
     )
 
 
-def _read_mask(path: Path) -> npt.NDArray[np.uint8]:
-    # Through the palette: some masks have one that turns stored 0 into white, which is lesion.
-    return (_decode(path, "L") > 127).astype(np.uint8)
-
-
-def _decode(path: Path, mode: str) -> npt.NDArray[np.uint8]:
-    try:
-        with Image.open(path) as picture:
-            return np.asarray(picture.convert(mode), dtype=np.uint8)
-    # Pillow reports damage with all of these, depending on the format and on where it is.
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(
-            f"{path} cannot be decoded ({error}). Fetch it again, or delete its row."
-        ) from None
-
-
 def _digest(
-    metadata: bytes, image_ids: Iterable[str], images: Mapping[str, Path], masks: Mapping[str, Path]
+    table: Table, image_ids: Iterable[str], images: Mapping[str, Path], masks: Mapping[str, Path]
 ) -> str:
-    """Return the SHA-256 over the metadata and every file that a record reads."""
-    whole = hashlib.sha256(f"{_LOADER}\n{hashlib.sha256(metadata).hexdigest()}\n".encode())
-    for image_id in image_ids:
-        parts = (
-            _file_digest(images.get(image_id)),
-            _file_digest(masks.get(image_id + _MASK_ENDING)),
-        )
-        whole.update(f"{image_id}\x1f{parts[0]}\x1f{parts[1]}\n".encode())
-    return whole.hexdigest()
-
-
-def _file_digest(path: Path | None) -> str:
-    if path is None:
-        return "missing"
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        # Reading it as an image names the file and the reason.
-        return "unreadable"
+    files = (
+        (name, file_digest(images.get(name)), file_digest(masks.get(name + _MASK_ENDING)))
+        for name in image_ids
+    )
+    return dataset_digest(_LOADER, [(hashlib.sha256(table.content).hexdigest(),), *files])

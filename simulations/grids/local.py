@@ -6,6 +6,7 @@ PyTorch releases the interpreter lock while it computes, a thread shares the pro
 imports, and each keeps its own network. Results do not depend on the number of workers.
 """
 
+import logging
 import queue
 import threading
 import traceback
@@ -26,6 +27,8 @@ from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
 from medfed.client.workspace import keep_freed_memory
+
+log = logging.getLogger(__name__)
 
 _SERVER_NODE = 1
 _PULL_WAIT_S = 0.5
@@ -147,6 +150,7 @@ class LocalGrid(Grid):
             reply = _through_the_wire(reply)
         # A site's failure is an answer, as on a real grid; so is a library there that exits.
         except (Exception, SystemExit):
+            log.exception("A site's app failed.")
             reply = Message(
                 Error(code=_CLIENT_APP_RAISED, reason=traceback.format_exc()), reply_to=message
             )

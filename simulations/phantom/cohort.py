@@ -16,9 +16,7 @@ from medfed.simulations.phantom.scanners import make_scanners
 GENERATOR_VERSION = 1
 
 
-def load_phantom(
-    section: PhantomSection, *, image_size: int, seed: int, co_occurrence: float = 0.0
-) -> SourceDataset:
+def load_phantom(section: PhantomSection, *, image_size: int, seed: int) -> SourceDataset:
     """Describe the cohort; images (uint8) and masks (uint8 class indices) render when read.
 
     Each record depends on (seed, patient, image) alone: not on which others were rendered, nor on
@@ -28,16 +26,10 @@ def load_phantom(
         section: Size, scanners and modality of the cohort.
         image_size: Height and width of every image, pixels.
         seed: Root seed.
-        co_occurrence: Probability of each further finding in a patient who has one already, for
-            multi-label studies. At 0 every record has exactly one label.
 
     Raises:
-        DataError: If `co_occurrence` is not a probability or `image_size` is below 16.
+        DataError: If `image_size` is below 16.
     """
-    if not 0.0 <= co_occurrence <= 1.0:
-        raise DataError(
-            f"Expected co_occurrence between 0 and 1, got {co_occurrence}. It is a probability."
-        )
     if image_size < 16:
         raise DataError(
             f"Expected image_size of at least 16 pixels, got {image_size}. "
@@ -54,7 +46,7 @@ def load_phantom(
             shares=tuple(scanner.share for scanner in scanners),
             prevalences=tuple(scanner.prevalence for scanner in scanners),
             max_images=section.max_images_per_patient,
-            co_occurrence=co_occurrence,
+            co_occurrence=section.co_occurrence,
         )
         for image_number in range(1, patient.num_images + 1):
             view = View(
@@ -71,7 +63,8 @@ def load_phantom(
         citation=f"medfed phantom cohort, generator version {GENERATOR_VERSION}",
         classes=classes,
         records=tuple(records),
-        digest=_digest(section, image_size, seed, co_occurrence),
+        digest=_digest(section, image_size, seed),
+        structures=classes[1:],
     )
 
 
@@ -96,12 +89,11 @@ def _record(view: View, image_size: int) -> SourceRecord:
     )
 
 
-def _digest(section: PhantomSection, image_size: int, seed: int, co_occurrence: float) -> str:
+def _digest(section: PhantomSection, image_size: int, seed: int) -> str:
     facts = {
         "generator": GENERATOR_VERSION,
         "section": section.model_dump(mode="json"),
         "image_size": image_size,
         "seed": seed,
-        "co_occurrence": co_occurrence,
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

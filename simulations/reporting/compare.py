@@ -17,17 +17,14 @@ from medfed.simulations.reporting.drawing import draw
 from medfed.simulations.reporting.figures import metric_curve
 from medfed.simulations.reporting.headline import unfinished_arms
 from medfed.simulations.reporting.rendering import render
+from medfed.simulations.reporting.results import ARMS
 from medfed.simulations.reporting.run_data import FEDERATED, POOLED, RunData, load_run
 from medfed.simulations.reporting.tables import ABSENT, Table, figure, num_bytes, seconds, small
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawn
 
-_SCORES = tuple(
-    (f"{title} {arm}", arm, key)
-    for title, key in (("AUROC", "auroc"), ("Bal.\u00a0acc.", "balanced_accuracy"))
-    for arm in (FEDERATED, POOLED, "local")
-)
+    from medfed.common.tasks import Figure
 
 
 @dataclass(frozen=True)
@@ -72,12 +69,11 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Comparison:
     names = _names(runs)
     differing = _differing(names, runs)
     comparison = Comparison(
-        Table(_columns(), tuple(_row(*pair) for pair in zip(names, runs, strict=True)),
-              text=frozenset({0, 1, 3, 5})),
+        _runs_table(names, runs),
         differing,
         out / "compare.html",
         out / "compare.csv",
-    )  # fmt: skip
+    )
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(comparison.html, _page(names, runs, comparison).encode())
@@ -99,9 +95,10 @@ def _names(runs: Sequence[RunData]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _columns() -> tuple[str, ...]:
-    scores = (title for title, _, _ in _SCORES)
-    return (
+def _runs_table(names: Sequence[str], runs: Sequence[RunData]) -> Table:
+    shown = _figures(runs)
+    scores = (f"{one.title} {arm}" for one in shown for arm in ARMS)
+    columns = (
         "Run",
         "Data set",
         "Sites",
@@ -113,9 +110,17 @@ def _columns() -> tuple[str, ...]:
         "Sent",
         "Time",
     )
+    rows = tuple(_row(name, run, shown) for name, run in zip(names, runs, strict=True))
+    return Table(columns, rows, text=frozenset({0, 1, 3, 5}))
 
 
-def _row(name: str, run: RunData) -> tuple[str, ...]:
+def _figures(runs: Sequence[RunData]) -> tuple["Figure", ...]:
+    """The two figures that each run shows site by site; runs of several tasks have more."""
+    shown = {one.key: one for run in runs for one in (results.leading(run), results.beside(run))}
+    return tuple(shown.values())
+
+
+def _row(name: str, run: RunData, shown: Sequence["Figure"]) -> tuple[str, ...]:
     rounds = run.federated.rounds if run.federated else ()
     return (
         name,
@@ -124,10 +129,14 @@ def _row(name: str, run: RunData) -> tuple[str, ...]:
         run.study.federation.algorithm,
         f"{len(rounds)} of {run.study.training.rounds}",
         *_privacy(run),
-        *(figure(_score(run, arm, key)) for _, arm, key in _SCORES),
+        *map(figure, _scores(run, shown)),
         num_bytes(conduct.total_bytes(run.federated)),
         seconds(sum(record.seconds for record in rounds)),
     )
+
+
+def _scores(run: RunData, shown: Sequence["Figure"]) -> list[float | None]:
+    return [value for one in shown for value in results.by_arm(run, one.key)]
 
 
 def _dataset(run: RunData) -> str:
@@ -147,13 +156,9 @@ def _privacy(run: RunData) -> tuple[str, str]:
     return unit, f"{epsilon} @ {small(privacy.target_delta)}"
 
 
-def _score(run: RunData, arm: str, key: str) -> float | None:
-    return results.local_mean(run, key) if arm == "local" else results.final(run, arm, key)
-
-
 def _differing(names: Sequence[str], runs: Sequence[RunData]) -> Table:
     """Study keys whose values are not all equal; a key that a run lacks shows a dash."""
-    flat = [_flat(to_plain(run.study)) for run in runs]
+    flat = [_flat(to_plain(run.shown_study)) for run in runs]
     keys = sorted(set().union(*flat))
     rows = tuple(
         (key, *(values.get(key, ABSENT) for values in flat))
@@ -179,7 +184,7 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def _page(names: Sequence[str], runs: Sequence[RunData], comparison: Comparison) -> str:
     drawing = draw(
         "compare",
-        "AUROC and loss by round, one line a run.",
+        f"{_titles(_leading(runs))} and loss by round, one line a run.",
         partial(_overlay, names, runs),
     )
     notices = [
@@ -187,7 +192,9 @@ def _page(names: Sequence[str], runs: Sequence[RunData], comparison: Comparison)
         for name, run in zip(names, runs, strict=True)
         for line in unfinished_arms(run)
     ]
-    if len({_dataset(run) for run in runs}) > 1:
+    if len({run.study.task.type for run in runs}) > 1:
+        notices.append("The runs have different tasks: their figures cannot be compared.")
+    elif len({_dataset(run) for run in runs}) > 1:
         notices.append("The runs are on different data sets: their figures cannot be compared.")
     elif len({_test_images(run) for run in runs}) > 1:
         notices.append("The runs are judged on different held-out images: compare with care.")
@@ -195,6 +202,7 @@ def _page(names: Sequence[str], runs: Sequence[RunData], comparison: Comparison)
         "compare.html.j2",
         "medfed comparison",
         figures={} if drawing is None else {"compare": drawing},
+        leading=_titles(_leading(runs)),
         table_runs=comparison.runs,
         differing=comparison.differing,
         notices=notices,
@@ -205,7 +213,16 @@ def _test_images(run: RunData) -> float | None:
     return results.final(run, FEDERATED, "num_images")
 
 
-def _overlay(names: Sequence[str], runs: Sequence[RunData]) -> "Figure | None":
+def _leading(runs: Sequence[RunData]) -> dict[str, str]:
+    """Title of each run's leading figure, by its key."""
+    return {one.key: one.title for one in map(results.leading, runs)}
+
+
+def _titles(titles: Mapping[str, str]) -> str:
+    return ", ".join(titles.values())
+
+
+def _overlay(names: Sequence[str], runs: Sequence[RunData]) -> "Drawn | None":
     panels = {
         title: [
             (
@@ -214,7 +231,7 @@ def _overlay(names: Sequence[str], runs: Sequence[RunData]) -> "Figure | None":
             )
             for name, run in zip(names, runs, strict=True)
         ]
-        for title, key in (("AUROC", "auroc"), ("Loss", "loss"))
+        for key, title in {**_leading(runs), "loss": "Loss"}.items()
     }
     return training_plots.overlay(panels)
 
@@ -223,7 +240,8 @@ def _csv(names: Sequence[str], runs: Sequence[RunData], differing: Table) -> str
     """One line a run, with unrounded figures; differing study keys are further columns."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    scores = [f"{key}_{arm}" for _, arm, key in _SCORES]
+    shown = _figures(runs)
+    scores = [f"{one.key}_{arm}" for one in shown for arm in ARMS]
     writer.writerow(["run", "dataset", "sites", "algorithm", "rounds", "privacy_unit", "epsilon",
                      "target_delta", "noise", *scores, "bytes", "seconds",
                      *(row[0] for row in differing.rows)])  # fmt: skip
@@ -240,7 +258,7 @@ def _csv(names: Sequence[str], runs: Sequence[RunData], differing: Table) -> str
             conduct.worst_epsilon(run),
             privacy.target_delta if privacy.enabled else None,
             "+".join(sorted(conduct.noise_kinds(run.federated))),
-            *(_score(run, arm, key) for _, arm, key in _SCORES),
+            *_scores(run, shown),
             conduct.total_bytes(run.federated),
             sum(record.seconds for record in rounds),
             *(row[index + 1] for row in differing.rows),

@@ -60,7 +60,7 @@ def privacy_statement(run: RunData) -> tuple[str, ...]:
         return (
             "No privacy: updates were sent without differential privacy. What an update reveals "
             "about a patient is not bounded.",
-            *_evaluation(run),
+            *_uncovered(run),
         )
     cover = (
         "everything one patient contributes (all images together)"
@@ -72,7 +72,7 @@ def privacy_statement(run: RunData) -> tuple[str, ...]:
         f"the highest ε over the sites is {figure(epsilon, 2)} at δ = {small(privacy.target_delta)}"
     )  # fmt: skip
     unit = f"Unit of privacy: {privacy.unit}. One ε covers {cover}; {amount}."
-    return (unit, *_noise_statement(kinds), *_evaluation(run))
+    return (unit, *_noise_statement(kinds), *_uncovered(run))
 
 
 def _noise_statement(kinds: frozenset[str]) -> tuple[str, ...]:
@@ -87,13 +87,21 @@ def _noise_statement(kinds: frozenset[str]) -> tuple[str, ...]:
     return ()
 
 
-def _evaluation(run: RunData) -> tuple[str, ...]:
-    if not any(arm.evaluated for arm in run.arms.values()):
-        return ()
-    return (
-        "Not covered by differential privacy: the exact counts on the held-out images, which the "
-        "sites released for the figures on this page.",
-    )
+def _uncovered(run: RunData) -> tuple[str, ...]:
+    """What sites released besides updates, that no epsilon covers."""
+    lines = []
+    if any(arm.evaluated for arm in run.arms.values()):
+        lines.append(
+            "Not covered by differential privacy: the exact counts on the held-out images, which "
+            "the sites released for the figures on this page."
+        )
+    words = run.federated.vocabulary if run.federated else None
+    if words and words.sites and run.study.task.report.words_noise_multiplier is None:
+        lines.append(
+            "Not covered by differential privacy: the words that the sites named for the "
+            "vocabulary. A threshold keeps rare ones back."
+        )
+    return tuple(lines)
 
 
 def epsilon_table(run: RunData) -> Table:

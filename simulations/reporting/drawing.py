@@ -40,6 +40,8 @@ CYCLE = tuple(
     INK[name]
     for name in ("blue", "amber", "green", "purple", "sky", "vermillion", "grey", "yellow")
 )
+# Around a marker, so that one on another can be told from it.
+HALO: dict[str, Any] = {"markeredgecolor": INK["paper"], "markeredgewidth": 0.8}
 _STYLE: dict[str, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "medfed",

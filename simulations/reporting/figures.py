@@ -1,11 +1,11 @@
 """All figures of one run's report, in the order of the page."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from medfed.common.metrics import MetricSums, add_sums, classification_metrics
-from medfed.simulations.reporting import conduct, model_plots, results, training_plots
+from medfed.simulations.reporting import conduct, data_plots, results, training_plots
+from medfed.simulations.reporting.details import Plots, detail_of
+from medfed.simulations.reporting.dot_plots import ARM_SERIES, dot_plot
 from medfed.simulations.reporting.drawing import Drawing, draw
 from medfed.simulations.reporting.run_data import POOLED, Arm, RunData
 from medfed.simulations.reporting.training_plots import Curve
@@ -16,31 +16,27 @@ if TYPE_CHECKING:
 
 def draw_figures(run: RunData) -> dict[str, Drawing]:
     """Draw every figure that the run has data for, by name."""
-    plots: dict[str, tuple[str, Callable[[], Figure | None]]] = {
+    detail = detail_of(run)
+    first, second = results.leading(run).title, results.beside(run).title
+    plots: Plots = {
         "convergence": (
-            "AUROC and loss on all sites' held-out images by round: federated, pooled, local.",
+            f"{first} and loss on all sites' held-out images by round: federated, pooled, local.",
             partial(_convergence, run),
         ),
         "sites": (
-            "AUROC and balanced accuracy of each site under the federated, pooled and own model.",
+            f"{first} and {second} of each site under the federated, pooled and own model.",
             partial(_sites, run),
         ),
         "epsilon": ("Epsilon spent by round and site, with the budget.", partial(_epsilon, run)),
         "traffic": ("Bytes between the server and each site.", partial(_traffic, run)),
         "times": ("Seconds of each federated round.", partial(_times, run)),
-        "partition": ("Images of each class at each site.", partial(_partition, run)),
+        "partition": (detail.counts, partial(_partition, run)),
     }
-    sums = federated_sums(run)
+    sums = results.federated_sums(run)
     if sums is not None:
-        plots |= _model_figures(run, sums)
+        plots |= detail.plots(run, sums)
     drawings = {name: draw(name, text, plot) for name, (text, plot) in plots.items()}
     return {name: drawing for name, drawing in drawings.items() if drawing is not None}
-
-
-def federated_sums(run: RunData) -> MetricSums | None:
-    """Return the federated model's sums over all sites' held-out images, if it was evaluated."""
-    parts = run.federated.final_sums.values() if run.federated else ()
-    return add_sums(parts) if parts else None
 
 
 def metric_curve(label: str, arm: Arm | None, key: str) -> Curve:
@@ -53,53 +49,26 @@ def metric_curve(label: str, arm: Arm | None, key: str) -> Curve:
     return Curve(label, points)
 
 
-def _model_figures(
-    run: RunData, sums: MetricSums
-) -> dict[str, tuple[str, Callable[[], "Figure | None"]]]:
-    classes = run.study.task.classes
-    metrics = classification_metrics(sums, classes)
-    areas = [metrics.get(f"auroc/{name}") for name in classes]
-    return {
-        "roc": (
-            "ROC curve of each class, federated model.",
-            partial(model_plots.roc, sums, classes, areas),
-        ),
-        "confusion": (
-            "Images of each class by what the federated model called them.",
-            partial(model_plots.matrix, sums["matrix"], classes)
-            if "matrix" in sums
-            else partial(model_plots.confusion, sums, classes),
-        ),
-        "calibration": (
-            "Share of right predictions at each confidence, federated model.",
-            partial(model_plots.calibration, sums),
-        ),
-    }
-
-
 def _convergence(run: RunData) -> "Figure | None":
+    first = results.leading(run)
     panels = {
         title: (
             metric_curve("federated", run.federated, key),
             metric_curve("pooled", run.arms.get(POOLED), key),
             [arm.final_metrics[key] for arm in run.local_arms.values() if key in arm.final_metrics],
         )
-        for title, key in (("AUROC", "auroc"), ("Loss", "loss"))
+        for title, key in ((first.title, first.key), ("Loss", "loss"))
     }
     return training_plots.convergence(panels, run.study.training.rounds)
 
 
 def _sites(run: RunData) -> "Figure | None":
-    panels = {
-        "AUROC": results.site_scores(run, "auroc"),
-        "Balanced accuracy": results.site_scores(run, "balanced_accuracy"),
+    scores = {
+        one.title: results.site_scores(run, one.key)
+        for one in (results.leading(run), results.beside(run))
     }
-    known = any(
-        value is not None
-        for row in panels["AUROC"]
-        for value in (row.federated, row.pooled, row.local)
-    )
-    return training_plots.sites(panels, results.worst_site(run)) if known else None
+    panels = {title: tuple(by_site.values()) for title, by_site in scores.items()}
+    return dot_plot(run.site_names, panels, ARM_SERIES, bold=results.worst_site(run))
 
 
 def _epsilon(run: RunData) -> "Figure | None":
@@ -128,5 +97,6 @@ def _partition(run: RunData) -> "Figure | None":
         for name in run.site_names
         if name in run.sites
     ]
-    unit = "images" if run.study.task.mode == "multiclass" else "labels (an image may have several)"
-    return model_plots.partition(splits, run.study.task.classes, unit)
+    task = run.study.task
+    noun = detail_of(run).noun
+    return data_plots.partition(splits, task.label_names, noun, one_label=task.one_label)

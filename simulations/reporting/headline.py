@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from medfed.simulations.reporting import conduct, results
-from medfed.simulations.reporting.run_data import FEDERATED, POOLED, RunData
+from medfed.simulations.reporting.run_data import RunData
 from medfed.simulations.reporting.tables import counted, figure, num_bytes, small
 
 
@@ -31,15 +31,21 @@ def headline(run: RunData) -> Headline:
 
 
 def _sentence(run: RunData) -> str:
+    first = results.leading(run)
     sites = counted(len(run.site_names), "site")
-    federated = results.final(run, FEDERATED, "auroc")
+    federated, pooled, local = results.by_arm(run, first.key)
     if federated is None:
-        return f"A study over {sites}; the federated model has not been evaluated."
+        evaluated = run.federated is not None and run.federated.evaluated
+        why = (
+            f"has no {first.title} on its held-out images"
+            if evaluated
+            else "has not been evaluated"
+        )
+        return f"A study over {sites}; the federated model {why}."
     start = (
-        f"Trained over {sites} that share no images, the model reaches AUROC {figure(federated)} "
-        "on the held-out images of all sites."
+        f"Trained over {sites} that share no images, the model reaches {first.title} "
+        f"{figure(federated)} on the held-out images of all sites."
     )
-    pooled, local = results.final(run, POOLED, "auroc"), results.local_mean(run, "auroc")
     more = [
         f"{text}: {figure(value)}{end}."
         for text, value, end in (
@@ -52,15 +58,17 @@ def _sentence(run: RunData) -> str:
 
 
 def _tiles(run: RunData) -> tuple[Tile, ...]:
+    first = results.leading(run)
+    federated, pooled, local = results.by_arm(run, first.key)
     done = len(run.federated.rounds) if run.federated else 0
-    num_local = sum("auroc" in arm.final_metrics for arm in run.local_arms.values())
+    num_local = sum(first.key in arm.final_metrics for arm in run.local_arms.values())
     traffic = conduct.total_bytes(run.federated)
     return (
-        Tile("AUROC, federated", figure(results.final(run, FEDERATED, "auroc")), "all sites' data"),
-        Tile("AUROC, pooled", figure(results.final(run, POOLED, "auroc")), "data in one place"),
+        Tile(f"{first.title}, federated", figure(federated), "all sites' data"),
+        Tile(f"{first.title}, pooled", figure(pooled), "data in one place"),
         Tile(
-            "AUROC, local only",
-            figure(results.local_mean(run, "auroc")),
+            f"{first.title}, local only",
+            figure(local),
             f"mean of {counted(num_local, 'model')}" if num_local else "no local model",
         ),
         privacy_tile(run),

@@ -37,8 +37,8 @@ class LedgerFacts:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps, each one Gaussian release."""
-        return sum(spend.steps for spend in self.spends)
+        """Optimiser steps, each one Gaussian release; naming words is none."""
+        return sum(spend.steps for spend in self.spends if spend.kind == "training")
 
 
 @dataclass(frozen=True)

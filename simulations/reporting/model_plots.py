@@ -1,4 +1,4 @@
-"""Figures of the final model and the data: ROC, confusion, calibration, partition.
+"""Figures of the final model: ROC, confusion, calibration.
 
 Shapes: L classes, B score bins.
 """
@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from medfed.common.metrics import FIXED_POINT, MetricSums
 from medfed.simulations.reporting.drawing import CYCLE, INK, new_figure, short, whole_numbers
-from medfed.simulations.reporting.run_data import SplitCounts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,21 +67,32 @@ def roc(sums: MetricSums, classes: Sequence[str], areas: Sequence[float | None])
     return figure
 
 
-def confusion(sums: MetricSums, classes: Sequence[str]) -> "Figure | None":
-    """Draw each class' two-by-two table: shade is the share of its row, figures are images."""
-    if int(sums["count"]) == 0:
+def two_by_two(
+    tables_L22: npt.NDArray[np.int64], names: Sequence[str], found: str
+) -> "Figure | None":
+    """Draw a table for each name: there or not (rows) by found or not (columns).
+
+    Shade is the share of the row, figures are images.
+
+    Args:
+        tables_L22: Counts by (truth, prediction).
+        names: What is there or not: classes or structures.
+        found: What the columns say.
+    """
+    if not tables_L22.any():
         return None
-    columns = min(len(classes), 5)
-    rows = -(-len(classes) // columns)
+    columns = min(len(names), 5)
+    rows = -(-len(names) // columns)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2 * columns, 2.25 * rows))
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for panel, name, table_22 in zip(panels, classes, sums["confusion"], strict=False):
+    for panel, name, table_22 in zip(panels, names, tables_L22, strict=False):
         _two_by_two(panel, table_22)
+        panel.set_xlabel(found)
         panel.set_title(short(name, 17))
     figure.get_layout_engine().set(h_pad=0.14)  # type: ignore[union-attr,call-arg]
-    for panel in panels[len(classes) :]:
+    for panel in panels[len(names) :]:
         panel.set_axis_off()
     return figure
 
@@ -136,7 +146,6 @@ def _two_by_two(panel: "Axes", table_22: npt.NDArray[np.int64]) -> None:
     panel.set_xticks([0.5, 1.5], ["yes", "no"])
     panel.set_yticks([1.5, 0.5], ["present", "absent"], rotation=90, va="center")
     panel.tick_params(length=0)
-    panel.set_xlabel("called present")
     panel.grid(visible=False)
     panel.spines[:].set_visible(False)
 
@@ -164,38 +173,4 @@ def calibration(sums: MetricSums) -> "Figure | None":
     lower.grid(axis="x", visible=False)
     whole_numbers(lower.yaxis)
     lower.yaxis.get_major_locator().set_params(nbins=3)
-    return figure
-
-
-def partition(
-    splits: Sequence[tuple[str, SplitCounts, SplitCounts]], classes: Sequence[str], unit: str
-) -> "Figure | None":
-    """Draw each site's class counts, training beside held-out; `unit` is what a bar counts."""
-    if not splits:
-        return None
-    figure, axes = new_figure(10, 1.6 + 0.34 * len(splits), 2, sharey=True, width_ratios=(3, 2))
-    for panel, side, title in zip(axes, (1, 2), ("Training", "Held out"), strict=True):
-        left = np.zeros(len(splits))
-        for index, name in enumerate(classes):
-            counts = np.array([split[side].labels[index] for split in splits])  # type: ignore[union-attr]
-            panel.barh(
-                range(len(splits)),
-                counts,
-                0.68,
-                left=left,
-                color=CYCLE[index % len(CYCLE)],
-                # Past eight classes colours repeat; hatching tells them apart.
-                hatch="////" if index >= len(CYCLE) else None,
-                edgecolor=INK["paper"],
-                linewidth=0.5,
-                label=short(name, 20) if side == 1 else None,
-            )
-            left += counts
-        panel.set_title(title)
-        panel.set_xlabel(unit)
-        panel.grid(axis="y", visible=False)
-        panel.set_ylim(len(splits) - 0.5, -0.5)
-        whole_numbers(panel.xaxis)
-    axes[0].set_yticks(range(len(splits)), [short(name) for name, _, _ in splits])
-    figure.legend(loc="outside lower center", ncols=min(len(classes), 6))
     return figure

@@ -6,20 +6,24 @@ from typing import Any
 
 from medfed.common.errors import RunError
 from medfed.common.files import write_atomically
+from medfed.common.study_file import study_to_toml
 from medfed.simulations.reporting import conduct, results
+from medfed.simulations.reporting.details import detail_of
+from medfed.simulations.reporting.details.words import vocabulary_statement, vocabulary_table
 from medfed.simulations.reporting.drawing import Drawing
-from medfed.simulations.reporting.examples import Example
 from medfed.simulations.reporting.figures import draw_figures
 from medfed.simulations.reporting.headline import headline
+from medfed.simulations.reporting.model_facts import model_rows
 from medfed.simulations.reporting.rendering import render
 from medfed.simulations.reporting.run_data import RunData, load_run
-from medfed.simulations.reporting.tables import figure, small, whole
+from medfed.simulations.reporting.tables import small, whole
 
 _SECTIONS = (
     ("convergence", "Convergence"),
     ("comparison", "Federated, pooled, local"),
     ("sites", "Sites"),
     ("model", "Model"),
+    ("vocabulary", "Vocabulary"),
     ("examples", "Examples"),
     ("privacy", "Privacy"),
     ("data", "Data"),
@@ -28,7 +32,6 @@ _SECTIONS = (
     ("participation", "Participation"),
     ("reproduction", "Reproduction"),
 )
-_EXAMPLE_SCORES = 3
 _PARTITION_KEYS = {
     "iid": ("num_sites",),
     "dirichlet": ("num_sites", "alpha"),
@@ -77,19 +80,16 @@ def write_figures(folder: Path, figures: dict[str, Drawing]) -> None:
 
 def _values(run: RunData, figures: dict[str, Drawing]) -> dict[str, Any]:
     """Everything the template shows."""
-    calibration = run.federated.final_metrics.get("calibration_error") if run.federated else None
     return {
         "run": run,
+        "task": run.study.task.type,
         "figures": figures,
-        "sections": _SECTIONS,
+        "sections": _sections(run),
         "headline": headline(run),
+        **_quality(run),
+        "model": model_rows(run),
+        "examples": run.examples,
         "privacy": conduct.privacy_statement(run),
-        "arms": results.arms_table(run),
-        "comparison": results.comparison_table(run),
-        "sites": results.sites_table(run),
-        "classes": results.classes_table(run),
-        "calibration_error": figure(calibration),
-        "examples": [_example(run, example) for example in run.examples],
         "epsilon": conduct.epsilon_table(run),
         "ledgers": conduct.ledger_table(conduct.ledger_checks(run, run.federated)),
         "other_ledgers": conduct.other_ledgers(run),
@@ -103,18 +103,31 @@ def _values(run: RunData, figures: dict[str, Drawing]) -> dict[str, Any]:
         "times": conduct.time_table(run),
         "participation": conduct.participation_table(run),
         "reproduction": conduct.reproduction_rows(run),
+        "study_toml": study_to_toml(run.shown_study),
     }
 
 
-def _example(run: RunData, example: Example) -> dict[str, Any]:
-    scores = [(name, figure(value, 2)) for name, value in example.most_likely(_EXAMPLE_SCORES)]
+def _sections(run: RunData) -> list[tuple[str, str]]:
+    reports = run.study.task.type == "report"
+    return [section for section in _SECTIONS if reports or section[0] != "vocabulary"]
+
+
+def _quality(run: RunData) -> dict[str, Any]:
+    """How good the models are, and what only this run's task has to show of it."""
+    sums, detail = results.federated_sums(run), detail_of(run)
     return {
-        "image": example.data_uri,
-        "site": example.site,
-        "correct": example.correct,
-        "truth": ", ".join(example.truth) or "none",
-        "predicted": ", ".join(example.predicted(run.study.task.mode)) or "none",
-        "scores": scores,
+        "leading": results.leading(run).title,
+        "arms": results.arms_table(run),
+        "comparison": results.comparison_table(run),
+        "sites": results.sites_table(run),
+        "note": detail.note,
+        "counts": detail.counts,
+        "detail": None if sums is None else detail.values(run, sums),
+        "vocabulary": vocabulary_statement(run),
+        "words": run.federated.vocabulary.words
+        if run.federated and run.federated.vocabulary
+        else (),
+        "named": vocabulary_table(run),
     }
 
 

@@ -1,8 +1,9 @@
-"""How good the models are: the tables of figures, arm by arm, site by site and class by class."""
+"""How good the models are: the tables of figures, arm by arm and site by site."""
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from medfed.common.metrics import add_sums, classification_metrics
+from medfed.common.metrics import MetricSums, add_sums
 from medfed.simulations.reporting.run_data import (
     FEDERATED,
     LOCAL_PREFIX,
@@ -11,12 +12,30 @@ from medfed.simulations.reporting.run_data import (
     RunData,
 )
 from medfed.simulations.reporting.tables import ABSENT, Table, figure, mean, whole
-from medfed.simulations.reporting.training_plots import SiteScores
 
-_ALL_SITES = ("auroc", "average_precision", "balanced_accuracy", "accuracy", "loss",
-              "calibration_error")  # fmt: skip
-_ALL_HEADINGS = ("AUROC", "Average precision", "Balanced accuracy", "Accuracy", "Loss",
-                 "Calibration error")  # fmt: skip
+if TYPE_CHECKING:
+    from medfed.common.tasks import Figure
+
+ARMS = ("federated", "pooled", "local")
+# What stands beside the leading figure, site by site: the first that the task has.
+_BESIDE = ("balanced_accuracy", "hd95", "bleu4", "rouge_l")
+
+
+def leading(run: RunData) -> "Figure":
+    """Return the figure that everything leads with."""
+    return run.task.figures[0]
+
+
+def beside(run: RunData) -> "Figure":
+    """Return the figure that is shown beside the leading one."""
+    others = {figure.key: figure for figure in run.task.figures[1:]}
+    return next(others[key] for key in _BESIDE if key in others)
+
+
+def federated_sums(run: RunData) -> MetricSums | None:
+    """Return the federated model's sums over all sites' held-out images, if it was evaluated."""
+    parts = run.federated.final_sums.values() if run.federated else ()
+    return add_sums(parts) if parts else None
 
 
 def arm_title(name: str) -> str:
@@ -50,20 +69,26 @@ def local_own_mean(run: RunData, key: str) -> float | None:
     return mean([arm.site_metrics(site).get(key) for site, arm in run.local_arms.items()])
 
 
+def by_arm(run: RunData, key: str) -> tuple[float | None, ...]:
+    """Return a figure on all sites' held-out images for each of `ARMS`; local is their mean."""
+    return final(run, FEDERATED, key), final(run, POOLED, key), local_mean(run, key)
+
+
 def arms_table(run: RunData) -> Table:
-    """Return every arm with its state: what ran, how far, how long."""
+    """Return every arm with its state: what ran, how far, how good."""
+    first = leading(run)
     rows = [
         (
             arm_title(name),
             arm.state,
             f"{len(arm.rounds)} of {arm.planned_rounds}",
-            figure(arm.final_metrics.get("auroc")),
+            figure(arm.final_metrics.get(first.key)),
         )
         for name, arm in run.arms.items()
     ]
     rows += [(arm_title(name), "not started", "0", ABSENT) for name in run.missing_arms]
     return Table(
-        ("Arm", "State", "Rounds", "AUROC"),
+        ("Arm", "State", "Rounds", first.title),
         tuple(rows),
         strong=frozenset(i for i, row in enumerate(rows) if row[1] != "finished"),
         text=frozenset({0, 1}),
@@ -72,103 +97,82 @@ def arms_table(run: RunData) -> Table:
 
 def comparison_table(run: RunData) -> Table:
     """Return federated against pooled against local, on all sites' images and on their own."""
-    rows: list[tuple[str, ...]] = []
+    shown, own = run.task.figures, (leading(run), beside(run))
+
+    def row(
+        title: str, metrics: Mapping[str, float], on_own: list[float | None]
+    ) -> tuple[str, ...]:
+        return (title, *(figure(metrics.get(one.key)) for one in shown), *map(figure, on_own))
+
+    rows = []
     for name in (POOLED, FEDERATED):
         arm = run.arms.get(name)
         if arm is not None and arm.final_metrics:
-            own = [own_site_mean(run, arm, key) for key in ("auroc", "balanced_accuracy")]
-            rows.append(_comparison_row(arm_title(name), arm.final_metrics, own))
+            on_own = [own_site_mean(run, arm, one.key) for one in own]
+            rows.append(row(arm_title(name), arm.final_metrics, on_own))
     trained = {site: arm for site, arm in run.local_arms.items() if arm.final_metrics}
     if trained:
-        means = {key: value for key in _ALL_SITES if (value := local_mean(run, key)) is not None}
-        own = [local_own_mean(run, key) for key in ("auroc", "balanced_accuracy")]
-        title = f"Local only, mean of {len(trained)}"
-        rows.append(_comparison_row(title, means, own))
+        means = {one.key: local_mean(run, one.key) for one in shown}
+        known = {key: value for key, value in means.items() if value is not None}
+        on_own = [local_own_mean(run, one.key) for one in own]
+        rows.append(row(f"Local only, mean of {len(trained)}", known, on_own))
     strong = frozenset(range(len(rows)))
     for site, arm in trained.items():
-        metrics = arm.site_metrics(site)
-        own = [metrics.get(key) for key in ("auroc", "balanced_accuracy")]
-        rows.append(_comparison_row(arm_title(arm.name), arm.final_metrics, own))
-    columns = ("Model", *_ALL_HEADINGS, "AUROC, own site", "Balanced accuracy, own site")
-    return Table(columns, tuple(rows), strong=strong)
+        on_own = [arm.site_metrics(site).get(one.key) for one in own]
+        rows.append(row(arm_title(arm.name), arm.final_metrics, on_own))
+    titles = [one.title for one in shown] + [f"{one.title}, own site" for one in own]
+    return Table(("Model", *titles), tuple(rows), strong=strong)
 
 
-def _comparison_row(
-    title: str, metrics: Mapping[str, float], own: list[float | None]
-) -> tuple[str, ...]:
-    return (title, *(figure(metrics.get(key)) for key in _ALL_SITES), *map(figure, own))
-
-
-def site_scores(run: RunData, key: str) -> tuple[SiteScores, ...]:
-    """Return each site's figure under the federated, the pooled and its own local model."""
+def site_scores(run: RunData, key: str) -> dict[str, tuple[float | None, ...]]:
+    """Return each site's figure for each of `ARMS`: federated, pooled and its own local model."""
 
     def score(arm: Arm | None, site: str) -> float | None:
         return None if arm is None else arm.site_metrics(site).get(key)
 
-    return tuple(
-        SiteScores(
-            site,
-            federated=score(run.federated, site),
-            pooled=score(run.arms.get(POOLED), site),
-            local=score(run.local_arms.get(site), site),
+    return {
+        site: (
+            score(run.federated, site),
+            score(run.arms.get(POOLED), site),
+            score(run.local_arms.get(site), site),
         )
         for site in run.site_names
-    )
+    }
 
 
 def worst_site(run: RunData) -> str | None:
-    """Return the site with the lowest federated AUROC, if at least two have one."""
-    known = [(row.federated, row.site) for row in site_scores(run, "auroc") if row.federated]
+    """Return the site with the lowest federated leading figure, if at least two have one."""
+    scores = site_scores(run, leading(run).key)
+    known = [(score, site) for site, (score, _, _) in scores.items() if score is not None]
     return min(known)[1] if len(known) > 1 else None
 
 
 def sites_table(run: RunData) -> Table:
-    """Return each site's AUROC and balanced accuracy under the three models, the worst marked."""
+    """Return each site's two figures under the three models, the worst site marked."""
     worst = worst_site(run)
+    first, second = leading(run), beside(run)
+    more = site_scores(run, second.key)
     rows = []
-    for area, accuracy in zip(
-        site_scores(run, "auroc"), site_scores(run, "balanced_accuracy"), strict=True
-    ):
-        metrics = run.federated.site_metrics(area.site) if run.federated else {}
-        values = (area.federated, area.pooled, area.local)
-        more = (accuracy.federated, accuracy.pooled, accuracy.local)
-        gain = None if area.federated is None or area.local is None else area.federated - area.local
+    for site, values in site_scores(run, first.key).items():
+        metrics = run.federated.site_metrics(site) if run.federated else {}
+        federated, _, local = values
+        gain = None if federated is None or local is None else federated - local
         rows.append(
             (
-                area.site + (" (lowest)" if area.site == worst else ""),
+                site + (" (lowest)" if site == worst else ""),
                 whole(metrics.get("num_images")),
                 *map(figure, values),
                 ABSENT if gain is None else f"{gain:+.3f}",
-                *map(figure, more),
+                *map(figure, more[site]),
             )
         )
-    columns = ("Site", "Held-out images", "AUROC federated", "AUROC pooled", "AUROC own data",
-               "Gain over own data", "Bal. acc. federated", "Bal. acc. pooled",
-               "Bal. acc. own data")  # fmt: skip
+    models = ("federated", "pooled", "own data")
+    columns = (
+        "Site",
+        "Held-out images",
+        *(f"{first.title} {model}" for model in models),
+        "Gain over own data",
+        *(f"{second.title} {model}" for model in models),
+    )
     strong = frozenset(i for i, name in enumerate(run.site_names) if name == worst)
     return Table(columns, tuple(rows), strong=strong)
-
-
-def classes_table(run: RunData) -> Table:
-    """Return the federated model's figures for each class, all held-out images together."""
-    sums = list(run.federated.final_sums.values()) if run.federated else []
-    classes = run.study.task.classes
-    columns = ("Class", "Images with it", "AUROC", "Sensitivity", "Specificity", "True positives",
-               "False negatives", "False positives", "True negatives")  # fmt: skip
-    if not sums:
-        return Table(columns, ())
-    total = add_sums(sums)
-    metrics = classification_metrics(total, classes)
-    rows = []
-    for index, name in enumerate(classes):
-        (tn, fp), (fn, tp) = total["confusion"][index].tolist()
-        rows.append(
-            (
-                name,
-                whole(tp + fn),
-                *(figure(metrics.get(f"{key}/{name}")) for key in
-                  ("auroc", "sensitivity", "specificity")),
-                *map(whole, (tp, fn, fp, tn)),
-            )
-        )  # fmt: skip
-    return Table(columns, tuple(rows))

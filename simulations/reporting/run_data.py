@@ -7,19 +7,24 @@ What is there must be whole: a damaged file is a RunError.
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from medfed.common.errors import RunError, StudyError
 from medfed.common.files import read_json
-from medfed.common.metrics import MetricSums, sum_shapes
+from medfed.common.metrics import MetricSums
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import load_study
 from medfed.server.records import ArmFolder, RoundRecord, SiteRound
 from medfed.simulations.reporting.examples import Example, read_examples
 from medfed.simulations.reporting.ledgers import LedgerFacts, read_ledgers
+from medfed.simulations.reporting.model_facts import ModelSize, read_model_size
+from medfed.simulations.reporting.vocabulary import VocabularyFacts, read_vocabulary_facts
+
+if TYPE_CHECKING:
+    from medfed.common.tasks import Task
 
 FEDERATED = "federated"
 POOLED = "pooled"
@@ -35,7 +40,7 @@ class SplitCounts:
     Attributes:
         patients: Patients.
         images: Images.
-        labels: Images with each class, in the order of the study's classes.
+        labels: Images with each of `study.task.label_names`, in their order.
     """
 
     patients: int
@@ -64,6 +69,8 @@ class Arm:
         outcome: state (finished or failed), reason, time; None while it has not ended.
         ledgers: What each site's ledger says, by site; empty without DP.
         planned_rounds: Rounds the study asks for.
+        vocabulary: The words of a report task; None before they are agreed, and for other tasks.
+        model_size: How much of the model is sent; None before the first round is saved.
     """
 
     name: str
@@ -72,6 +79,8 @@ class Arm:
     outcome: Mapping[str, str] | None
     ledgers: Mapping[str, LedgerFacts]
     planned_rounds: int
+    vocabulary: VocabularyFacts | None = None
+    model_size: ModelSize | None = None
 
     @property
     def evaluated(self) -> tuple[RoundRecord, ...]:
@@ -110,7 +119,7 @@ class RunData:
     Attributes:
         folder: Where it was read from.
         study: The resolved study.
-        study_toml: The text of study.toml.
+        task: What its sums and figures mean.
         environment: environment.json; empty if missing.
         simulation: simulation.json; empty if missing.
         sites: Facts about each site's data.
@@ -121,7 +130,7 @@ class RunData:
 
     folder: Path
     study: StudyConfig
-    study_toml: str
+    task: "Task"
     environment: Mapping[str, Any]
     simulation: Mapping[str, Any]
     sites: Mapping[str, SiteFacts]
@@ -133,6 +142,14 @@ class RunData:
     def run(self) -> str:
         """The run's identifier."""
         return str(self.simulation.get("run") or self.folder.resolve().name)
+
+    @property
+    def shown_study(self) -> StudyConfig:
+        """The study as pages show it, files by name: paths of this machine stay on it."""
+        simulation = self.study.simulation
+        if simulation is not None and PurePath(simulation.data).is_absolute():
+            simulation = simulation.model_copy(update={"data": PurePath(simulation.data).name})
+        return self.study.for_sites().model_copy(update={"simulation": simulation})
 
     @property
     def federated(self) -> Arm | None:
@@ -179,21 +196,25 @@ def load_run(folder: Path) -> RunData:
             f"Expected a run folder with study.toml at {folder}, found none. "
             "Name a folder that `medfed simulate` made, such as runs/<name>."
         )
+    # torch takes seconds to import, and `medfed --help` gets this far.
+    from medfed.common.tasks import make_task
+
     try:
         study = load_study(study_file)
+        task = make_task(study)
     except StudyError as error:
         raise RunError(f"{study_file} is damaged: {error}. Start a new run.") from None
     simulation = _optional_json(folder / "simulation.json")
     _checked(folder / "simulation.json", lambda: _check_tables(simulation))
     sites = _checked(folder / "simulation.json", lambda: _sites(simulation, study))
-    arms = _read_arms(folder / "arms", study)
+    arms = _read_arms(folder / "arms", study, task)
     planned = _checked(
         folder / "simulation.json", lambda: [*map(str, simulation.get("arms") or ())]
     )
     return RunData(
         folder=folder,
         study=study,
-        study_toml=study_file.read_text(encoding="utf-8"),
+        task=task,
         environment=_optional_json(folder / "environment.json"),
         simulation=simulation,
         sites=sites,
@@ -205,7 +226,7 @@ def load_run(folder: Path) -> RunData:
                 key=_arm_order,
             )
         ),
-        examples=read_examples(folder / "examples"),
+        examples=read_examples(folder / "examples", study.task.type),
     )
 
 
@@ -233,8 +254,8 @@ def _check_tables(simulation: Mapping[str, Any]) -> None:
 def _sites(simulation: Mapping[str, Any], study: StudyConfig) -> dict[str, SiteFacts]:
     return {
         str(name): SiteFacts(
-            train=_split(table["train"], len(study.task.classes)),
-            test=_split(table["test"], len(study.task.classes)),
+            train=_split(table["train"], len(study.task.label_names)),
+            test=_split(table["test"], len(study.task.label_names)),
             public_num_patients=table.get("public_num_patients"),
             expected_batch=table.get("expected_batch"),
         )
@@ -242,18 +263,18 @@ def _sites(simulation: Mapping[str, Any], study: StudyConfig) -> dict[str, SiteF
     }
 
 
-def _split(table: Mapping[str, Any], num_classes: int) -> SplitCounts:
+def _split(table: Mapping[str, Any], num_labels: int) -> SplitCounts:
     labels = tuple(int(count) for count in table["labels"])
-    if len(labels) != num_classes:
-        raise ValueError(f"expected {num_classes} label counts, got {len(labels)}")
+    if len(labels) != num_labels:
+        raise ValueError(f"expected {num_labels} label counts, got {len(labels)}")
     return SplitCounts(int(table["patients"]), int(table["images"]), labels)
 
 
-def _read_arms(folder: Path, study: StudyConfig) -> dict[str, Arm]:
+def _read_arms(folder: Path, study: StudyConfig, task: "Task") -> dict[str, Arm]:
     if not folder.is_dir():
         return {}
     names = sorted((path.name for path in folder.iterdir() if path.is_dir()), key=_arm_order)
-    return {name: _read_arm(folder / name, study) for name in names}
+    return {name: _read_arm(folder / name, study, task) for name in names}
 
 
 def _arm_order(name: str) -> tuple[object, ...]:
@@ -261,23 +282,26 @@ def _arm_order(name: str) -> tuple[object, ...]:
     return (order.index(name) if name in order else len(order), in_order(name))
 
 
-def _read_arm(folder: Path, study: StudyConfig) -> Arm:
+def _read_arm(folder: Path, study: StudyConfig, task: "Task") -> Arm:
     files = ArmFolder(folder)
     rounds = _checked(folder / "rounds.jsonl", files.read_rounds)
     sums = folder / "final_sums.json"
+    words, state = folder / "vocabulary.json", files.checkpoint / "state.json"
     return Arm(
         name=folder.name,
         rounds=tuple(rounds),
-        final_sums=_checked(sums, lambda: _sums(_optional_json(sums), study)),
+        final_sums=_checked(sums, lambda: _sums(_optional_json(sums), task)),
         outcome=_checked(folder / "outcome.json", files.read_outcome),
         ledgers=read_ledgers(folder / "sites"),
         planned_rounds=study.training.rounds,
+        vocabulary=_checked(words, lambda: read_vocabulary_facts(_optional_json(words))),
+        model_size=_checked(state, lambda: read_model_size(folder, _optional_json(state))),
     )
 
 
-def _sums(table: Mapping[str, Any], study: StudyConfig) -> dict[str, MetricSums]:
-    """Each site's sums, with the shapes that `common.metrics` states."""
-    shapes = sum_shapes(len(study.task.classes), study.task.mode)
+def _sums(table: Mapping[str, Any], task: "Task") -> dict[str, MetricSums]:
+    """Each site's sums, with the shapes that the task states."""
+    shapes = task.sum_shapes()
     read: dict[str, MetricSums] = {}
     for site, parts in table.items():
         arrays = {name: np.asarray(parts[name], dtype=np.int64) for name in shapes}

@@ -1,12 +1,13 @@
-"""Figures of the training: convergence, sites side by side, epsilon, bytes and time by round."""
+"""Figures of the training: convergence, epsilon, bytes and time by round."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medfed.simulations.reporting.drawing import (
     CYCLE,
     FEDERATED_COLOUR,
+    HALO,
     INK,
     LOCAL_COLOUR,
     POOLED_COLOUR,
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_HALO: dict[str, Any] = {"markeredgecolor": INK["paper"], "markeredgewidth": 0.8}
 # At most so many labels fit beside a panel.
 _MAX_LABELS = 12
 
@@ -36,7 +36,7 @@ class Curve:
 def convergence(
     panels: Mapping[str, tuple[Curve, Curve, Sequence[float]]], rounds: int
 ) -> "Figure | None":
-    """Draw AUROC and loss by round.
+    """Draw figures by round, a panel each.
 
     Args:
         panels: By quantity: the federated curve, the pooled curve, and each local model's final.
@@ -54,7 +54,7 @@ def convergence(
         ):
             if curve.points:
                 x, y = zip(*curve.points, strict=True)
-                panel.plot(x, y, color=colour, marker=marker, markersize=4, **_HALO)
+                panel.plot(x, y, color=colour, marker=marker, markersize=4, **HALO)
                 ends.append((y[-1], f"{curve.label} {y[-1]:.3f}", colour))
         if locals_:
             ends.append(_local_finals(panel, locals_, rounds))
@@ -79,7 +79,7 @@ def _local_finals(panel: "Axes", finals: Sequence[float], rounds: int) -> tuple[
         marker="s",
         markersize=4.5,
         color=LOCAL_COLOUR,
-        **_HALO,
+        **HALO,
     )
     return mean, f"local mean {mean:.3f}", LOCAL_COLOUR
 
@@ -90,54 +90,6 @@ def _open_y(panel: "Axes") -> None:
     need = 0.05 - (high - low)
     if need > 0:
         panel.set_ylim(low - need / 2, high + need / 2)
-
-
-@dataclass(frozen=True)
-class SiteScores:
-    """One site's figures under the three arms; None where an arm has none."""
-
-    site: str
-    federated: float | None
-    pooled: float | None
-    local: float | None
-
-
-def sites(panels: Mapping[str, Sequence[SiteScores]], worst: str | None) -> "Figure | None":
-    """Draw each site's figures as dots in one row a site; `worst` is named in bold."""
-    first = next(iter(panels.values()), ())
-    if not first:
-        return None
-    height = 1.5 + 0.34 * len(first)
-    figure, axes = new_figure(10, height, len(panels), sharey=True, squeeze=False)
-    for panel, (title, rows) in zip(axes[0], panels.items(), strict=True):
-        for y, row in enumerate(rows):
-            known = [v for v in (row.federated, row.pooled, row.local) if v is not None]
-            if known:
-                panel.plot([min(known), max(known)], [y, y], color=INK["grid"], linewidth=3)
-        for label, colour, marker, size in (
-            ("local", LOCAL_COLOUR, "s", 6.5),
-            ("pooled", POOLED_COLOUR, "D", 6),
-            ("federated", FEDERATED_COLOUR, "o", 7.5),
-        ):
-            dots = [(getattr(row, label), y) for y, row in enumerate(rows)]
-            known_dots = [(value, y) for value, y in dots if value is not None]
-            if known_dots:
-                x, heights = zip(*known_dots, strict=True)
-                panel.plot(x, heights, marker, color=colour, markersize=size, label=label, **_HALO)
-        panel.set_title(title)
-        panel.grid(axis="y", visible=False)
-        panel.set_ylim(len(rows) - 0.5, -0.5)
-    figure.get_layout_engine().set(wspace=0.05)  # type: ignore[union-attr,call-arg]
-    panel = axes[0][0]
-    panel.set_yticks(range(len(first)), [short(row.site) for row in first])
-    for tick, row in zip(panel.get_yticklabels(), first, strict=True):
-        tick.set_fontweight("bold" if row.site == worst else "normal")
-    handles, labels = panel.get_legend_handles_labels()
-    names = {"federated": "federated", "pooled": "pooled", "local": "own data only"}
-    figure.legend(
-        handles[::-1], [names[label] for label in labels[::-1]], loc="outside lower center", ncols=3
-    )
-    return figure
 
 
 def epsilon_by_round(
@@ -155,7 +107,7 @@ def epsilon_by_round(
     for index, (points, members) in enumerate(groups.items()):
         colour = CYCLE[index % len(CYCLE)]
         x, y = zip(*points, strict=True)
-        axes.plot(x, y, color=colour, marker="o", markersize=4, **_HALO)
+        axes.plot(x, y, color=colour, marker="o", markersize=4, **HALO)
         name = short(members[0]) if len(members) == 1 else f"{len(members)} sites"
         ends.append((y[-1], f"{name} {y[-1]:.2f}", colour))
     axes.set_ylim(bottom=0)
@@ -208,7 +160,7 @@ def round_times(
     axes.bar(x, y, 0.7, color=INK["sky"], label="whole round, evaluation included")
     if slowest:
         x, y = zip(*slowest, strict=True)
-        axes.plot(x, y, "o", color=INK["blue"], label="last site's update", **_HALO)
+        axes.plot(x, y, "o", color=INK["blue"], label="last site's update", **HALO)
     axes.set(xlabel="round", ylabel="seconds", ylim=(0, None))
     axes.set_xlim(0.4, walls[-1][0] + 0.6)
     axes.grid(axis="x", visible=False)

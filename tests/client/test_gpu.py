@@ -45,7 +45,7 @@ def train(tmp_path: Path, device: str, unit: str, model: str) -> StateDict:
     store = prepare_store(dataset, study.task, study.data, parent=tmp_path, pseudonym_key=b"k")
     (tmp_path / "site.toml").write_text(f'name = "s"\n[data]\nstores = ["{store.folder}"]\n')
     site = load_site(tmp_path / "site.toml")
-    here = workspace(site, study)
+    here = workspace(site, study, ())
     this = Round(study, "s", 1, torch.device(device))
     start = read_state(here.model)
     data = load_site_data(site, study).train

@@ -98,6 +98,30 @@ def test_ledger_returns_what_was_written(tmp_path: Path) -> None:
     assert entries[2].spend.event == GaussianEvent(1.5, 0.1, 3)
 
 
+def test_ledger_tells_words_from_training_and_states_their_delta(tmp_path: Path) -> None:
+    words = replace(SPEND, round_number=0, sample_rate=1.0, steps=1, kind="words", extra_delta=1e-6)
+    with Ledger(tmp_path).locked() as locked:
+        locked.append(words)
+        locked.append(spend(1))
+    first, second = Ledger(tmp_path).entries()
+    assert (first.spend, second.spend) == (words, spend(1))
+    assert first.spend.event == GaussianEvent(1.5, 1.0, 1, 1e-6)
+    assert (second.spend.kind, second.spend.event.extra_delta) == ("training", 0.0)
+    tables = [json.loads(line)["event"] for line in lines_of(Ledger(tmp_path))]
+    assert [(t["kind"], t["extra_delta"]) for t in tables] == [("words", 1e-6), ("training", 0.0)]
+
+
+def test_ledger_finds_a_words_entry_that_was_made_cheaper(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path)
+    with ledger.locked() as locked:
+        locked.append(replace(SPEND, kind="words", extra_delta=1e-6))
+    content = ledger.path.read_bytes()
+    for old, new in ((b"1e-06", b"1e-09"), (b'"words"', b'"other"')):
+        ledger.path.write_bytes(content.replace(old, new))
+        assert ledger.path.read_bytes() != content
+        assert_untrusted(ledger)
+
+
 def test_ledger_chains_each_entry_to_the_one_before(six: Ledger) -> None:
     tables = [json.loads(line) for line in lines_of(six)]
     assert [t["previous"] for t in tables] == [GENESIS, *(t["hash"] for t in tables[:-1])]

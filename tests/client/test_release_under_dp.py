@@ -18,7 +18,7 @@ from medfed.common import messages
 from medfed.common.accounting import GaussianEvent, epsilon
 from medfed.common.errors import RefusalReason
 from medfed.common.messages import EvaluateReply, Refusal, TrainReply, pack_arrays, unpack_reply
-from medfed.common.models import build_model
+from medfed.common.models import build_model, frozen_state_digest
 from medfed.common.state_dicts import StateDict, read_state
 from medfed.common.study import StudyConfig
 from medfed.simulations.grids.local import LocalGrid
@@ -87,7 +87,8 @@ class Site:
     ) -> RecordDict:
         """Return the content of the site's reply to `weights`, or to the study's initial ones."""
         arrays = pack_arrays(read_state(build_model(study, 2)) if weights is None else weights)
-        content = messages.pack_model(study, "run", round_number, arrays)()
+        frozen = frozen_state_digest(build_model(study, 2))
+        content = messages.pack_model(study, "run", round_number, arrays, frozen_sha256=frozen)()
         with LocalGrid(app, {7: self.folder / "site.toml"}) as grid:
             [reply] = grid.send_and_receive([Message(content, 7, kind)], timeout=60)
         assert not reply.has_error(), reply.error

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from medfed.client.batches import scaled, standardised
 from medfed.client.data.site_data import ImageSet
 from medfed.client.data.store import Store
 from medfed.client.privacy.noise import SeededNoise
@@ -17,7 +18,6 @@ from medfed.client.training import (
     Round,
     TrainingResult,
     expected_batch,
-    to_model,
     train_with_privacy,
     train_without_privacy,
 )
@@ -109,7 +109,7 @@ def train_privately(
         model,
         weights,
         data,
-        make_task(study.task),
+        make_task(study),
         Round(study, site, round_number, CPU),
         seeded=seeded,
         public_num_patients=public_num_patients,
@@ -121,7 +121,7 @@ def train_plainly(
 ) -> TrainingResult:
     model, weights = start_of(study)
     this = Round(study, site, round_number, CPU)
-    return train_without_privacy(model, weights, data, make_task(study.task), this)
+    return train_without_privacy(model, weights, data, make_task(study), this)
 
 
 def assert_same(one: StateDict, other: StateDict) -> None:
@@ -136,8 +136,9 @@ def differ(one: StateDict, other: StateDict) -> bool:
 
 
 def inputs_of(study: StudyConfig, data: ImageSet) -> tuple[Tensor, Tensor]:
-    images = to_model(data.images_NCHW(np.arange(len(data))), study.data, CPU)
-    return images, make_task(study.task).targets(data.labels)
+    everyone = np.arange(len(data))
+    images = standardised(scaled(data.images_NCHW(everyone), CPU), study.data)
+    return images, make_task(study).targets(data.examples(everyone))
 
 
 # Without privacy
@@ -384,7 +385,7 @@ def test_training_does_not_touch_the_weights_it_starts_from() -> None:
     kept = {name: array.copy() for name, array in weights.items()}
     this = Round(study, "one", 1, CPU)
     data = make_data((1, 2, 3))
-    task = make_task(study.task)
+    task = make_task(study)
     first = train_with_privacy(
         model, weights, data, task, this, seeded=True, public_num_patients=None
     )

@@ -3,6 +3,7 @@
 import math
 import random
 from itertools import pairwise
+from typing import Any
 
 import dp_accounting
 import pytest
@@ -156,9 +157,63 @@ def test_epsilon_is_never_negative() -> None:
     assert math.copysign(1.0, tiny) == 1.0
 
 
+# What fails with some probability, whatever the noise
+
+
+def epsilon_with_a_coin(mu: float, failure: float, delta: float) -> float:
+    """Invert failure + (1 - failure) delta_noise(epsilon): all is lost if the coin falls so."""
+    return analytic_gaussian_epsilon(mu, (delta - failure) / (1 - failure))
+
+
+@pytest.mark.parametrize(
+    ("noise_multiplier", "extra", "delta"),
+    [(3.75, 1e-6, 1e-5), (1.4, 1e-6, 1e-5), (1.0, 9e-4, 1e-3), (8.0, 1e-7, 1e-3)],
+)
+def test_epsilon_with_extra_delta_is_the_closed_form(
+    noise_multiplier: float, extra: float, delta: float
+) -> None:
+    exact = epsilon_with_a_coin(1 / noise_multiplier, extra, delta)
+    stated = epsilon([GaussianEvent(noise_multiplier, 1.0, 1, extra)], delta)
+    assert stated == pytest.approx(exact, abs=2e-3)
+    assert stated >= exact - 1e-6
+    assert stated == epsilon([GaussianEvent(noise_multiplier, 1.0, 1)], delta - extra)
+    # It is not for free, and not counted in steps.
+    assert stated > epsilon([GaussianEvent(noise_multiplier, 1.0, 1)], delta)
+
+
+def test_epsilon_adds_up_extra_delta_over_releases_in_any_order() -> None:
+    # Two coins and 30 steps of noise: the coins' failure is 1 - (1 - p)(1 - q).
+    events = [
+        GaussianEvent(8.0, 1.0, 30),
+        GaussianEvent(3.0, 1.0, 1, 1e-6),
+        GaussianEvent(3.0, 1.0, 1, 3e-6),
+        GaussianEvent(5.0, 1.0, 1, 2e-6),
+    ]
+    mu = math.sqrt(30 / 64 + 2 / 9 + 1 / 25)
+    exact = epsilon_with_a_coin(mu, 1 - (1 - 1e-6) * (1 - 3e-6) * (1 - 2e-6), 1e-5)
+    stated = epsilon(events, 1e-5)
+    assert stated == pytest.approx(exact, abs=1e-3)
+    for seed in range(5):
+        shuffled = list(events)
+        random.Random(seed).shuffle(shuffled)
+        assert epsilon(shuffled, 1e-5) == stated
+    merged = compose(events)
+    assert [event.extra_delta for event in merged] == [4e-6, 2e-6, 0.0]
+    assert [event.steps for event in merged] == [2, 1, 30]
+
+
+@pytest.mark.parametrize("extra", [1e-5, 1.1e-5, 0.5, 1.0, 3.0])
+def test_epsilon_is_infinite_when_no_delta_is_left(extra: float) -> None:
+    event = GaussianEvent(50.0, 1.0, 1, extra)
+    assert epsilon([event], 1e-5) == math.inf
+    assert epsilon([GaussianEvent(50.0, 1.0, 1), event], 1e-5) == math.inf
+
+
 @pytest.mark.parametrize(
     "values",
     [
+        (1.0, 0.1, 1, -1e-9),
+        (1.0, 0.1, 1, math.nan),
         (0.0, 0.1, 1),
         (-1.0, 0.1, 1),
         (math.nan, 0.1, 1),
@@ -169,6 +224,6 @@ def test_epsilon_is_never_negative() -> None:
         (1.0, 0.1, -5),
     ],
 )
-def test_event_refuses_what_no_mechanism_can_be(values: tuple[float, float, int]) -> None:
+def test_event_refuses_what_no_mechanism_can_be(values: tuple[Any, ...]) -> None:
     with pytest.raises(ValueError, match="Expected"):
         GaussianEvent(*values)

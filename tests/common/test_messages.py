@@ -56,7 +56,9 @@ def test_requests_survive_the_wire_without_the_simulation() -> None:
     )
     assert request.study == STUDY.for_sites()
     weights = {"w": np.arange(6, dtype=np.float32).reshape(2, 3)}
-    content = messages.pack_model(STUDY, "r", 3, messages.pack_arrays(weights))()
+    content = messages.pack_model(
+        STUDY, "r", 3, messages.pack_arrays(weights), frozen_sha256="f", words=["lungs", "."]
+    )()
     back = messages.unpack_model_request(content)
     assert (back.run, back.round_number) == ("r", 3)
     np.testing.assert_array_equal(back.weights["w"], weights["w"])
@@ -135,7 +137,9 @@ def test_array_that_is_not_what_its_header_says_is_refused() -> None:
 
 @pytest.mark.parametrize("round_number", [0, -1, "3", 1.5])
 def test_model_request_with_impossible_round_is_refused(round_number: object) -> None:
-    content = messages.pack_model(STUDY, "r", 1, messages.pack_arrays({"w": np.zeros(1)}))()
+    content = messages.pack_model(
+        STUDY, "r", 1, messages.pack_arrays({"w": np.zeros(1)}), frozen_sha256="f"
+    )()
     content["medfed"] = ConfigRecord(
         {**content["medfed"], "round_number": round_number}  # type: ignore[dict-item]
     )

@@ -15,7 +15,7 @@ from medfed.client.app import app as client_app
 from medfed.client.site import load_site
 from medfed.common import messages
 from medfed.common.errors import RunError
-from medfed.common.models import build_model
+from medfed.common.models import build_model, frozen_state_digest
 from medfed.common.state_dicts import digest, read_state
 from medfed.common.tasks import make_task
 from medfed.server.app import main as server_main
@@ -181,7 +181,7 @@ def test_joining_waits_for_no_silent_node_once_the_expected_sites_are_there(
     prepare: Prepare, serial: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A SuperNode that was killed is listed for a minute, and never answers."""
-    monkeypatch.setattr("medfed.server.loop._JOIN_GRACE_S", 0.5)
+    monkeypatch.setattr("medfed.server.joining._JOIN_GRACE_S", 0.5)
     run = prepare("plain")
     paths = sorted((_arm(run).folder / "sites").glob("*/site.toml"))
     finished = threading.Event()
@@ -212,8 +212,15 @@ def test_flowers_own_loop_ends_in_the_same_bits(
         Participant(site.name, node, site.data.public_num_patients)
         for node, site in ((node, load_site(path)) for node, path in nodes.items())
     ]
-    strategy = FedAvgStrategy(study, _arm(run).read_plan().run, trainers=sites, evaluators=sites)
-    initial = read_state(build_model(study, make_task(study.task).num_outputs))
+    model = build_model(study, make_task(study).num_outputs)
+    strategy = FedAvgStrategy(
+        study,
+        _arm(run).read_plan().run,
+        trainers=sites,
+        evaluators=sites,
+        frozen_sha256=frozen_state_digest(model),
+    )
+    initial = read_state(model)
     with LocalGrid(client_app, nodes) as grid:
         result = strategy.start(grid, messages.pack_arrays(initial), study.training.rounds)
 

@@ -34,7 +34,7 @@ def one_round(num_sites: int) -> tuple[int, float]:
         return Message(messages.pack_train_reply(reply), reply_to=message)
 
     sites = [Participant(f"s{node}", node, None) for node in range(2, 2 + num_sites)]
-    strategy = FedAvgStrategy(STUDY, "run", sites, [])
+    strategy = FedAvgStrategy(STUDY, "run", sites, [], frozen_sha256="none")
     arrays = messages.pack_arrays({"w": np.zeros(NUM_WEIGHTS, np.float32)})
     with LocalGrid(app, {site.node_id: Path("unused") for site in sites}) as grid:
         outgoing = strategy.configure_train(1, arrays, ConfigRecord(), grid)

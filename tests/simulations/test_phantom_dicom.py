@@ -78,7 +78,8 @@ def test_write_dicom_name_ignores_findings(tmp_path: Path) -> None:
     """The identity is the same when the same patients have other findings."""
     section = PhantomSection(num_patients=12, max_images_per_patient=1)
     alone = load_phantom(section, image_size=16, seed=4).records
-    several = load_phantom(section, image_size=16, seed=4, co_occurrence=1.0).records
+    both = section.model_copy(update={"co_occurrence": 1.0})
+    several = load_phantom(both, image_size=16, seed=4).records
     assert [r.labels for r in alone] != [r.labels for r in several]
     names = [
         [str(pydicom.dcmread(p).PatientName) for p in write_dicom(rs, tmp_path / f, seed=4)]

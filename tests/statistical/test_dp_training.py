@@ -91,7 +91,7 @@ def train(
         model,
         read_state(model),
         data,
-        make_task(study.task),
+        make_task(study),
         Round(study, "one", 1, torch.device("cpu")),
         seeded=seeded,
         public_num_patients=public_num_patients,
@@ -181,7 +181,7 @@ def test_noise_of_a_round_is_what_the_ledger_states(
 def test_noise_of_a_step_is_added_to_the_clipped_sum() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(256, 200)).double()
     images = torch.randn(5, 1, 1, 16, 16, generator=torch.Generator().manual_seed(1)).double()
-    batch = PatientBatch(images, torch.arange(5).reshape(5, 1), torch.ones(5, 1).double())
+    batch = PatientBatch((images,), torch.arange(5).reshape(5, 1), torch.ones(5, 1).double())
     kept = {name: value.clone() for name, value in model.state_dict().items()}
 
     def step(noise_multiplier: float) -> npt.NDArray[np.float64]:
@@ -193,7 +193,7 @@ def test_noise_of_a_step_is_added_to_the_clipped_sum() -> None:
             expected_batch_size=9.0,
             noise=SecureNoise(),
         )
-        loss = make_task(make_study(1).task).loss_per_image
+        loss = make_task(make_study(1)).loss_per_image
         dp_step(model, optimizer, loss, [batch])
         moved = [(kept[n] - value).flatten() for n, value in model.state_dict().items()]
         return torch.cat(moved).numpy()

@@ -111,6 +111,30 @@ def compare(
     print_comparison(runs, out)
 
 
+@app.command()
+def explain(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[VIEW=]FILE",
+            help="PNG, JPEG, TIFF or NIfTI; once for each view that there is.",
+        ),
+    ] = None,
+    column: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="Age, sex, ... where the model uses them."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for explanation.html and pictures.")] = Path(
+        "explanation"
+    ),
+) -> None:
+    """Show what in one image made a run's model say what it says."""
+    from medfed.cli.explain import print_explanation
+
+    print_explanation(run, image or (), column or (), out)
+
+
 @study_app.command("keys")
 def study_keys() -> None:
     """Explain every key of a study file: meaning, unit and default."""

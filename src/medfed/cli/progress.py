@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from medfed.common.study import StudyConfig
+from medfed.common.tasks import make_task
 
 _POLL_S = 0.25
 Preparing = Callable[[int, int], None]
@@ -74,6 +75,7 @@ class _Display:
     def __init__(self, run: Path, study: StudyConfig, console: Console) -> None:
         self._run = run
         self._study = study
+        self._leading = make_task(study).figures[0]
         self._console = console
         self._lines = not console.is_terminal
         self._arms: dict[str, _Arm] = {}
@@ -126,13 +128,16 @@ class _Display:
             arm.trained += 1
         elif kind == "completed":
             if event["metrics"]:
-                arm.metric = event["metrics"].get("auroc")
+                arm.metric = event["metrics"].get(self._leading.key)
             arm.epsilon = event["epsilon"] if event["epsilon"] is not None else arm.epsilon
 
     def _announce(self, name: str, arm: _Arm, event: dict[str, Any]) -> None:
         kind = event["event"]
         if kind == "completed" and self._lines:
             self._console.print(f"{name}: {self._note(arm)}", highlight=False)
+        elif kind == "words" and self._lines:
+            text = f"{event['words']} words agreed from {event['sites']} sites"
+            self._console.print(f"{name}: {text}", highlight=False)
         elif kind in ("failed", "refused") or (kind == "finished" and event["reason"]):
             self._console.print(f"{name}: {kind}: {event['reason']}", highlight=False)
 
@@ -157,7 +162,7 @@ class _Display:
         if arm.state in ("round", "trained"):
             parts.append(f"{arm.trained}/{arm.asked} sites")
         if arm.metric is not None:
-            parts.append(f"AUROC {arm.metric:.3f}")
+            parts.append(f"{self._leading.title} {arm.metric:.3f}")
         if arm.epsilon is not None:
             delta = self._study.privacy.target_delta
             parts.append(f"epsilon {arm.epsilon:.2f} a {self._study.privacy.unit} at {delta:g}")

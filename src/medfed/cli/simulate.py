@@ -15,7 +15,7 @@ from medfed.cli.progress import show_progress
 from medfed.common.errors import MedfedError, StudyError
 from medfed.common.files import read_json
 from medfed.common.study import StudyConfig
-from medfed.common.study_file import load_study
+from medfed.common.study_file import load_study, with_files
 from medfed.simulations.reporting.headline import headline, privacy_tile
 from medfed.simulations.reporting.report import write_report
 from medfed.simulations.reporting.run_data import load_run
@@ -88,7 +88,7 @@ def _open(request: SimulateRequest, options: Options) -> tuple[Path, StudyConfig
         return request.resume, read_run(request.resume)[0]
     if request.study is None:
         raise StudyError("Expected a study file or --resume RUN. Try: medfed simulate --help")
-    study = load_study(request.study, request.overrides)
+    study = with_files(load_study(request.study, request.overrides), request.study.parent)
     if study.simulation is None:
         raise StudyError(
             f"{request.study} has no [simulation] section, so there is nothing to simulate on. "

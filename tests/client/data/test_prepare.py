@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medfed.client.data.prepare import fit_image, prepare_store, pseudonym
+from medfed.client.data.fitting import fit_image
+from medfed.client.data.prepare import prepare_store, pseudonym
 from medfed.client.data.records import SourceDataset, SourceRecord
 from medfed.client.data.store import open_store, read_quarantine
 from medfed.common.errors import DataError, LeakageError, UnreadableImageError

@@ -21,12 +21,10 @@ from medfed.client.privacy.dp_sgd import (
 )
 from medfed.client.privacy.noise import NoiseSource, SeededNoise
 from medfed.common.models import build_model
-from medfed.common.study import StudyConfig, TaskSection
+from medfed.common.study import StudyConfig
 from medfed.common.tasks import make_task
 
 NUM_CLASSES = 3
-MULTICLASS = make_task(TaskSection(classes=("a", "b", "c"))).loss_per_image
-MULTILABEL = make_task(TaskSection(classes=("a", "b", "c"), mode="multilabel")).loss_per_image
 
 
 class NoNoise:
@@ -36,16 +34,20 @@ class NoNoise:
         return torch.zeros_like(reference)
 
 
-def make_study(name: str = "cnn", image_size: int = 16) -> StudyConfig:
+def make_study(name: str = "cnn", image_size: int = 16, mode: str = "multiclass") -> StudyConfig:
     return StudyConfig.model_validate(
         {
             "study": {"name": "dp", "seed": 3},
-            "task": {"classes": ["a", "b", "c"]},
+            "task": {"classes": ["a", "b", "c"], "mode": mode},
             "data": {"image_size": image_size},
             "model": {"name": name},
             "training": {"local_steps": 1},
         }
     )
+
+
+MULTICLASS = make_task(make_study()).loss_per_image
+MULTILABEL = make_task(make_study(mode="multilabel")).loss_per_image
 
 
 def make_model(name: str = "cnn", image_size: int = 16) -> nn.Module:
@@ -71,7 +73,7 @@ def make_batch(
     else:
         targets = torch.randint(0, NUM_CLASSES, shape, generator=generator)
     return PatientBatch(
-        images_PKCHW=torch.where(mask[..., None, None, None], images, padding),
+        inputs=(torch.where(mask[..., None, None, None], images, padding),),
         targets_PK=targets,
         mask_PK=mask.float(),
     )
@@ -80,7 +82,7 @@ def make_batch(
 def doubled(batch: PatientBatch) -> PatientBatch:
     targets = batch.targets_PK
     return PatientBatch(
-        images_PKCHW=batch.images_PKCHW.double(),
+        inputs=(batch.inputs[0].double(),),
         targets_PK=targets.double() if targets.is_floating_point() else targets,
         mask_PK=batch.mask_PK.double(),
     )
@@ -89,7 +91,7 @@ def doubled(batch: PatientBatch) -> PatientBatch:
 def pick(batch: PatientBatch, patients: Sequence[int]) -> PatientBatch:
     index = list(patients)
     return PatientBatch(
-        images_PKCHW=batch.images_PKCHW[index],
+        inputs=(batch.inputs[0][index],),
         targets_PK=batch.targets_PK[index],
         mask_PK=batch.mask_PK[index],
     )
@@ -108,7 +110,7 @@ def loop_gradients(model: nn.Module, loss: LossPerImage, batch: PatientBatch) ->
     rows = []
     for patient in range(len(batch)):
         real = batch.mask_PK[patient] == 1
-        outputs = model(batch.images_PKCHW[patient][real])
+        outputs = model(batch.inputs[0][patient][real])
         value = loss(outputs, batch.targets_PK[patient][real]).mean()
         rows.append(torch.autograd.grad(value, list(trainable.values())))
     return {name: torch.stack([row[i] for row in rows]) for i, name in enumerate(trainable)}
@@ -179,12 +181,12 @@ def test_patient_gradients_do_not_depend_on_padding_or_company() -> None:
     alone = [flat(patient_gradients(model, MULTICLASS, pick(batch, [p])))[0] for p in range(3)]
     padding_PK = batch.mask_PK == 0
     quiet = PatientBatch(
-        images_PKCHW=torch.where(padding_PK[..., None, None, None], 0.0, batch.images_PKCHW),
+        inputs=(torch.where(padding_PK[..., None, None, None], 0.0, batch.inputs[0]),),
         targets_PK=torch.where(padding_PK, 0, batch.targets_PK),
         mask_PK=batch.mask_PK,
     )
     wider = PatientBatch(
-        images_PKCHW=torch.cat([batch.images_PKCHW, -batch.images_PKCHW], dim=1),
+        inputs=(torch.cat([batch.inputs[0], -batch.inputs[0]], dim=1),),
         targets_PK=torch.cat([batch.targets_PK, batch.targets_PK], dim=1),
         mask_PK=torch.cat([batch.mask_PK, torch.zeros_like(batch.mask_PK)], dim=1),
     )
@@ -198,7 +200,7 @@ def test_patient_gradient_of_repeated_images_is_that_of_one() -> None:
     model = make_model().double()
     one = doubled(make_batch((1,)))
     four = PatientBatch(
-        images_PKCHW=one.images_PKCHW.expand(1, 4, 1, 16, 16),
+        inputs=(one.inputs[0].expand(1, 4, 1, 16, 16),),
         targets_PK=one.targets_PK.expand(1, 4),
         mask_PK=torch.ones(1, 4, dtype=torch.float64),
     )
@@ -349,9 +351,9 @@ def test_clipping_bounds_parameters_of_dimension_zero_with_the_rest() -> None:
 def test_clipping_bounds_a_patient_with_a_huge_or_broken_gradient(factor: float) -> None:
     model = make_model()
     batch = make_batch((2, 1, 3, 1))
-    images = batch.images_PKCHW.clone()
+    images = batch.inputs[0].clone()
     images[2, 0] *= factor
-    wild = replace(batch, images_PKCHW=images)
+    wild = replace(batch, inputs=(images,))
     calm = step_of(model, MULTICLASS, [pick(batch, [0, 1, 3])], max_grad_norm=0.5)
     for chunks in ([wild], split(wild, 1), split(wild, 3)):
         step = step_of(model, MULTICLASS, chunks, max_grad_norm=0.5)
@@ -364,9 +366,9 @@ def test_clipping_leaves_no_trace_of_a_patient_whose_gradient_is_not_finite() ->
     # A NaN in the release would say that this patient was in the sample.
     model = make_model()
     batch = make_batch((1, 1, 1))
-    images = batch.images_PKCHW.clone()
+    images = batch.inputs[0].clone()
     images[1] = math.nan
-    broken = replace(batch, images_PKCHW=images)
+    broken = replace(batch, inputs=(images,))
     with_it = step_of(model, MULTICLASS, [broken])
     without = step_of(model, MULTICLASS, [pick(batch, [0, 2])])
     assert float((with_it - without).norm()) < 1e-6

@@ -23,3 +23,38 @@ def real_ham10000() -> Path:
 @pytest.fixture(scope="session")
 def real_pneumoniamnist() -> Path:
     return _real("pneumoniamnist_28")
+
+
+@pytest.fixture(scope="session")
+def real_lgg() -> Path:
+    return _real("lgg_mri_kaggle_3m")
+
+
+@pytest.fixture(scope="session")
+def real_msd() -> Path:
+    return _real("msd_hippocampus")
+
+
+@pytest.fixture(scope="session")
+def real_chase_db1() -> Path:
+    return _real("chase_db1")
+
+
+@pytest.fixture(scope="session")
+def real_busi() -> Path:
+    return _real("busi")
+
+
+@pytest.fixture(scope="session")
+def real_covid_chestxray() -> Path:
+    return _real("covid_chestxray")
+
+
+@pytest.fixture(scope="session")
+def real_iu_xray() -> Path:
+    return _real("iu_xray_openi")
+
+
+@pytest.fixture(scope="session")
+def real_nifti() -> Path:
+    return _real("nifti_quirks")

@@ -10,27 +10,25 @@ figure lies within half the share of such ties of the exact one (under 0.002 in 
 Shapes: N images, L classes, B bins.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-MetricSums = dict[str, npt.NDArray[np.int64]]
-"""Named integer arrays that add up over images, sites and rounds."""
+from medfed.common.metrics.ordinal import median_grades
+from medfed.common.metrics.sums import FIXED_POINT, MetricSums, fixed
 
-Mode = Literal["multiclass", "multilabel"]
+Mode = Literal["multiclass", "multilabel", "ordinal"]
 
 NUM_BINS = 1024
 LOG_ODDS_RANGE = 16.0
 NUM_CALIBRATION_BINS = 15
-FIXED_POINT = 1 << 20
-_MAX_LOSS = 1 << 20
 
 
 def sum_shapes(num_classes: int, mode: Mode) -> dict[str, tuple[int, ...]]:
     """Return the shape of each array of `classification_sums`, for screening what a site sent."""
-    matrix = {"matrix": (num_classes, num_classes)} if mode == "multiclass" else {}
+    matrix = {} if mode == "multilabel" else {"matrix": (num_classes, num_classes)}
     return {
         **matrix,
         "count": (),
@@ -51,57 +49,50 @@ def classification_sums(
     """Return the sums over N images: the arrays that `sum_shapes` names.
 
     `confusion` holds a table (truth, prediction) for each class against the rest; `matrix`, where
-    classes exclude one another, the images of each true class (rows) by predicted class.
+    classes exclude one another, the images of each true class (rows) by predicted class. The
+    predicted class is the most probable one; of grades, the median.
 
     Args:
-        probabilities_NL: Softmax (multiclass) or sigmoid (multilabel) outputs, 0..1.
-        labels: Class indices [N] (multiclass) or 0/1 [N, L] (multilabel).
+        probabilities_NL: Of each class, 0..1; rows sum to 1 unless classes may occur together.
+        labels: 0/1 [N, L] (multilabel), otherwise class indices [N].
         losses_N: Loss of each image; clipped to 2**20.
-        mode: Whether classes exclude one another.
+        mode: Whether classes exclude one another, and whether they have an order.
     """
     num_images, num_classes = probabilities_NL.shape
-    if mode == "multiclass":
-        truth_NL = np.zeros((num_images, num_classes), dtype=bool)
-        truth_NL[np.arange(num_images), labels] = True
-        predicted_NL = np.zeros_like(truth_NL)
-        predicted_NL[np.arange(num_images), probabilities_NL.argmax(axis=1)] = True
-        confidence = probabilities_NL.max(axis=1)
-        right = np.asarray((truth_NL & predicted_NL).any(axis=1))
-        correct = int(right.sum())
-    else:
+    matrix = {}
+    if mode == "multilabel":
         truth_NL = labels.astype(bool)
         predicted_NL = probabilities_NL >= 0.5
         hits_NL = truth_NL == predicted_NL
         confidence = np.where(predicted_NL, probabilities_NL, 1 - probabilities_NL).ravel()
         right = hits_NL.ravel()
         correct = int(hits_NL.all(axis=1).sum())
-    matrix = {}
-    if mode == "multiclass":
+    else:
+        grades = mode == "ordinal"
+        chosen_N = median_grades(probabilities_NL) if grades else probabilities_NL.argmax(axis=1)
+        truth_NL = _one_hot(labels, num_classes)
+        predicted_NL = _one_hot(chosen_N, num_classes)
+        confidence = probabilities_NL[np.arange(num_images), chosen_N]
+        right = np.asarray((truth_NL & predicted_NL).any(axis=1))
+        correct = int(right.sum())
         matrix["matrix"] = truth_NL.T.astype(np.int64) @ predicted_NL.astype(np.int64)
     return {
         **matrix,
         "count": np.array(num_images, dtype=np.int64),
-        "loss": np.array(_fixed(losses_N).sum(), dtype=np.int64),
-        "confusion": _confusion(truth_NL, predicted_NL),
+        "loss": np.array(fixed(losses_N).sum(), dtype=np.int64),
+        "confusion": confusion_tables(truth_NL, predicted_NL),
         "correct": np.array(correct, dtype=np.int64),
         "scores": _score_histograms(probabilities_NL, truth_NL),
         "calibration": _calibration(confidence, right),
     }
 
 
-def _fixed(losses_N: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Losses in units of 2**-20, so that their sum is exact; NaN counts as the largest."""
-    finite_N = np.clip(np.nan_to_num(losses_N, nan=_MAX_LOSS), 0, _MAX_LOSS)
-    return np.rint(finite_N * FIXED_POINT).astype(np.int64)
-
-
-def add_sums(parts: Iterable[MetricSums]) -> MetricSums:
-    """Return the sum of `parts`; integer addition, so the order does not matter."""
-    total: MetricSums = {}
-    for part in parts:
-        for name, values in part.items():
-            total[name] = total[name] + values if name in total else values.copy()
-    return total
+def _one_hot(
+    classes_N: npt.NDArray[np.int64] | npt.NDArray[np.uint8], num_classes: int
+) -> npt.NDArray[np.bool_]:
+    table_NL = np.zeros((len(classes_N), num_classes), dtype=bool)
+    table_NL[np.arange(len(classes_N)), classes_N] = True
+    return table_NL
 
 
 def classification_metrics(sums: MetricSums, classes: tuple[str, ...]) -> dict[str, float]:
@@ -130,7 +121,7 @@ def classification_metrics(sums: MetricSums, classes: tuple[str, ...]) -> dict[s
     return figures
 
 
-def _confusion(
+def confusion_tables(
     truth_NL: npt.NDArray[np.bool_], predicted_NL: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.int64]:
     """[L, 2, 2]: for each class, counts by (truth, prediction)."""
@@ -162,10 +153,10 @@ def _calibration(
     confidence: npt.NDArray[np.float64], right: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.int64]:
     """[3, bins]: count, right predictions and fixed-point confidence in equal-width bins."""
+    confidence = np.nan_to_num(confidence)
     bins = np.clip((confidence * NUM_CALIBRATION_BINS).astype(np.int64), 0, 14)
-    fixed = np.rint(confidence * FIXED_POINT).astype(np.int64)
     table = np.zeros((3, NUM_CALIBRATION_BINS), dtype=np.int64)
-    for row, values in enumerate((np.ones_like(fixed), right.astype(np.int64), fixed)):
+    for row, values in enumerate((np.ones_like(bins), right.astype(np.int64), fixed(confidence))):
         np.add.at(table[row], bins, values)
     return table
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from medfed.common.metrics import (
+    Mode,
     add_sums,
     classification_metrics,
     classification_sums,
@@ -91,10 +92,17 @@ def test_sums_of_sites_in_any_order_equal_the_pooled_sums(seed: int, cuts: list[
     )
 
 
-def test_sum_shapes_are_those_of_the_sums() -> None:
-    sums = classification_sums(*random_scores(0), "multiclass")
-    assert {name: array.shape for name, array in sums.items()} == sum_shapes(3, "multiclass")
+@pytest.mark.parametrize("mode", ["multiclass", "ordinal"])
+def test_sum_shapes_are_those_of_the_sums(mode: Mode) -> None:
+    sums = classification_sums(*random_scores(0), mode)
+    assert {name: array.shape for name, array in sums.items()} == sum_shapes(3, mode)
     assert all(array.dtype == np.int64 for array in sums.values())
+
+
+def test_sums_of_a_model_that_gives_nan_are_still_whole_numbers_from_zero() -> None:
+    for mode, labels in (("multiclass", np.array([0, 1])), ("multilabel", np.eye(2, dtype="u1"))):
+        sums = classification_sums(np.full((2, 2), np.nan), labels, np.full(2, np.nan), mode)
+        assert all((array >= 0).all() for array in sums.values())
 
 
 def test_metrics_leave_out_what_is_undefined() -> None:

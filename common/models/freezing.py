@@ -1,0 +1,106 @@
+"""Which parameters train. What does not train is never sent; its digest is compared instead."""
+
+import difflib
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from medfed.common.errors import StudyError
+from medfed.common.state_dicts import digest, read_state
+
+
+def freeze(model: nn.Module, what: str | tuple[str, ...]) -> None:
+    """Set which parameters of `model` train: all those that `what` does not freeze.
+
+    Args:
+        model: The network; `model.head` names its final classifier.
+        what: "none"; "backbone", everything but `model.head`; or one or more patterns of parameter
+            names, in which * stands for anything, dots included.
+
+    Raises:
+        StudyError: A pattern that no parameter matches, nothing left to train, or "backbone" of a
+            network that has no head.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    frozen = _frozen_names(model, names, what)
+    if len(frozen) == len(names):
+        raise StudyError(
+            f"model.freeze = {what!r} leaves nothing to train. Leave out the last layer, e.g. "
+            f'"backbone"; parameters are {_some(names[-4:])}.'
+        )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+
+
+def trained_names(model: nn.Module) -> tuple[str, ...]:
+    """Return the names of what training changes, in the state's order.
+
+    These are the parameters that train, and the buffers of modules that do: a BatchNorm's
+    statistics are here unless its weight and bias are all frozen (`set_training_mode`).
+    """
+    trained = {
+        name for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad
+    }
+    for name, module in model.named_modules():
+        if not _is_frozen(module):
+            prefix = f"{name}." if name else ""
+            trained |= {prefix + buffer for buffer, _ in module.named_buffers(recurse=False)}
+    return tuple(name for name in model.state_dict() if name in trained)
+
+
+def frozen_state_digest(model: nn.Module) -> str:
+    """Return the SHA-256 of all that training does not change: names, types, shapes and bytes."""
+    trained = set(trained_names(model))
+    frozen = [name for name in model.state_dict() if name not in trained]
+    return digest(read_state(model, frozen))
+
+
+def set_training_mode(model: nn.Module) -> None:
+    """Put `model` into training mode, except modules whose own parameters are all frozen.
+
+    A frozen BatchNorm normalises by its statistics as they are and leaves them as they are.
+    """
+    model.train()
+    for module in model.modules():
+        if _is_frozen(module):
+            module.training = False
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    """Whether the module has parameters of its own and none of them trains."""
+    own = list(module.parameters(recurse=False))
+    return bool(own) and not any(parameter.requires_grad for parameter in own)
+
+
+def _frozen_names(model: nn.Module, names: list[str], what: str | tuple[str, ...]) -> set[str]:
+    if what == "none":
+        return set()
+    if what == "backbone":
+        return set(names) - _head_names(model, names)
+    frozen: set[str] = set()
+    for pattern in (what,) if isinstance(what, str) else what:
+        matched = {name for name in names if fnmatchcase(name, pattern)}
+        if not matched:
+            nearest = difflib.get_close_matches(pattern, names, n=5, cutoff=0.0)
+            raise StudyError(
+                f"model.freeze: expected a pattern of parameter names, got {pattern!r}, which "
+                f"matches none. The nearest names are {_some(nearest)}."
+            )
+        frozen |= matched
+    return frozen
+
+
+def _head_names(model: nn.Module, names: list[str]) -> set[str]:
+    head = tuple(f"{prefix}." for prefix in getattr(model, "head", ()))
+    found = {name for name in names if head and name.startswith(head)}
+    if not found:
+        raise StudyError(
+            'model.freeze = "backbone": expected a network with a final classifier, got '
+            f"{type(model).__name__}, which has none. Give patterns of parameter names, such as "
+            f"{_some(names[:4])}."
+        )
+    return found
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names)

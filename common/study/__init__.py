@@ -1,0 +1,41 @@
+"""`StudyConfig`: one federated experiment or training, section by section."""
+
+from medfed.common.study.augmentation import AugmentationSection
+from medfed.common.study.base import Fraction, Name, PositiveFloat, PositiveInt, Section
+from medfed.common.study.config import StudyConfig, StudySection, to_plain
+from medfed.common.study.data import ColumnSection, DataSection
+from medfed.common.study.model import ModelSection
+from medfed.common.study.privacy import PrivacySection
+from medfed.common.study.simulation import PartitionSection, PhantomSection, SimulationSection
+from medfed.common.study.task import ReportSection, TaskSection
+from medfed.common.study.training import (
+    ComputeSection,
+    EvaluationSection,
+    FederationSection,
+    TrainingSection,
+)
+
+__all__ = [
+    "AugmentationSection",
+    "ColumnSection",
+    "ComputeSection",
+    "DataSection",
+    "EvaluationSection",
+    "FederationSection",
+    "Fraction",
+    "ModelSection",
+    "Name",
+    "PartitionSection",
+    "PhantomSection",
+    "PositiveFloat",
+    "PositiveInt",
+    "PrivacySection",
+    "ReportSection",
+    "Section",
+    "SimulationSection",
+    "StudyConfig",
+    "StudySection",
+    "TaskSection",
+    "TrainingSection",
+    "to_plain",
+]

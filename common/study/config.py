@@ -1,0 +1,164 @@
+"""`StudyConfig`: one federated experiment or training, complete, from one TOML file.
+
+Frozen, and validated as a whole before anything starts. Each field's description gives its unit.
+The same file drives simulation and deployment; only `[simulation]` is replaced by each hospital's
+own `site.toml`, which is never transmitted.
+"""
+
+import hashlib
+import json
+from pathlib import PurePath
+from typing import Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from medfed.common.study.augmentation import AugmentationSection
+from medfed.common.study.base import Name, Section
+from medfed.common.study.data import DataSection
+from medfed.common.study.model import (
+    CLASSIFIERS,
+    ONLY_2D,
+    REPORTERS,
+    SEGMENTERS,
+    WITHOUT_NORM,
+    ModelSection,
+)
+from medfed.common.study.privacy import PrivacySection
+from medfed.common.study.simulation import SimulationSection
+from medfed.common.study.task import TaskSection
+from medfed.common.study.training import (
+    ComputeSection,
+    EvaluationSection,
+    FederationSection,
+    TrainingSection,
+)
+
+
+class StudySection(Section):
+    """`[study]`: what this study is called and what all its randomness derives from."""
+
+    name: Name
+    """Short name: letters, digits, dot, dash, underscore; run folders start with it."""
+    description: str = ""
+    """One or two sentences for the report."""
+    seed: int = Field(default=0, ge=0, lt=2**63)
+    """Root seed. Every random stream derives from (seed, purpose, round, site)."""
+
+
+_MODELS = {"classification": CLASSIFIERS, "segmentation": SEGMENTERS, "report": REPORTERS}
+
+
+class StudyConfig(Section):
+    """The whole study. `common.study_file.load_study` reads one from TOML."""
+
+    study: StudySection
+    task: TaskSection
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    augmentation: AugmentationSection = AugmentationSection()
+    training: TrainingSection
+    federation: FederationSection = FederationSection()
+    privacy: PrivacySection = PrivacySection()
+    evaluation: EvaluationSection = EvaluationSection()
+    compute: ComputeSection = ComputeSection()
+    simulation: SimulationSection | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.privacy.enabled:
+            self._check_privacy()
+        self._check_model()
+        self._check_inputs()
+        return self
+
+    def _check_model(self) -> None:
+        fitting = _MODELS[self.task.type]
+        if self.model.name not in fitting:
+            raise ValueError(
+                f'model.name = "{self.model.name}" does not fit task.type = "{self.task.type}". '
+                f"Set one of {', '.join(fitting)}."
+            )
+        if self.model.norm == "batch" and self.model.feature_network in WITHOUT_NORM:
+            raise ValueError(
+                f'model.norm = "batch" has no effect on the {self.model.feature_network}. '
+                "Remove it."
+            )
+        if self.data.dimensions == 3 and self.model.feature_network in ONLY_2D:
+            raise ValueError(
+                f'model "{self.model.feature_network}" is for images, data.dimensions is 3. '
+                "Set model.name to cnn, resnet18, resnet50, densenet121 or unet."
+            )
+
+    def _check_inputs(self) -> None:
+        if self.data.fit == "patch" and self.task.type != "segmentation":
+            raise ValueError(
+                f'data.fit = "patch" is for segmentation, the task is {self.task.type}. '
+                'Set data.fit = "resize".'
+            )
+        if self.model.fusion == "late" and not self.data.views:
+            raise ValueError('model.fusion = "late" needs data.views. Name them, or remove it.')
+        if self.uses_fusion and self.task.type != "classification":
+            raise ValueError(
+                'data.tabular and model.fusion = "late" are for classification, the task is '
+                f'{self.task.type}. Remove them; views go in side by side with fusion = "early".'
+            )
+
+    @property
+    def uses_fusion(self) -> bool:
+        """Whether the model takes (images, present, tabular) instead of images alone."""
+        return self.model.fusion == "late" or bool(self.data.tabular)
+
+    def _check_privacy(self) -> None:
+        if self.model.norm == "batch":
+            raise ValueError(
+                'model.norm = "batch" with privacy.unit = '
+                f'"{self.privacy.unit}": BatchNorm mixes patients, so no per-patient bound holds. '
+                'Set model.norm = "group", or privacy.unit = "none" for a run without privacy.'
+            )
+        if self.training.local_steps is None:
+            raise ValueError(
+                f'training.local_epochs with privacy.unit = "{self.privacy.unit}": the number of '
+                "steps would reveal the private count. Set training.local_steps instead."
+            )
+        if self.federation.weighting == "examples":
+            raise ValueError(
+                'federation.weighting = "examples" with privacy.unit = '
+                f'"{self.privacy.unit}": the number of examples is private. '
+                'Set federation.weighting = "uniform" or "public".'
+            )
+
+    @property
+    def weighting(self) -> Literal["examples", "uniform", "public"]:
+        """`federation.weighting` with auto resolved."""
+        if self.federation.weighting == "auto":
+            return "public" if self.privacy.enabled else "examples"
+        return self.federation.weighting
+
+    def for_sites(self) -> "StudyConfig":
+        """Return what the server sends: no `[simulation]`, and files by name instead of path.
+
+        A site finds a weights file by its hash; a vocabulary travels with the messages.
+        """
+        model, report = self.model, self.task.report
+        if "://" not in model.weights:
+            model = model.model_copy(update={"weights": PurePath(model.weights).name})
+        report = report.model_copy(update={"vocabulary": PurePath(report.vocabulary).name})
+        task = self.task.model_copy(update={"report": report})
+        return self.model_copy(update={"simulation": None, "model": model, "task": task})
+
+    def to_json(self) -> str:
+        """Return canonical JSON: sorted keys, no spaces, defaults written out."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    def __hash__(self) -> int:
+        # Sites keep data by study; tables of a study are dictionaries, which have no hash.
+        return hash(self.to_json())
+
+    def digest(self) -> str:
+        """Return the SHA-256 of what sites see; it names this study in ledgers and checkpoints."""
+        return hashlib.sha256(self.for_sites().to_json().encode()).hexdigest()
+
+
+def to_plain(study: StudyConfig) -> dict[str, Any]:
+    """Return nested dictionaries without None, ready for TOML."""
+    return study.model_dump(mode="json", exclude_none=True)

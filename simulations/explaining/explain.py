@@ -1,0 +1,50 @@
+"""`explain_examination`: from a run folder and image files to a page."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from medfed.common.tasks import Classification, Report, Segmentation
+from medfed.simulations.explaining.about_classes import about_classes
+from medfed.simulations.explaining.about_masks import about_masks
+from medfed.simulations.explaining.about_reports import about_reports
+from medfed.simulations.explaining.load import (
+    Examination,
+    Trained,
+    load_examination,
+    load_trained,
+)
+from medfed.simulations.explaining.page import Content, write_explanation
+
+
+def explain_examination(
+    run: Path, images: Sequence[str], columns: Sequence[str], out: Path
+) -> tuple[str, Path]:
+    """Explain what the run's federated model says about one examination.
+
+    Args:
+        run: Run folder.
+        images: FILE, or VIEW=FILE for each view that there is.
+        columns: COLUMN=VALUE for each known metadata column.
+        out: Folder for the page, its pictures and its figures.
+
+    Returns:
+        The prediction in a line, and the path of the page.
+
+    Raises:
+        MedfedError: Not a finished run, or files that do not fit its study.
+    """
+    trained = load_trained(run)
+    examination = load_examination(images, columns, trained.study)
+    content = explain(trained, examination)
+    return content.headline, write_explanation(trained, examination, content, out)
+
+
+def explain(trained: Trained, examination: Examination) -> Content:
+    """Return what there is to say about one examination."""
+    task = trained.task
+    if isinstance(task, Classification):
+        return about_classes(trained, task, examination)
+    if isinstance(task, Segmentation):
+        return about_masks(trained, task, examination)
+    assert isinstance(task, Report)
+    return about_reports(trained, task, examination)

@@ -1,0 +1,200 @@
+"""A run's federated model, and an examination from files, prepared as the model's images were.
+
+Shapes: V views, C channels a view, *S spatial, F numbers of the tabular columns.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from medfed.client.batches import encode_column, scaled, standardised
+from medfed.client.data.fitting import fit_image, fit_views
+from medfed.common.errors import DataError, RunError, StudyError
+from medfed.common.models import build_model, trained_state
+from medfed.common.state_dicts import digest, write_state
+from medfed.common.study import DataSection, StudyConfig
+from medfed.common.study_file import load_study
+from medfed.common.tasks import Task, make_task
+from medfed.server.checkpoint import read_weights
+from medfed.simulations.explaining.files import read_file
+
+_SINGLE = "image"
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A run's federated model.
+
+    Attributes:
+        run: The run's name.
+        study: The run's study.
+        task: What the model's outputs mean.
+        model: In evaluation mode, on the CPU.
+        weights_sha256: `common.state_dicts.digest` of what was trained.
+    """
+
+    run: str
+    study: StudyConfig
+    task: Task
+    model: nn.Module
+    weights_sha256: str
+
+
+@dataclass(frozen=True)
+class Examination:
+    """One examination, as the model sees it.
+
+    Attributes:
+        views: Names of the views in the order of the channels; one, "image", without views.
+        pixels: uint8 [V*C, *S]; a view that is missing is black.
+        present: uint8 [V], 1 where a view is there.
+        columns: Metadata as text, by column.
+        sha256: Hash of each file, by view. Names of files may hold those of patients.
+    """
+
+    views: tuple[str, ...]
+    pixels: npt.NDArray[np.uint8]
+    present: npt.NDArray[np.uint8]
+    columns: Mapping[str, str]
+    sha256: Mapping[str, str]
+
+    def view_pixels(self, index: int) -> npt.NDArray[np.uint8]:
+        """Return one view's channels, [C, *S]."""
+        channels = len(self.pixels) // len(self.views)
+        return self.pixels[index * channels : (index + 1) * channels]
+
+
+def load_trained(run: Path) -> Trained:
+    """Build the federated model of a run folder with its final weights.
+
+    Raises:
+        RunError: Not a run folder, one without a final model, or weights that do not fit.
+    """
+    study_file = run / "study.toml"
+    if not study_file.is_file():
+        raise RunError(
+            f"Expected a run folder with study.toml at {run}, found none. "
+            "Name a folder that `medfed simulate` made, such as runs/<name>."
+        )
+    arm = run / "arms" / "federated"
+    weights_file = arm / "model.safetensors"
+    if not weights_file.is_file():
+        raise RunError(
+            f"{run} has no federated model yet. Bring the run to its end with "
+            f"`medfed simulate --resume {run}`."
+        )
+    study = load_study(study_file)
+    task = make_task(study, _words(arm, study))
+    model = build_model(study, task.num_outputs)
+    weights = read_weights(weights_file, list(trained_state(model)))
+    write_state(model, weights)
+    return Trained(run.resolve().name, study, task, model.eval(), digest(weights))
+
+
+def load_examination(
+    images: Sequence[str], columns: Sequence[str], study: StudyConfig
+) -> Examination:
+    """Read the files of one examination and fit them as the study's images were.
+
+    Args:
+        images: FILE, or VIEW=FILE for a study with views; views may be missing.
+        columns: COLUMN=VALUE for each known metadata column.
+        study: The run's study.
+
+    Raises:
+        StudyError: Views or columns that the study does not have.
+        DataError: A file that cannot be read or does not fit.
+    """
+    section = study.data
+    files = _by_view(images, section)
+    read = {view: read_file(path, section) for view, path in files.items()}
+    if section.views:
+        pixels, present = fit_views(
+            {view: image.pixels for view, image in read.items()}, section, "the examination"
+        )
+    else:
+        [image], [path] = read.values(), files.values()
+        pixels = fit_image(image.pixels, section, str(path), image.spacing_mm)
+        present = np.ones(1, dtype=np.uint8)
+    return Examination(
+        views=section.views or (_SINGLE,),
+        pixels=pixels,
+        present=present,
+        columns=_columns(columns, section),
+        sha256={view: hashlib.sha256(p.read_bytes()).hexdigest() for view, p in files.items()},
+    )
+
+
+def model_inputs(examination: Examination, study: StudyConfig) -> tuple[Tensor, ...]:
+    """Return what the model is called with, each [1, ...]: as `client.batches` makes it."""
+    section = study.data
+    images = standardised(scaled(examination.pixels[None], torch.device("cpu")), section)
+    present = torch.from_numpy(examination.present[None]).float()
+    if section.views:
+        over_channels = present.repeat_interleave(section.channels, dim=1)
+        images = images * over_channels.reshape(1, -1, *[1] * section.dimensions)
+    if not study.uses_fusion:
+        return (images,)
+    columns = [
+        encode_column((examination.columns.get(name, ""),), column)
+        for name, column in section.tabular.items()
+    ]
+    tabular = np.concatenate([np.zeros((1, 0), dtype=np.float32), *columns], axis=1)
+    return (images, present, torch.from_numpy(tabular))
+
+
+def _words(arm: Path, study: StudyConfig) -> tuple[str, ...]:
+    if study.task.type != "report":
+        return ()
+    # Flower, which only the other side of this module needs, takes seconds to import.
+    from medfed.server.words import VOCABULARY_FILE, read_vocabulary
+
+    return read_vocabulary(arm / VOCABULARY_FILE)
+
+
+def _by_view(images: Sequence[str], section: DataSection) -> dict[str, Path]:
+    if not section.views:
+        if len(images) != 1:
+            raise StudyError(
+                f"Expected one --image for a study without views, got {len(images)}. "
+                "Explain one image at a time."
+            )
+        return {_SINGLE: _existing(images[0])}
+    files: dict[str, Path] = {}
+    for text in images:
+        view, separator, name = text.partition("=")
+        if not separator or view not in section.views or view in files:
+            raise StudyError(
+                f"Expected --image VIEW=FILE, each of {', '.join(section.views)} at most once, "
+                f"got {text!r}. Example: --image {section.views[0]}=scan.png"
+            )
+        files[view] = _existing(name)
+    if not files:
+        raise StudyError(f"Expected --image {section.views[0]}=FILE, got none.")
+    return files
+
+
+def _existing(name: str) -> Path:
+    path = Path(name)
+    if not path.is_file():
+        raise DataError(f"Expected an image file at {path}, found none. Check --image.")
+    return path
+
+
+def _columns(columns: Sequence[str], section: DataSection) -> dict[str, str]:
+    known: dict[str, str] = {}
+    for text in columns:
+        name, separator, value = text.partition("=")
+        if not separator or name not in section.tabular:
+            names = ", ".join(section.tabular) or "none"
+            raise StudyError(
+                f"Expected --column NAME=VALUE for a column of the study ({names}), got {text!r}."
+            )
+        known[name] = value
+    return known
