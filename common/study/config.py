@@ -71,6 +71,12 @@ class StudyConfig(Section):
         self._check_inputs()
         return self
 
+    @property
+    def _names_words_without_noise(self) -> bool:
+        report = self.task.report
+        agreed = self.task.type == "report" and not report.vocabulary
+        return agreed and report.words_noise_multiplier is None
+
     def _check_model(self) -> None:
         fitting = _MODELS[self.task.type]
         if self.model.name not in fitting:
@@ -119,6 +125,12 @@ class StudyConfig(Section):
             raise ValueError(
                 f'training.local_epochs with privacy.unit = "{self.privacy.unit}": the number of '
                 "steps would reveal the private count. Set training.local_steps instead."
+            )
+        if self._names_words_without_noise:
+            raise ValueError(
+                f"task.report without words_noise_multiplier and with privacy.unit = "
+                f'"{self.privacy.unit}": no epsilon would cover the words that sites name. Set '
+                "task.report.words_noise_multiplier, or name a public task.report.vocabulary."
             )
         if self.federation.weighting == "examples":
             raise ValueError(

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from medfed.common.study.base import PositiveFloat, PositiveInt, Section
+from medfed.common.study.base import PositiveFloat, PositiveInt, Section, Sorted
 
 
 class ColumnSection(Section):
@@ -54,7 +54,7 @@ class DataSection(Section):
     """With fit = "patch" in 3-D: resample to cubic voxels of this size first."""
     views: tuple[str, ...] = ()
     """Views or modalities of one examination, e.g. ["frontal", "lateral"]; one may be missing."""
-    tabular: dict[str, ColumnSection] = Field(default_factory=dict)
+    tabular: Annotated[dict[str, ColumnSection], Sorted] = Field(default_factory=dict)
     """Metadata columns that the model sees besides the image."""
     mean: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Subtracted from pixels scaled to 0..1."""

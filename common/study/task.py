@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from medfed.common.study.base import PositiveInt, Section
+from medfed.common.study.base import PositiveInt, Section, Sorted
 
 _MAX_STRUCTURES = 8
 
@@ -32,7 +32,7 @@ class ReportSection(Section):
     """Sentences that beam search keeps in view; 1 is greedy."""
     length_penalty: Annotated[float, Field(ge=0, le=5)] = 0.7
     """Exponent of the length normalisation; 0 favours short reports."""
-    findings: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    findings: Annotated[dict[str, tuple[str, ...]], Sorted] = Field(default_factory=dict)
     """Phrases by finding: a report mentions the finding if it holds one of them, not negated."""
 
 

@@ -26,8 +26,8 @@ TRUTH_COLOUR = (86, 180, 233)
 PREDICTION_COLOUR = (255, 159, 28)
 _USUAL_SIDE = 320
 _LARGEST_SIDE = 512
-_LINE = 2
-_DASH = 8
+_LINE = 3
+_DASH = 9
 
 
 @dataclass(frozen=True)

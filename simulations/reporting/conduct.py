@@ -89,19 +89,21 @@ def _noise_statement(kinds: frozenset[str]) -> tuple[str, ...]:
 
 def _uncovered(run: RunData) -> tuple[str, ...]:
     """What sites released besides updates, that no epsilon covers."""
-    lines = []
+    released = []
     if any(arm.evaluated for arm in run.arms.values()):
-        lines.append(
-            "Not covered by differential privacy: the exact counts on the held-out images, which "
-            "the sites released for the figures on this page."
+        released.append(
+            "the exact counts on the held-out images, which the sites released for the figures on "
+            "this page"
         )
     words = run.federated.vocabulary if run.federated else None
     if words and words.sites and run.study.task.report.words_noise_multiplier is None:
-        lines.append(
-            "Not covered by differential privacy: the words that the sites named for the "
-            "vocabulary. A threshold keeps rare ones back."
+        released.append(
+            "the words that the sites named for the vocabulary, where a threshold keeps rare ones "
+            "back"
         )
-    return tuple(lines)
+    if not released:
+        return ()
+    return (f"Not covered by differential privacy: {'; and '.join(released)}.",)
 
 
 def epsilon_table(run: RunData) -> Table:
@@ -120,7 +122,10 @@ def ledger_checks(run: RunData, arm: Arm | None) -> tuple[LedgerCheck, ...]:
     if arm is None:
         return ()
     ledgers = {site: arm.ledgers[site] for site in sorted(arm.ledgers, key=in_order)}
-    return check_ledgers(ledgers, last_spent(arm), run.study.privacy.target_delta)
+    # A site that has named words and not trained yet, or trains without noise, stated this last.
+    words = arm.vocabulary.sites if arm.vocabulary else {}
+    named = {site: facts.epsilon for site, facts in words.items() if facts.epsilon is not None}
+    return check_ledgers(ledgers, named | last_spent(arm), run.study.privacy.target_delta)
 
 
 def other_ledgers(run: RunData) -> str:

@@ -5,7 +5,15 @@ from pathlib import PurePath
 from medfed.common.study import ReportSection
 from medfed.simulations.reporting.results import arm_title
 from medfed.simulations.reporting.run_data import RunData
-from medfed.simulations.reporting.tables import ABSENT, Table, counted, figure, num_bytes, whole
+from medfed.simulations.reporting.tables import (
+    ABSENT,
+    Table,
+    counted,
+    figure,
+    num_bytes,
+    small,
+    whole,
+)
 
 
 def vocabulary_statement(run: RunData) -> tuple[str, ...]:
@@ -21,8 +29,8 @@ def vocabulary_statement(run: RunData) -> tuple[str, ...]:
     named = sum(site.status == "ok" for site in facts.sites.values())
     agreed = (
         f"{size} {named} of {counted(len(facts.sites), 'site')} named words of their training "
-        f"reports; the words of most sites were taken, at most {whole(asked.vocabulary_size)}. "
-        "No report left a site, and no count of a word."
+        f"reports; of more than {whole(asked.vocabulary_size)}, those that most sites named would "
+        "have been kept. No report left a site, and no count of a word."
     )
     others = [
         f"{arm_title(name)} {whole(len(arm.vocabulary.words))}"
@@ -43,9 +51,10 @@ def _protection(asked: ReportSection) -> str:
         )
     return (
         f"Words are named under differential privacy: each patient counts for at most "
-        f"{asked.words_per_patient} words, counts carry Gaussian noise (multiplier "
-        f"{asked.words_noise_multiplier:g}), and a word needs about {least} and a margin for the "
-        "noise. The cost is in the ledger, and in the ε of every round."
+        f"{asked.words_per_patient} words, their weights carry Gaussian noise (multiplier "
+        f"{asked.words_noise_multiplier:g}), and a word that fewer than {least} use is named with "
+        f"a probability of at most {small(asked.words_delta)}. The cost is in each site's ledger, "
+        "and part of every ε after it."
     )
 
 

@@ -137,7 +137,8 @@ def test_reports_are_stored_with_the_findings_they_mention(tmp_path: Path) -> No
         record(1, report="Small left effusion."),
         record(2, report="  "),
     )
-    assert store.labels.tolist() == [[1, 0], [0, 1]]
+    # By name: effusion, nodule.
+    assert store.labels.tolist() == [[0, 1], [1, 0]]
     assert store.reports[1] == "Small left effusion."
     assert "expected a report, got none" in reasons(store)[0]
     with pytest.raises(DataError, match="has no reports"):

@@ -18,17 +18,25 @@ from medfed.common.files import write_json
 from medfed.common.metrics import (
     MetricSums,
     add_sums,
-    classification_metrics,
     classification_sums,
+    confusion_tables,
+    segmentation_sums,
+    text_sums,
 )
+from medfed.common.metrics.findings import FindingLabeller
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import parse_study, study_to_toml
+from medfed.common.tasks import Task, make_task
+from medfed.common.text import tokenise
+from medfed.server.checkpoint import Checkpoint, save_checkpoint, write_weights
 from medfed.server.records import ArmFolder, RoundRecord, RunPlan, SiteRound
+from medfed.server.words import write_vocabulary
 from medfed.simulations.reporting.report import write_report
 
 CLASSES = ("normal", "nodule", "effusion", "pneumothorax")
 EVENT = GaussianEvent(noise_multiplier=1.0, sample_rate=0.1, steps=4)
 DELTA = 1e-5
+WORDS = (".", "clear", "effusion", "is", "lungs", "no", "nodule", "there")
 
 
 @dataclass
@@ -37,7 +45,14 @@ class RunMaker:
 
     folder: Path
     name: str = "phantom-demo"
+    task_type: str = "classification"
+    mode: str = "multiclass"
     classes: tuple[str, ...] = CLASSES
+    findings: tuple[str, ...] = ("effusion", "nodule")
+    words_noise: float | None = None
+    public_words: bool = False
+    model: dict[str, Any] = field(default_factory=dict)
+    augmentation: dict[str, Any] = field(default_factory=dict)
     num_sites: int = 3
     rounds: int = 3
     private: bool = True
@@ -47,6 +62,7 @@ class RunMaker:
     learning_rate: float = 0.05
     num_images: int = 40
     study: StudyConfig = field(init=False)
+    task: Task = field(init=False)
 
     @property
     def sites(self) -> tuple[str, ...]:
@@ -55,6 +71,7 @@ class RunMaker:
     def write(self) -> Path:
         self.folder.mkdir(parents=True)
         self.study = self._study()
+        self.task = make_task(self.study)
         (self.folder / "study.toml").write_text(study_to_toml(self.study), encoding="utf-8")
         every = ("federated", "pooled", *(f"local-{site}" for site in self.sites))
         arms = every if self.arms is None else self.arms
@@ -68,10 +85,13 @@ class RunMaker:
 
     def _study(self) -> StudyConfig:
         privacy = {"unit": "patient", "noise_multiplier": 1.0, "sample_rate": 0.1}
+        networks = {"segmentation": "unet", "report": "report_lstm"}
         return parse_study(
             {
                 "study": {"name": self.name, "description": "Findings in invented radiographs."},
-                "task": {"classes": list(self.classes)},
+                "task": self._task_table(),
+                "model": {"name": networks.get(self.task_type, "cnn"), **self.model},
+                "augmentation": self.augmentation,
                 "training": {
                     "rounds": self.rounds,
                     "local_steps": 4,
@@ -83,19 +103,25 @@ class RunMaker:
             "test",
         )
 
+    def _task_table(self) -> dict[str, Any]:
+        if self.task_type != "report":
+            return {"type": self.task_type, "mode": self.mode, "classes": list(self.classes)}
+        report: dict[str, Any] = {"findings": {name: [name] for name in self.findings}}
+        if self.words_noise is not None:
+            report["words_noise_multiplier"] = self.words_noise
+        if self.public_words:
+            report["vocabulary"] = "/home/somebody/secret/words.txt"
+        return {"type": "report", "report": report}
+
     def _simulation(self, arms: tuple[str, ...]) -> dict[str, Any]:
         rng = np.random.default_rng(3)
         sites = {}
         for site in self.sites:
-            labels = [int(n) for n in rng.integers(20, 200, len(self.classes))]
+            labels = [int(n) for n in rng.integers(20, 200, len(self.study.task.label_names))]
             held_out = [n // 4 for n in labels]
             sites[site] = {
-                "train": {"patients": sum(labels) // 2, "images": sum(labels), "labels": labels},
-                "test": {
-                    "patients": sum(held_out) // 2,
-                    "images": sum(held_out),
-                    "labels": held_out,
-                },
+                "train": _side(labels),
+                "test": _side(held_out),
                 "public_num_patients": None,
                 "expected_batch": 16.0,
             }
@@ -140,8 +166,31 @@ class RunMaker:
             if sums:
                 plain = {s: {k: v.tolist() for k, v in p.items()} for s, p in sums.items()}
                 write_json(folder.folder / "final_sums.json", plain)
+        if self.task_type == "report":
+            self._vocabulary(folder.folder, trainers)
+        self._weights(folder, trainers)
         if self.finished:
             folder.write_outcome("finished")
+
+    def _weights(self, folder: ArmFolder, trainers: tuple[str, ...]) -> None:
+        """A model of 6 numbers that train and 4 that do not."""
+        trained = {"head.weight": np.ones((2, 2), np.float32), "head.bias": np.ones(2, np.float32)}
+        last = folder.read_rounds()[-1]
+        save_checkpoint(folder.checkpoint, Checkpoint(trained, last), self.study.digest())
+        if self.finished:
+            frozen = {"stem.weight": np.ones(4, np.float32)}
+            write_weights(folder.folder / "model.safetensors", frozen | trained)
+
+    def _vocabulary(self, folder: Path, trainers: tuple[str, ...]) -> None:
+        if self.public_words:
+            write_vocabulary(folder, WORDS)
+            return
+        cost = None if self.words_noise is None else 0.25
+        named: dict[str, dict[str, Any]] = {
+            site: {"status": "ok", "words": 6, "bytes": 1200, "epsilon": cost} for site in trainers
+        }
+        named[trainers[-1]] = {"status": "refused", "bytes": 90, "reason": "policy"}
+        write_vocabulary(folder, WORDS, named)
 
     def _answers(self, arm: str, site: str, number: int) -> bool:
         return not (arm == "federated" and number == self.rounds and site == self.sites[-1])
@@ -169,9 +218,9 @@ class RunMaker:
             else:
                 row.status, row.reason, row.bytes_up = "refused", self.reason, 900
             if site in sums:
-                row.metrics = classification_metrics(sums[site], self.classes)
+                row.metrics = self.task.metrics(sums[site])
             sites[site] = row
-        total = classification_metrics(add_sums(sums.values()), self.classes) if sums else None
+        total = self.task.metrics(add_sums(sums.values())) if sums else None
         return RoundRecord(
             round_number=number,
             started="2026-11-23T22:00:00.000+00:00",
@@ -182,13 +231,48 @@ class RunMaker:
         )
 
     def _sums(self, rng: np.random.Generator, skill: float) -> MetricSums:
+        if self.task_type == "segmentation":
+            return self._segmentation_sums(rng, skill)
+        if self.task_type == "report":
+            return self._report_sums(rng, skill)
         labels = rng.integers(0, len(self.classes), self.num_images)
         logits = rng.normal(size=(self.num_images, len(self.classes)))
         logits[np.arange(self.num_images), labels] += skill
         odds = np.exp(logits)
         probabilities = odds / odds.sum(axis=1, keepdims=True)
         losses = -np.log(probabilities[np.arange(self.num_images), labels])
-        return classification_sums(probabilities, labels, losses, "multiclass")
+        if self.mode == "multilabel":
+            labels = np.eye(len(self.classes), dtype=np.uint8)[labels]
+        return classification_sums(probabilities, labels, losses, self.mode)  # type: ignore[arg-type]
+
+    def _segmentation_sums(self, rng: np.random.Generator, skill: float) -> MetricSums:
+        """Squares of 4 by 4 pixels in half of the images, found the less displaced, the better."""
+        shape = (self.num_images, len(self.classes), 16, 16)
+        truth, predicted = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+        for image, structure in np.ndindex(*shape[:2]):
+            y, x, shift = (int(n) for n in rng.integers(0, 9, 3))
+            there = rng.random() < 0.5
+            truth[image, structure, y : y + 4, x : x + 4] = there
+            x += round(shift / (1 + skill))
+            predicted[image, structure, y : y + 4, x : x + 4] = there ^ (rng.random() > 0.9)
+        losses = 1 / (1 + skill + rng.random(self.num_images))
+        return segmentation_sums(predicted, truth, losses, spacing=1.0, tolerance=1.0)
+
+    def _report_sums(self, rng: np.random.Generator, skill: float) -> MetricSums:
+        texts = ("No effusion. There is a nodule.", "There is an effusion.", "The lungs are clear.")
+        true = [tokenise(texts[i]) for i in rng.integers(0, 3, self.num_images)]
+        right = rng.random(self.num_images) < skill / 3
+        written = [
+            own if well else tokenise(texts[2]) for own, well in zip(true, right, strict=True)
+        ]
+        sums = text_sums(written, true, 3 / (1 + skill + rng.random(self.num_images)))
+        if self.findings:
+            labeller = FindingLabeller(self.study.task.report.findings)
+            sums["findings"] = confusion_tables(
+                np.array([labeller(words) for words in true]),
+                np.array([labeller(words) for words in written]),
+            )
+        return sums
 
     def _spend(self, arm: str, number: int) -> Spend:
         return Spend(
@@ -210,21 +294,41 @@ class RunMaker:
         folder.mkdir()
         rows = []
         for index in range(8):
-            weights = rng.dirichlet(np.ones(len(self.classes)))
-            truth = self.classes[index % len(self.classes)]
-            guess = self.classes[int(weights.argmax())]
             name = f"{index:03d}.png"
             (folder / name).write_bytes(_blob(rng))
-            rows.append(
-                {
-                    "image": name,
-                    "site": self.sites[index % self.num_sites],
-                    "truth": [truth],
-                    "probabilities": dict(zip(self.classes, weights.tolist(), strict=True)),
-                    "correct": guess == truth,
-                }
-            )
+            row = {"image": name, "site": self.sites[index % self.num_sites], "note": ""}
+            rows.append(row | self._example(index, rng))
         (folder / "examples.json").write_text(json.dumps(rows))
+
+    def _example(self, index: int, rng: np.random.Generator) -> dict[str, Any]:
+        if self.task_type == "segmentation":
+            return {
+                "dice": {name: round(float(rng.random()), 4) for name in self.classes},
+                "present": [self.classes[0]] if index else [],
+                "missed": [self.classes[0]] if index % 2 else [],
+                "false_alarms": [],
+            }
+        if self.task_type == "report":
+            return {
+                "true": [{"text": "There is a <nodule>.", "findings": ["nodule"]}],
+                "written": [{"text": "The lungs are clear.", "findings": []}] if index else [],
+                "findings": {"nodule": "missed", "effusion": "invented"} if index % 2 else {},
+                "rouge_l": 0.25,
+            }
+        weights = rng.dirichlet(np.ones(len(self.classes)))
+        truth = self.classes[index % len(self.classes)]
+        guess = self.classes[int(weights.argmax())]
+        return {
+            "truth": [truth],
+            "predicted": [guess],
+            "probabilities": dict(zip(self.classes, weights.tolist(), strict=True)),
+            "correct": guess == truth,
+        }
+
+
+def _side(labels: list[int]) -> dict[str, Any]:
+    images = sum(labels) or 60
+    return {"patients": images // 2, "images": images, "labels": labels}
 
 
 def _blob(rng: np.random.Generator) -> bytes:

@@ -74,7 +74,8 @@ def test_load_run_refuses_sums_of_another_shape(make_run: MakeRun) -> None:
 def test_load_run_takes_no_image_but_pngs_beside_the_table(make_run: MakeRun, image: str) -> None:
     run = make_run(arms=("federated",))
     (run / "examples" / "notes.txt").write_text("not a picture")
-    row = {"image": image, "site": "s", "truth": [], "probabilities": {"a": 1}, "correct": True}
+    row = {"image": image, "site": "s", "truth": [], "predicted": [], "probabilities": {"a": 1},
+           "correct": True}  # fmt: skip
     (run / "examples" / "examples.json").write_text(json.dumps([row]))
     with pytest.raises(RunError, match=r"examples.json is damaged"):
         load_run(run)
