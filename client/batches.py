@@ -148,11 +148,11 @@ def cut_patches(
         mask = None if masks is None else masks[index]
         starts = _corner(mask, shape, side, draws)
         source = tuple(slice(start, start + side) for start in starts)
-        part = images[(index, slice(None), *source)]
+        part = images[index][(slice(None), *source)]
         target = tuple(slice(length) for length in part.shape[1:])
-        cut[(index, slice(None), *target)] = part
+        cut[index][(slice(None), *target)] = part
         if masks is not None and cut_masks is not None:
-            cut_masks[(index, *target)] = masks[(index, *source)]
+            cut_masks[index][target] = masks[index][source]
     return cut, cut_masks
 
 

@@ -147,7 +147,7 @@ def _site_table(name: str, store: Store, study: StudyConfig) -> dict[str, Any]:
     data: dict[str, Any] = {"stores": [str(store.folder.resolve())], "subset": "subset.json"}
     if name in simulation.public_num_patients:
         data["public_num_patients"] = simulation.public_num_patients[name]
-    policy = {
+    policy: dict[str, Any] = {
         "unit": study.privacy.unit,
         "max_epsilon": simulation.max_epsilon,
         "target_delta": study.privacy.target_delta,

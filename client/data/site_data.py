@@ -56,7 +56,8 @@ class ImageSet:
         for number, part in enumerate(parts):
             mine = np.flatnonzero(owner == number)
             corner = tuple(slice(side) for side in part.shape[1:])
-            batch[(mine, *corner)] = part[self.row_index[chosen[mine]]]
+            for position in mine:
+                batch[position][corner] = part[self.row_index[chosen[position]]]
         return batch
 
     def shape_of(self, position: int) -> tuple[int, ...] | None:
@@ -88,7 +89,7 @@ class ImageSet:
         if any(part is None for part in stores):
             return None
         return np.array(
-            [stores[s][r] for s, r in zip(self.store_index, self.row_index, strict=True)],  # type: ignore[index]
+            [stores[s][r] for s, r in zip(self.store_index, self.row_index, strict=True)],
             dtype=np.uint8,
         )
 

@@ -18,7 +18,7 @@ from medfed.common import messages
 from medfed.common.accounting import GaussianEvent, epsilon
 from medfed.common.errors import RefusalReason
 from medfed.common.messages import EvaluateReply, Refusal, TrainReply, pack_arrays, unpack_reply
-from medfed.common.models import build_model, frozen_state_digest
+from medfed.common.models import build_model, frozen_state_digest, trained_state
 from medfed.common.state_dicts import StateDict, read_state
 from medfed.common.study import StudyConfig
 from medfed.simulations.grids.local import LocalGrid
@@ -84,10 +84,11 @@ class Site:
         kind: str = messages.TRAIN,
         round_number: int = 1,
         weights: StateDict | None = None,
+        frozen: str | None = None,
     ) -> RecordDict:
         """Return the content of the site's reply to `weights`, or to the study's initial ones."""
         arrays = pack_arrays(read_state(build_model(study, 2)) if weights is None else weights)
-        frozen = frozen_state_digest(build_model(study, 2))
+        frozen = frozen or frozen_state_digest(build_model(study, 2))
         content = messages.pack_model(study, "run", round_number, arrays, frozen_sha256=frozen)()
         with LocalGrid(app, {7: self.folder / "site.toml"}) as grid:
             [reply] = grid.send_and_receive([Message(content, 7, kind)], timeout=60)
@@ -228,3 +229,22 @@ def test_weights_of_another_model_are_refused_before_anything_is_charged(
     assert site.ledger.entries() == ()
     site.train(study)
     assert len(site.ledger.entries()) == 1
+
+
+def test_another_frozen_part_is_refused_before_anything_is_charged(
+    tmp_path: Path, store: Path
+) -> None:
+    study = make_study()
+    frozen = study.model_copy(
+        update={"model": study.model.model_copy(update={"freeze": "backbone"})}
+    )
+    head = trained_state(build_model(frozen, 2))
+    assert list(head) == ["classifier.3.weight", "classifier.3.bias"]
+    site = Site(tmp_path, store)
+    for kind in (messages.TRAIN, messages.EVALUATE):
+        Site(tmp_path, store, release_evaluation=True)
+        assert_refused(site.ask(frozen, kind, weights=head, frozen="0" * 64), RefusalReason.STUDY)
+    assert site.ledger.entries() == ()
+    reply = unpack_reply(site.ask(frozen, weights=head))
+    assert isinstance(reply, TrainReply)
+    assert list(reply.update) == list(head)

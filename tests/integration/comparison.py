@@ -18,6 +18,8 @@ def facts(run: Path) -> dict[str, Any]:
         "final_sums": json.loads((arm / "final_sums.json").read_text()),
         "plan": json.loads((arm / "plan.json").read_text()),
     }
+    if (arm / "vocabulary.json").exists():
+        found["vocabulary"] = json.loads((arm / "vocabulary.json").read_text())
     for line in (arm / "rounds.jsonl").read_text().splitlines():
         record = json.loads(line)
         del record["started"], record["seconds"]

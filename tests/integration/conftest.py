@@ -21,8 +21,6 @@ _COMMON = """
 [study]
 name = "tiny"
 seed = 3
-[task]
-classes = ["normal", "nodule", "effusion", "cardiomegaly"]
 [data]
 image_size = 16
 [federation]
@@ -39,9 +37,15 @@ method = "natural"
 column = "scanner"
 """
 
+_LABELS = """
+[task]
+classes = ["normal", "nodule", "effusion", "cardiomegaly"]
+"""
+
 STUDIES = {
     # Sites of different public sizes, so that weights and batches differ between them.
     "private": _COMMON
+    + _LABELS
     + """
 [simulation.public_num_patients]
 scanner-1 = 30
@@ -59,6 +63,7 @@ images_per_patient = 2
 target_delta = 1e-3
 """,
     "plain": _COMMON
+    + _LABELS
     + """
 [training]
 rounds = 2
@@ -66,6 +71,58 @@ local_epochs = 2
 batch_size = 8
 [privacy]
 unit = "none"
+""",
+    # Masks, augmentation, and a part of the network that is frozen and never travels.
+    "masks": _COMMON
+    + """
+[task]
+type = "segmentation"
+classes = ["nodule", "effusion", "cardiomegaly"]
+[model]
+name = "unet"
+widths = [4, 8, 16]
+freeze = ["network.model.0.*"]
+[augmentation]
+flip = "horizontal"
+rotate_degrees = 20
+noise = 0.05
+multiplicity = 2
+[training]
+rounds = 2
+local_epochs = 1
+batch_size = 8
+[privacy]
+unit = "none"
+""",
+    # Texts: words are named with noise before the first round, and charged.
+    "reports": _COMMON
+    + """
+[task]
+type = "report"
+[task.report]
+max_words = 12
+min_patients = 1
+words_per_patient = 20
+words_noise_multiplier = 0.7
+words_delta = 1e-4
+beam_size = 2
+[task.report.findings]
+nodule = ["nodule", "opacity"]
+[model]
+name = "report_lstm"
+embedding_size = 6
+hidden_size = 8
+attention_size = 4
+[training]
+rounds = 2
+local_steps = 2
+learning_rate = 0.1
+[privacy]
+unit = "patient"
+noise_multiplier = 1.0
+sample_rate = 0.3
+images_per_patient = 2
+target_delta = 1e-3
 """,
 }
 

@@ -23,6 +23,7 @@ from medfed.common import messages
 from medfed.simulations.study import Options, run_study
 
 KINDS = ("private", "plain")
+ALL_KINDS = (*KINDS, "masks", "reports")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -42,7 +43,7 @@ def test_facts_are_complete_when_a_run_is_finished(
     assert len({site["weight"] for site in found["round 2"]["sites"].values()}) == 3
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_local_grid_agrees_with_itself_when_sites_run_side_by_side(
     kind: str, serial: Callable[[str], Path], prepare: Callable[..., Path]
 ) -> None:
@@ -52,7 +53,7 @@ def test_local_grid_agrees_with_itself_when_sites_run_side_by_side(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_ray_agrees_with_local_grid(
     kind: str, serial: Callable[[str], Path], prepare: Callable[..., Path]
 ) -> None:
@@ -76,7 +77,7 @@ def test_ray_agrees_with_local_grid(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_superlink_agrees_with_local_grid(
     kind: str,
     serial: Callable[[str], Path],
