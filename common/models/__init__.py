@@ -29,6 +29,7 @@ from medfed.common.study.model import SEGMENTERS
 
 __all__ = [
     "build_model",
+    "check_model",
     "frozen_state_digest",
     "load_pretrained",
     "set_training_mode",
@@ -61,6 +62,23 @@ def build_model(
     load_pretrained(model, study, weights_folder)
     freeze(model, study.model.freeze)
     return model
+
+
+def check_model(study: StudyConfig) -> None:
+    """Check that the study's network can be built, and that its weights and `freeze` fit it.
+
+    Takes no memory for the network unless there are weights to compare it with.
+
+    Raises:
+        StudyError: What `build_model` would raise.
+    """
+    # Any number of outputs: those of a report depend on words that are not agreed yet.
+    num_outputs = len(study.task.classes) or 8
+    if study.model.weights:
+        build_model(study, num_outputs)
+        return
+    with torch.device("meta"):
+        freeze(_build(study, num_outputs), study.model.freeze)
 
 
 def load_pretrained(

@@ -227,3 +227,53 @@ def test_a_class_that_a_site_lacks_is_left_out_of_its_figures(medfed, tiny, tmp_
             lacking += count == 0
     assert lacking > 0
     assert set(last.metrics) >= {"auroc", "loss"}
+
+
+@pytest.mark.parametrize(
+    ("options", "fragments"),
+    [
+        (["model.name=vgg16"], ["vgg16", "16", "32"]),
+        (["model.name=inception_v3", "data.image_size=64"], ["inception_v3", "75"]),
+        (["model.name=unet"], ['does not fit task.type = "classification"', "vgg16"]),
+        (["model.name=vgg16", "data.dimensions=3"], ["is for images", "resnet18"]),
+        (["model.freeze=feature.*"], ["model.freeze", "features.0.weight"]),
+        (["model.freeze=*"], ["leaves nothing to train"]),
+        (["model.widths=[8]"], ["at least two widths"]),
+        (["data.fit=patch"], ['data.fit = "patch" is for segmentation']),
+        (["model.fusion=late"], ["needs data.views"]),
+        (["model.weights=https://example.org/w.pth"], ["weights_sha256", "Pin it"]),
+        (["data.tabular.age={mean=1}"], ["expected mean and std (a number), or values"]),
+        (["task.loss=dice"], ["is for segmentation"]),
+        (["task.mode=ordinal", "task.report.beam_size=2"], ["task.report with type"]),
+    ],
+)
+def test_an_impossible_model_is_refused_before_data_is_read(
+    medfed, tiny, tmp_path, options, fragments
+) -> None:  # type: ignore[no-untyped-def]
+    arguments = [part for option in options for part in ("--set", option)]
+    done = medfed("simulate", tiny, "--out", tmp_path / "run", *arguments, code=2)
+    for fragment in fragments:
+        assert fragment in done.stderr.replace("\n", " "), done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_of_other_channels_than_the_studys_are_refused_by_name(
+    medfed, tiny, tmp_path
+) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path / "ham"
+    (folder / "images").mkdir(parents=True)
+    rows = ["lesion_id,image_id,dx,dx_type,age,sex,localization,dataset"]
+    for number in range(24):
+        pixels = np.zeros((20, 20, 3), dtype=np.uint8)
+        from PIL import Image
+
+        Image.fromarray(pixels).save(folder / "images" / f"ISIC_{number}.jpg")
+        rows.append(f"L{number},ISIC_{number},{'nv' if number % 2 else 'mel'},,,,,a")
+    (folder / "HAM10000_metadata").write_text("\n".join(rows) + "\n")
+    options = [
+        *("--set", "simulation.dataset=ham10000", "--set", 'task.classes=["nv","mel"]'),
+        *("--set", "data.channels=4", "--set", "simulation.partition.column=dataset"),
+    ]
+    done = medfed("simulate", tiny, "--data", folder, "--out", tmp_path / "run", *options, code=3)
+    assert "expected 4 channel(s), got 3" in done.stderr
+    assert "Set data.channels" in done.stderr

@@ -14,6 +14,7 @@ from rich.console import Console
 from medfed.cli.progress import show_progress
 from medfed.common.errors import MedfedError, StudyError
 from medfed.common.files import read_json
+from medfed.common.models import check_model
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import load_study, with_files
 from medfed.simulations.reporting.headline import headline, privacy_tile
@@ -94,6 +95,7 @@ def _open(request: SimulateRequest, options: Options) -> tuple[Path, StudyConfig
             f"{request.study} has no [simulation] section, so there is nothing to simulate on. "
             'Add it, e.g. [simulation] dataset = "phantom".'
         )
+    check_model(study)
     data = request.data
     if data is None and study.simulation.data:
         data = request.study.parent / study.simulation.data
