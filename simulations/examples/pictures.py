@@ -109,9 +109,11 @@ def _outline(mask: Mask, picture: Picture) -> Mask:
     enlarged = Image.fromarray(np.ascontiguousarray(mask)).resize(
         (width, height), Image.Resampling.NEAREST
     )
-    inside = np.pad(np.asarray(enlarged, dtype=bool), _LINE)
-    line = inside & ~ndimage.binary_erosion(inside, iterations=_LINE)
-    return np.asarray(line[_LINE:-_LINE, _LINE:-_LINE])
+    # In an image that was not enlarged a wide line would fill thin structures.
+    width_px = _LINE if height > mask.shape[0] else 1
+    inside = np.pad(np.asarray(enlarged, dtype=bool), 1)
+    line = inside & ~ndimage.binary_erosion(inside, iterations=width_px)
+    return np.asarray(line[1:-1, 1:-1])
 
 
 def _views(data: ImageSet, position: int, section: DataSection) -> str:
