@@ -74,7 +74,7 @@ def run_once(study: Study, seed: int, runs: Path, data: Path) -> None:
     run = run_folder(runs, study, seed)
     if is_finished(run):
         return
-    command = [sys.executable, "-m", "medfed.cli", "simulate"]
+    command = [str(Path(sys.executable).with_name("medfed")), "simulate"]
     if (run / "simulation.json").exists():
         command += ["--resume", str(run)]
     else:

@@ -103,6 +103,18 @@ class StudyConfig(Section):
             )
         if self.model.fusion == "late" and not self.data.views:
             raise ValueError('model.fusion = "late" needs data.views. Name them, or remove it.')
+        if self.augmentation.multiplicity > 1 and not (
+            self.augmentation.enabled or self.data.fit == "patch"
+        ):
+            raise ValueError(
+                f"augmentation.multiplicity = {self.augmentation.multiplicity} without any change: "
+                "all versions of an image would be the same. Set one, e.g. augmentation.zoom = 0.1."
+            )
+        if self.augmentation.flip != "none" and self.task.type == "report":
+            raise ValueError(
+                "augmentation.flip turns left into right, and the report's words stay. "
+                "Remove it; rotation, zoom and intensities are fine."
+            )
         if self.uses_fusion and self.task.type != "classification":
             raise ValueError(
                 'data.tabular and model.fusion = "late" are for classification, the task is '

@@ -36,7 +36,8 @@ class ModelSection(Section):
     norm: Literal["group", "batch"] = "group"
     """Normalisation layers. BatchNorm mixes patients: refused under DP."""
     widths: tuple[PositiveInt, ...] = (16, 32, 64, 128)
-    """U-Nets: channels of each level, from the whole image downwards."""
+    """U-Nets: channels of each level downwards. attention_unet starts at full resolution, unet
+    halves it first."""
     encoder: Encoder = "cnn"
     """report_lstm: the network that turns the image into a grid of features."""
     embedding_size: PositiveInt = 64

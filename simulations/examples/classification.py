@@ -69,7 +69,7 @@ def predicted_classes(
 def _true_classes(label: Any, num_classes: int) -> npt.NDArray[np.bool_]:
     if np.ndim(label):
         return np.asarray(label, dtype=bool)
-    return np.arange(num_classes) == int(label)
+    return np.asarray(np.arange(num_classes) == int(label))
 
 
 def _names(task: Classification, chosen_L: npt.NDArray[np.bool_]) -> list[str]:

@@ -17,17 +17,8 @@ from medfed.simulations.reporting.tables import Table, figure
 _NUM_CLASSES = 3
 # A class that is all but excluded needs no picture.
 _LEAST_PROBABILITY = 0.05
-# How much further the probability must fall than elsewhere for the map to count.
-_CLEARLY = 0.02
-_SHOWS = (
-    "Bright: features of the network's last layer that raised this class' score there, as "
-    "Grad-CAM sums them up.",
-    "Each map has its own scale: its brightest place is 1. Two maps cannot be compared in "
-    "strength.",
-    f"The check below a map covers its brightest {COVERED:.0%} of the image with the image's "
-    "mean. If the probability falls no further than with the same shape elsewhere, the map does "
-    "not point at what counts.",
-)
+# How much further the odds must fall than elsewhere for the place to matter: by a tenth.
+_CLEARLY = 0.9
 
 
 def about_classes(trained: Trained, task: Classification, examination: Examination) -> Content:
@@ -48,16 +39,29 @@ def about_classes(trained: Trained, task: Classification, examination: Examinati
         headline=_headline(task, classes),
         plates=tuple(plates),
         scale=("nothing here speaks for the class", "most"),
-        shows=_SHOWS,
+        shows=_shows(task),
         hides=_hides(classes[0].evidence[0].grid),
         table=Table(
             ("Class", "Probability"),
-            tuple((name, figure(probability)) for name, probability in descending),
+            tuple((name, _written(probability, 3)) for name, probability in descending),
         ),
         facts={
             "probabilities": probabilities,
             "classes": [_facts(explained) for explained in classes],
         },
+    )
+
+
+def _shows(task: Classification) -> tuple[str, ...]:
+    others = "" if task.mode == "multilabel" else " over the other classes'"
+    return (
+        "Bright: there, features of the network's last layer raised this class' score"
+        f"{others}, as Grad-CAM sums them up.",
+        "Each map has its own scale: its brightest place is 1. Two maps cannot be compared in "
+        "strength.",
+        f"The check below a map covers its brightest {COVERED:.0%} of the image with the image's "
+        "mean, then the same shape in eight other places. If the map is right about the model, "
+        "the first lowers the probability more.",
     )
 
 
@@ -73,7 +77,7 @@ def _hides(grid: Sequence[int]) -> tuple[str, ...]:
 
 def _headline(task: Classification, classes: list[ClassExplanation]) -> str:
     if task.mode != "multilabel":
-        return f"{classes[0].name}, probability {figure(classes[0].probability, 2)}"
+        return f"{classes[0].name}, probability {_written(classes[0].probability)}"
     named = [explained.name for explained in classes if explained.probability >= 0.5]
     return ", ".join(named) or f"None of {len(task.classes)} findings reaches probability 0.5"
 
@@ -89,7 +93,7 @@ def _plate(
     return Plate(
         f"class-{number}-{name}".rstrip("-"),
         map_picture(examination, evidence.map, view),
-        f"{explained.name}, {figure(explained.probability, 2)}" + (f", {name}" if name else ""),
+        f"{explained.name}, {_written(explained.probability)}" + (f", {name}" if name else ""),
         _check(explained.probability, evidence),
     )
 
@@ -98,15 +102,27 @@ def _check(probability: float, evidence: Evidence) -> str:
     covered, elsewhere = evidence.when_covered, evidence.when_covered_elsewhere
     if covered is None or elsewhere is None:
         return "Nothing in the last layer speaks for this class."
-    verdict = (
-        "The map points at what counts."
-        if covered < elsewhere - _CLEARLY
-        else "The map does not point at what counts."
-    )
+    matters = _odds(covered) < _CLEARLY * _odds(elsewhere)
+    verdict = "This place matters more" if matters else "This place matters no more"
     return (
-        f"Brightest {COVERED:.0%} covered: {figure(probability, 2)} → {figure(covered, 2)}; the "
-        f"same shape elsewhere: {figure(elsewhere, 2)}. {verdict}"
+        f"Brightest {COVERED:.0%} covered: {_written(probability, 3)} → {_written(covered, 3)}; "
+        f"the same shape elsewhere: {_written(elsewhere, 3)}. {verdict} than others."
     )
+
+
+def _odds(probability: float) -> float:
+    # In odds, since a probability near 1 hardly moves.
+    return probability / max(1 - probability, 1e-12)
+
+
+def _written(probability: float, digits: int = 2) -> str:
+    """A probability that is never rounded to certainty."""
+    least = 10.0**-digits
+    if probability < least / 2:
+        return f"< {figure(least, digits)}"
+    if probability > 1 - least / 2:
+        return f"> {figure(1 - least, digits)}"
+    return figure(probability, digits)
 
 
 def _facts(explained: ClassExplanation) -> dict[str, object]:

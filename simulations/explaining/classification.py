@@ -188,21 +188,29 @@ def _through(tap: nn.Module, grid: Callable[[Tensor], Tensor]) -> Callable[[Tens
 
 def _to_one(values: Tensor) -> Tensor:
     """Scale so that the largest is 1. MONAI's own turns bright and dark around."""
-    return values / values.amax().clamp(min=_LOWEST)
+    largest = values.amax()
+    return values / largest if largest > 0 else values
 
 
-def _class_scores(task: Classification) -> Callable[[Tensor], Tensor]:
-    """The number whose gradient is taken: a class' output, or the logarithm of its probability."""
-    if task.mode != "ordinal":
+def class_scores(task: Classification) -> Callable[[Tensor], Tensor]:
+    """Return what turns outputs into the numbers whose gradients are taken, one a class.
+
+    A finding's output as it is. A class' output over the mean of all, since softmax sees
+    differences only: with all outputs negative, nothing would seem to speak for any class. Grades
+    have no output of their own, but thresholds between them: the logarithm of a grade's
+    probability.
+    """
+    if task.mode == "multilabel":
         return lambda outputs: outputs
-    # Grades have no output of their own: theirs are the thresholds between them.
+    if task.mode == "multiclass":
+        return lambda outputs: outputs - outputs.mean(dim=1, keepdim=True)
     return lambda outputs: task.probabilities(outputs).clamp(min=_LOWEST).log()
 
 
 def _evidence(
     model: nn.Module, task: Classification, inputs: Inputs, index: int
 ) -> Iterator[Evidence]:
-    maps = grad_cam(model, inputs, _class_scores(task), index)
+    maps = grad_cam(model, inputs, class_scores(task), index)
     channels = inputs[0].shape[1] // len(maps)
     for number, (values, grid) in enumerate(maps):
         if not values.any():

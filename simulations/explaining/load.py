@@ -17,7 +17,7 @@ from medfed.client.batches import encode_column, scaled, standardised
 from medfed.client.data.fitting import fit_image, fit_views
 from medfed.common.errors import DataError, RunError, StudyError
 from medfed.common.models import build_model, trained_state
-from medfed.common.state_dicts import digest, write_state
+from medfed.common.state_dicts import digest, read_state, write_state
 from medfed.common.study import DataSection, StudyConfig
 from medfed.common.study_file import load_study
 from medfed.common.tasks import Task, make_task
@@ -36,7 +36,7 @@ class Trained:
         study: The run's study.
         task: What the model's outputs mean.
         model: In evaluation mode, on the CPU.
-        weights_sha256: `common.state_dicts.digest` of what was trained.
+        weights_sha256: `common.state_dicts.digest` of what was trained; rounds.jsonl names it too.
     """
 
     run: str
@@ -91,10 +91,13 @@ def load_trained(run: Path) -> Trained:
         )
     study = load_study(study_file)
     task = make_task(study, _words(arm, study))
-    model = build_model(study, task.num_outputs)
-    weights = read_weights(weights_file, list(trained_state(model)))
-    write_state(model, weights)
-    return Trained(run.resolve().name, study, task, model.eval(), digest(weights))
+    # What training started from is overwritten, and its file may be gone.
+    section = study.model.model_copy(update={"weights": "", "weights_sha256": ""})
+    model = build_model(study.model_copy(update={"model": section}), task.num_outputs)
+    write_state(model, read_weights(weights_file, list(read_state(model))))
+    # As many threads as at a site: their number decides how sums are rounded.
+    torch.set_num_threads(study.compute.threads)
+    return Trained(run.resolve().name, study, task, model.eval(), digest(trained_state(model)))
 
 
 def load_examination(
@@ -152,7 +155,7 @@ def model_inputs(examination: Examination, study: StudyConfig) -> tuple[Tensor, 
 def _words(arm: Path, study: StudyConfig) -> tuple[str, ...]:
     if study.task.type != "report":
         return ()
-    # Flower, which only the other side of this module needs, takes seconds to import.
+    # It imports Flower, which takes seconds and is not needed for anything else here.
     from medfed.server.words import VOCABULARY_FILE, read_vocabulary
 
     return read_vocabulary(arm / VOCABULARY_FILE)

@@ -165,7 +165,8 @@ def _differing(names: Sequence[str], runs: Sequence[RunData]) -> Table:
         for key in keys
         if len({values.get(key) for values in flat}) > 1
     )
-    return Table(("Study key", *names), rows)
+    # Values are text: descriptions and lists of words must wrap.
+    return Table(("Study key", *names), rows, text=frozenset(range(len(names) + 1)))
 
 
 def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

@@ -103,11 +103,10 @@ def _dots(panel: "Axes", rows: Sequence[Values], series: Sequence[Series]) -> No
         if known:
             panel.plot([min(known), max(known)], [y, y], color=INK["grid"], linewidth=3)
     for index, one in reversed(list(enumerate(series))):
-        places = [y for y, row in enumerate(rows) if row[index] is not None]
-        if places:
-            values = [rows[y][index] for y in places]
-            panel.plot(values, places, one.marker, color=one.colour, markersize=one.size,
-                       label=one.label, **HALO)  # fmt: skip
+        dots = [(value, y) for y, row in enumerate(rows) if (value := row[index]) is not None]
+        if dots:
+            panel.plot([x for x, _ in dots], [y for _, y in dots], one.marker, color=one.colour,
+                       markersize=one.size, label=one.label, **HALO)  # fmt: skip
 
 
 def _show_whole_scale(panel: "Axes", rows: Sequence[Values]) -> None:

@@ -11,7 +11,7 @@ from medfed.client.data.site_data import load_site_data
 from medfed.client.site import load_site
 from medfed.client.training import Round, train_with_privacy, train_without_privacy
 from medfed.client.workspace import workspace
-from medfed.common.state_dicts import StateDict, read_state
+from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import parse_study
 from medfed.simulations.phantom import load_phantom
@@ -19,15 +19,35 @@ from medfed.simulations.phantom import load_phantom
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU on this machine")
 
 
+CLASSES = ["normal", "nodule", "effusion", "cardiomegaly"]
+LABELS = {"classes": CLASSES}
+MASKS = {"type": "segmentation", "classes": CLASSES[1:]}
+TEXTS = {"type": "report", "report": {"max_words": 15, "words_noise_multiplier": 1.0}}
+WORDS = ("chest", "is", "lungs", "no", "nodule", "the")
+MODELS = {
+    "cnn": (LABELS, {"name": "cnn"}, {}),
+    "resnet18": (LABELS, {"name": "resnet18"}, {}),
+    "densenet121": (LABELS, {"name": "densenet121"}, {}),
+    "vgg16": (LABELS, {"name": "vgg16", "freeze": ["classifier.0.*"]}, {}),
+    "inception_v3": (LABELS, {"name": "inception_v3"}, {"image_size": 75}),
+    "unet": (MASKS, {"name": "unet"}, {}),
+    "attention_unet": (MASKS, {"name": "attention_unet"}, {}),
+    "patches": (MASKS, {"name": "unet"}, {"fit": "patch", "image_size": 16}),
+    "report": (TEXTS, {"name": "report_lstm"}, {}),
+}
+
+
 def study_on(device: str, unit: str, model: str) -> StudyConfig:
+    task, network, data = MODELS[model]
     return parse_study(
         {
             "study": {"name": "gpu", "seed": 3},
-            "task": {"classes": ["normal", "nodule", "effusion", "cardiomegaly"]},
-            "data": {"image_size": 32},
-            "model": {"name": model},
+            "task": task,
+            "data": {"image_size": 32, **data},
+            "model": network,
+            "augmentation": {"flip": "horizontal", "rotate_degrees": 10},
             "training": {"local_steps": 5, "learning_rate": 0.05},
-            "privacy": {"unit": unit, "expected_batch_size": 20, "sample_rate": 0.3},
+            "privacy": {"unit": unit, "expected_batch_size": 20, "sample_rate": 0.3, "chunk": 4},
             "compute": {"device": device},
             "simulation": {
                 "dataset": "phantom",
@@ -41,13 +61,13 @@ def study_on(device: str, unit: str, model: str) -> StudyConfig:
 def train(tmp_path: Path, device: str, unit: str, model: str) -> StateDict:
     study = study_on(device, unit, model)
     assert study.simulation is not None
-    dataset = load_phantom(study.simulation.phantom, image_size=32, seed=3)
+    dataset = load_phantom(study.simulation.phantom, image_size=study.data.image_size, seed=3)
     store = prepare_store(dataset, study.task, study.data, parent=tmp_path, pseudonym_key=b"k")
     (tmp_path / "site.toml").write_text(f'name = "s"\n[data]\nstores = ["{store.folder}"]\n')
     site = load_site(tmp_path / "site.toml")
-    here = workspace(site, study, ())
+    here = workspace(site, study, WORDS if study.task.type == "report" else ())
     this = Round(study, "s", 1, torch.device(device))
-    start = read_state(here.model)
+    start = here.network.start
     data = load_site_data(site, study).train
     if unit == "none":
         return train_without_privacy(here.model, start, data, here.task, this).update
@@ -57,7 +77,7 @@ def train(tmp_path: Path, device: str, unit: str, model: str) -> StateDict:
 
 
 @pytest.mark.parametrize("unit", ["none", "patient"])
-@pytest.mark.parametrize("model", ["cnn", "resnet18", "densenet121"])
+@pytest.mark.parametrize("model", MODELS)
 def test_training_on_a_gpu_repeats_bit_for_bit(tmp_path: Path, unit: str, model: str) -> None:
     one = train(tmp_path, "cuda", unit, model)
     other = train(tmp_path, "cuda", unit, model)

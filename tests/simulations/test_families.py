@@ -244,6 +244,7 @@ def test_a_class_that_a_site_lacks_is_left_out_of_its_figures(medfed, tiny, tmp_
         (["model.weights=https://example.org/w.pth"], ["weights_sha256", "Pin it"]),
         (["data.tabular.age={mean=1}"], ["expected mean and std (a number), or values"]),
         (["task.loss=dice"], ["is for segmentation"]),
+        (["augmentation.multiplicity=3"], ["versions of an image would be the same"]),
         (["task.mode=ordinal", "task.report.beam_size=2"], ["task.report with type"]),
     ],
 )

@@ -29,8 +29,8 @@ def vocabulary_statement(run: RunData) -> tuple[str, ...]:
     named = sum(site.status == "ok" for site in facts.sites.values())
     agreed = (
         f"{size} {named} of {counted(len(facts.sites), 'site')} named words of their training "
-        f"reports; of more than {whole(asked.vocabulary_size)}, those that most sites named would "
-        "have been kept. No report left a site, and no count of a word."
+        f"reports; at most {whole(asked.vocabulary_size)} were kept, those of most sites first. No "
+        "report left a site, and no count of a word."
     )
     others = [
         f"{arm_title(name)} {whole(len(arm.vocabulary.words))}"

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from medfed.common.models import build_model, trained_state
+from medfed.common.models import build_model
+from medfed.common.state_dicts import read_state
 from medfed.common.study_file import parse_study, study_to_toml
 from medfed.common.tasks import make_task
 from medfed.server.checkpoint import write_weights
@@ -33,7 +34,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         arm.mkdir(parents=True)
         (run / "study.toml").write_text(study_to_toml(study))
         model = build_model(study, make_task(study, words).num_outputs)
-        write_weights(arm / "model.safetensors", trained_state(model))
+        write_weights(arm / "model.safetensors", read_state(model))
         if words:
             (arm / "vocabulary.json").write_text(json.dumps({"words": words, "sites": {}}))
         return run

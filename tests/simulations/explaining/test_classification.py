@@ -12,6 +12,7 @@ from medfed.common.study_file import parse_study
 from medfed.common.tasks import Classification
 from medfed.simulations.explaining.classification import (
     brightest,
+    class_scores,
     cover,
     explain_classes,
     grad_cam,
@@ -138,6 +139,44 @@ def test_grad_cam_needs_nothing_that_trains_and_leaves_the_model_as_it_was() -> 
     assert not image.requires_grad
 
 
+@pytest.mark.parametrize(
+    ("name", "dimensions", "size"),
+    [
+        ("cnn", 2, 32),
+        ("cnn", 3, 16),
+        ("resnet18", 2, 64),
+        ("resnet18", 3, 33),
+        ("densenet121", 2, 64),
+        ("inception_v3", 2, 107),
+    ],
+)
+@pytest.mark.parametrize("norm", ["group", "batch"])
+def test_grad_cam_reaches_the_last_grid_of_every_network(
+    name: str, dimensions: int, size: int, norm: str
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = build_classifier(
+            name,
+            spatial_dims=dimensions,
+            in_channels=1,
+            num_outputs=2,
+            image_size=size,
+            norm=norm,
+        ).eval()
+    image = random(1, 1, *[size] * dimensions)
+    score = class_scores(Classification(study()))
+    maps = [grad_cam(model, (image,), score, index)[0] for index in (0, 1)]
+    for values, grid in maps:
+        assert grid == tuple(model.grid(image).shape[2:])  # type: ignore[operator]
+        assert values.shape == image.shape[2:]
+        assert values.min() >= 0
+        assert values.max() in (0, 1)
+    # What speaks for one of two classes speaks against the other.
+    first, second = (values for values, _ in maps)
+    assert first.any() or second.any()
+
+
 def test_grad_cam_is_zero_where_nothing_speaks_for_the_class() -> None:
     [(values, _)] = grad_cam(Pooled([[-1.0], [1.0]]), (random(1, 1, 8, 8).abs(),), same, 0)
     assert not values.any()
@@ -177,6 +216,17 @@ def test_explain_classes_are_the_most_probable_ones_in_order() -> None:
     assert [explained.name for explained in classes] == ["b", "c"]
     _, classes = explain_classes(model, task, (image,), 3, least=0.2)
     assert [explained.name for explained in classes] == ["b"]
+
+
+def test_explain_classes_sees_what_softmax_sees() -> None:
+    # The same number on every output changes no probability: it must change no map either.
+    task, image = Classification(study()), random(1, 2, 8, 8)
+    maps = []
+    for shift in (0.0, -9.0):
+        model = Pooled([[1.0 + shift, -2.0 + shift], [-1.0 + shift, 0.5 + shift]])
+        maps.append(explain_classes(model, task, (image,), 1)[1][0].evidence[0].map)
+    np.testing.assert_allclose(maps[0], maps[1], atol=1e-5)
+    assert maps[0].any()
 
 
 def test_explain_classes_of_grades_point_at_what_raises_that_grade() -> None:

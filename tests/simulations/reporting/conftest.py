@@ -64,6 +64,11 @@ class RunMaker:
     study: StudyConfig = field(init=False)
     task: Task = field(init=False)
 
+    def __post_init__(self) -> None:
+        # Words that are named without noise are refused where training is private.
+        if self.task_type == "report" and self.words_noise is None and not self.public_words:
+            self.private = False
+
     @property
     def sites(self) -> tuple[str, ...]:
         return tuple(f"site-{i + 1}" for i in range(self.num_sites))
@@ -410,6 +415,23 @@ class Page(HTMLParser):
 def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with its report; for tests that only read."""
     run = RunMaker(tmp_path_factory.mktemp("finished") / "run-a").write()
+    write_report(run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_segmentation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of another task with its report; for tests that only read."""
+    folder = tmp_path_factory.mktemp("segmentation") / "run-a"
+    run = RunMaker(folder, task_type="segmentation", classes=("core", "rim")).write()
+    write_report(run)
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished_reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of another task with its report; for tests that only read."""
+    run = RunMaker(tmp_path_factory.mktemp("reports") / "run-a", task_type="report").write()
     write_report(run)
     return run
 

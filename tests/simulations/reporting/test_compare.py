@@ -9,6 +9,7 @@ from medfed.common.errors import RunError
 from medfed.common.files import write_json
 from medfed.server.records import ArmFolder
 from medfed.simulations.reporting.compare import compare_runs
+from medfed.simulations.reporting.tables import ABSENT
 
 MakeRun = Callable[..., Path]
 
@@ -82,3 +83,34 @@ def test_compare_names_a_place_that_cannot_be_written(make_run: MakeRun, tmp_pat
     runs = [make_run("a", arms=()), make_run("b", arms=())]
     with pytest.raises(RunError, match="Name another folder"):
         compare_runs(runs, tmp_path / "file")
+
+
+def test_compare_of_two_tasks_shows_both_figures(
+    make_run: MakeRun, tmp_path: Path, read_page: Any
+) -> None:
+    runs = [
+        make_run("a", arms=("federated",)),
+        make_run("b", task_type="segmentation", arms=("federated",)),
+    ]
+    comparison = compare_runs(runs, tmp_path / "out")
+    first, second = (dict(zip(comparison.columns, row, strict=True)) for row in comparison.rows)
+    metrics = ArmFolder(runs[1] / "arms" / "federated").read_rounds()[-1].metrics
+    assert metrics is not None
+    assert second["Dice federated"] == f"{metrics['dice']:.3f}"
+    assert second["AUROC federated"] == first["Dice federated"] == ABSENT
+    assert "different tasks" in read_page(comparison.html).text
+    with comparison.csv.open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert float(table[1]["hd95_federated"]) == metrics["hd95"]
+    assert table[0]["hd95_federated"] == ""
+
+
+def test_compare_names_files_without_their_folders(
+    make_run: MakeRun, tmp_path: Path, read_page: Any
+) -> None:
+    runs = [
+        make_run(name, arms=(), model={"weights": f"/home/somebody/{name}.pth"}) for name in "ab"
+    ]
+    comparison = compare_runs(runs, tmp_path / "out")
+    assert ("model.weights", "a.pth", "b.pth") in comparison.differing.rows
+    assert "somebody" not in comparison.csv.read_text() + read_page(comparison.html).text
