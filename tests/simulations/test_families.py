@@ -1,4 +1,4 @@
-"""Whole runs of the model families: pretrained and frozen parts, words, classes that a site lacks."""
+"""Whole runs of the families: pretrained and frozen parts, words, classes that a site lacks."""
 
 import json
 from pathlib import Path

@@ -229,7 +229,19 @@ def drop_column(folder: Path) -> None:
         (None, ["--set", "simulation.partition.min_patients=100"], 3, ["100", "min_patients"]),
         (None, ["--set", "simulation.partition.column=nowhere"], 3, ["nowhere", "dataset"]),
         (None, ["--set", "training.bach_size=5"], 2, ["bach_size", "batch_size"]),
-        (None, ["--set", "privacy.unit=patient"], 2, ["local_steps"]),
+        (
+            None,
+            [
+                "--set",
+                "model.name=resnet18",
+                "--set",
+                "model.norm=batch",
+                "--set",
+                "privacy.unit=patient",
+            ],
+            2,
+            ["BatchNorm"],
+        ),
         (None, ["--grid", "moon"], 2, ["local or ray"]),
     ],
 )

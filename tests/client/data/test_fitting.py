@@ -1,4 +1,4 @@
-"""What a store holds of an image: shapes, channels, geometry, and refusals that name the way out."""
+"""What a store holds of an image: shapes, channels, geometry, and errors that name the way out."""
 
 import numpy as np
 import pytest
