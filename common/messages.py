@@ -27,6 +27,7 @@ JOIN = "query.join"
 WORDS = "query.words"
 TRAIN = "train"
 EVALUATE = "evaluate"
+MAX_WORDS = 100_000
 _Number = TypeVar("_Number", int, float)
 _ALLOWED_TYPES = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")
 
@@ -315,6 +316,8 @@ def _texts(values: Mapping[str, Any], name: str) -> tuple[str, ...]:
     found = values.get(name, [])
     if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
         raise MessageError(f"Expected a list of texts under {name!r}, got something else.")
+    if len(found) > MAX_WORDS:
+        raise MessageError(f"Expected at most {MAX_WORDS} texts under {name!r}, got {len(found)}.")
     return tuple(found)
 
 
