@@ -68,7 +68,12 @@ def make_data(images_per_patient: Sequence[int], *, multilabel: bool = False) ->
 
 
 def make_study(
-    *, multilabel: bool = False, seed: int = 5, privacy: dict[str, object], **training: object
+    *,
+    multilabel: bool = False,
+    seed: int = 5,
+    privacy: dict[str, object],
+    augmentation: dict[str, object] | None = None,
+    **training: object,
 ) -> StudyConfig:
     return StudyConfig.model_validate(
         {
@@ -76,6 +81,7 @@ def make_study(
             "task": {"classes": ["a", "b"], "mode": "multilabel" if multilabel else "multiclass"},
             "data": {"image_size": SIZE},
             "training": {"learning_rate": 0.1, **training},
+            "augmentation": augmentation or {},
             "privacy": privacy,
         }
     )
@@ -395,3 +401,55 @@ def test_training_does_not_touch_the_weights_it_starts_from() -> None:
         model, weights, data, task, replace(this), seeded=True, public_num_patients=None
     )
     assert_same(first.update, again.update)
+
+
+# Augmentation
+
+
+FLIP = {"flip": "horizontal", "probability": 1.0}
+
+
+def augmented(multiplicity: int, **changes: object) -> StudyConfig:
+    """Everyone in every step, hardly any noise; a change of images that leaves no chance."""
+    study = make_study(
+        local_steps=2,
+        privacy={"sample_rate": 1.0, "noise_multiplier": 0.1, "chunk": 2},
+        augmentation={**FLIP, **changes, "multiplicity": multiplicity},
+    )
+    noiseless = study.privacy.model_copy(update={"noise_multiplier": 1e-6})
+    return study.model_copy(update={"privacy": noiseless})
+
+
+def test_multiplicity_averages_versions_within_a_patients_gradient() -> None:
+    counts = (2, 1, 3)
+    one, data = train_privately(augmented(1), make_data(counts)), make_data(counts)
+    three = train_privately(augmented(3), data)
+    # Each image stands three times in a row, in the same patient's part of the batch.
+    assert data.asked[0].reshape(2, -1).tolist() == [[0, 0, 0, 1, 1, 1], [2] * 6]
+    # All versions are the same here, so their mean is any of them, before and after the clip.
+    for name, array in one.update.items():
+        np.testing.assert_allclose(three.update[name], array, rtol=0, atol=2e-6)
+    other = train_privately(augmented(1, flip="vertical"), make_data(counts))
+    assert differ(one.update, other.update)
+
+
+def test_versions_of_an_image_differ_from_step_to_step_and_repeat_with_the_seed() -> None:
+    study, data = augmented(2, noise=0.2), make_data((2, 2))
+    first = train_privately(study, data)
+    assert_same(first.update, train_privately(study, data).update)
+    assert differ(first.update, train_privately(study, data, round_number=2).update)
+    assert differ(first.update, train_privately(augmented(2), data).update)
+
+
+def test_without_privacy_versions_enlarge_the_batch() -> None:
+    study = make_study(
+        local_steps=1,
+        batch_size=4,
+        privacy={"unit": "none"},
+        augmentation={**FLIP, "multiplicity": 2},
+    )
+    data = make_data((1,) * 8)
+    train_plainly(study, data)
+    [asked] = data.asked
+    assert len(asked) == 8
+    assert (asked[::2] == asked[1::2]).all()
