@@ -34,6 +34,7 @@ class Study:
 
 STUDIES = (
     Study("ham10000", "ham10000_200x150"),
+    Study("ham10000_age_sex", "ham10000_200x150"),
     Study("ham10000_lesions", "ham10000_200x150"),
     Study("lgg", "lgg_mri_kaggle_3m"),
     Study("hippocampus", "msd_hippocampus"),
