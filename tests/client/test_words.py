@@ -31,7 +31,10 @@ EVERYWHERE = {"effusion", "heart", "no", "nodule", "normal", "size"}
 NEVER = {"zyxwvut", "4711", "mrn", "17", "03", "dr"}
 
 
-def make_study(unit: str = "patient", task: object = None, **report: object) -> StudyConfig:
+def make_study(unit: str = "", task: object = None, **report: object) -> StudyConfig:
+    """A study; without noise on the words it can have no privacy either."""
+    covered = task or report.keys() & {"words_noise_multiplier", "vocabulary"}
+    unit = unit or ("patient" if covered else "none")
     return StudyConfig.model_validate(
         {
             "study": {"name": "words", "seed": 4},

@@ -97,7 +97,7 @@ CASES = {
     "vgg16": Case(MULTICLASS, {"name": "vgg16"}, slow=True),
     "resnet18": Case(MULTICLASS, {"name": "resnet18"}, deep=True),
     "resnet18 volumes": Case(
-        MULTICLASS, {"name": "resnet18"}, {**VOLUME, "image_size": 32}, deep=True
+        MULTICLASS, {"name": "resnet18"}, {**VOLUME, "image_size": 32}, slow=True, deep=True
     ),
     "resnet50": Case(MULTICLASS, {"name": "resnet50"}, slow=True, deep=True),
     "inception_v3": Case(

@@ -17,6 +17,7 @@ def study_of(**sections: dict[str, Any]) -> StudyConfig:
         "study": {"name": "test"},
         "model": {"name": model},
         "training": {"local_steps": 1},
+        "privacy": {"unit": "none"},
     }
     return StudyConfig.model_validate(start | sections)
 
