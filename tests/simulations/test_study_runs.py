@@ -73,6 +73,7 @@ def test_ledger_of_a_run_recomputes_to_what_the_run_printed(medfed, tiny, tmp_pa
         assert site.epsilon == epsilon([entry.spend.event for entry in entries], 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("privacy", ["patient", "none"])
 def test_run_killed_at_random_moments_resumes_to_the_same_weights(  # type: ignore[no-untyped-def]
     medfed, tiny, tmp_path, cache, privacy

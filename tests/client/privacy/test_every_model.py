@@ -136,7 +136,7 @@ CASES = {
     ),
 }
 ALL = [
-    pytest.param(case, id=name, marks=[pytest.mark.slow] if case.slow else [])
+    pytest.param(case, id=name, marks=[pytest.mark.slow] if case.slow or case.deep else [])
     for name, case in CASES.items()
 ]
 
