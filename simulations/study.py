@@ -23,6 +23,7 @@ from medfed.client.data.prepare import prepare_store
 from medfed.client.data.site_data import check_population, load_site_data
 from medfed.client.data.store import Store, read_quarantine
 from medfed.client.site import load_site
+from medfed.common.download import cache_folder
 from medfed.common.errors import RunError
 from medfed.common.files import read_json, write_atomically, write_json
 from medfed.common.study import StudyConfig
@@ -30,7 +31,7 @@ from medfed.common.study_file import load_study, study_to_toml
 from medfed.server.app import main as server_main
 from medfed.server.records import ArmFolder, RunPlan, now
 from medfed.server.words import read_public_words, write_vocabulary
-from medfed.simulations.datasets.catalogue import cache_folder, load_dataset
+from medfed.simulations.datasets.catalogue import load_dataset
 from medfed.simulations.environment import describe_environment
 from medfed.simulations.grids.local import LocalGrid
 from medfed.simulations.sites import (

@@ -1,10 +1,10 @@
 """From a study to its data set: which loader, and where its files are."""
 
-import os
 from importlib import import_module
 from pathlib import Path
 
 from medfed.client.data.records import SourceDataset
+from medfed.common.download import cache_folder
 from medfed.common.errors import DataError, StudyError
 from medfed.common.study import SimulationSection, StudyConfig
 
@@ -42,12 +42,6 @@ def load_dataset(study: StudyConfig, data: Path | None) -> SourceDataset:
         )
     dataset: SourceDataset = getattr(loader, f"load_{simulation.dataset}")(path)
     return dataset
-
-
-def cache_folder() -> Path:
-    """Return where downloads are kept: `MEDFED_CACHE`, or `~/.cache/medfed`."""
-    given = os.environ.get("MEDFED_CACHE")
-    return Path(given) if given else Path.home() / ".cache" / "medfed"
 
 
 def _phantom(study: StudyConfig, simulation: SimulationSection, path: Path | None) -> SourceDataset:

@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 
+from medfed.common.download import cache_folder
 from medfed.common.errors import DataError, StudyError
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import parse_study
-from medfed.simulations.datasets.catalogue import cache_folder, load_dataset
+from medfed.simulations.datasets.catalogue import load_dataset
 
 
 def _study(**simulation: object) -> StudyConfig:
