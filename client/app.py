@@ -15,13 +15,13 @@ from flwr.clientapp import ClientApp
 from medfed.client import policy
 from medfed.client.data.site_data import check_population
 from medfed.client.evaluation import evaluate
-from medfed.client.ledger import Spend
 from medfed.client.site import SiteConfig, load_site
 from medfed.client.training import Round, train_with_privacy, train_without_privacy
 from medfed.client.words import release_words, reports_by_patient
 from medfed.client.workspace import Workspace, pick_device, site_data, workspace
 from medfed.common import messages
 from medfed.common.errors import DataError, MedfedError, RefusalReason, SiteRefusal, StudyError
+from medfed.common.ledger import Spend
 from medfed.common.messages import (
     EvaluateReply,
     JoinReply,

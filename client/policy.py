@@ -7,10 +7,10 @@ detail stays in the site's own log.
 import math
 from typing import Literal
 
-from medfed.client.ledger import Ledger, Spend
 from medfed.client.site import PolicySection, SiteConfig
 from medfed.common.accounting import epsilon
 from medfed.common.errors import LedgerError, RefusalReason, SiteRefusal
+from medfed.common.ledger import Ledger, Spend
 from medfed.common.study import StudyConfig
 
 # What each unit covers: a patient's privacy also covers each of their records.

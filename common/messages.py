@@ -22,14 +22,14 @@ from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import parse_study_json
 
-MESSAGE_VERSION = 2
+MESSAGE_VERSION = 3
 JOIN = "query.join"
 WORDS = "query.words"
 TRAIN = "train"
 EVALUATE = "evaluate"
 MAX_WORDS = 100_000
 _Number = TypeVar("_Number", int, float)
-_ALLOWED_TYPES = ("float32", "float64", "float16", "int64", "int32", "uint8", "bool")
+_ALLOWED_TYPES = ("float32", "float64", "float16", "int64", "int32", "uint32", "uint8", "bool")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,9 @@ class ModelRequest:
         weights: What trains of the global model.
         frozen_sha256: Hash of all the rest of it, which every site has by itself.
         words: The vocabulary of a report task.
+        num_participants: Sites that take part in this round, this one included.
+        countersignature: The server's countersignature of the ledger head that this site last
+            sent, as JSON; empty if there is none to send.
     """
 
     study: StudyConfig
@@ -59,6 +62,8 @@ class ModelRequest:
     weights: StateDict
     frozen_sha256: str
     words: tuple[str, ...] = ()
+    num_participants: int = 1
+    countersignature: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,11 +90,13 @@ class WordsReply:
         site: The site's name.
         words: What its policy lets out.
         epsilon: What this data set has spent in all, after this; None if it cost nothing.
+        ledger_head: Hash of the ledger entry that the words were charged to; empty without.
     """
 
     site: str
     words: tuple[str, ...]
     epsilon: float | None = None
+    ledger_head: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +110,7 @@ class TrainReply:
         loss: Mean training loss; None under DP.
         epsilon: What this data set has spent in all, after this round; None without DP.
         noise: secure, seeded or none.
+        ledger_head: Hash of the last entry of the site's ledger, for the server to countersign.
     """
 
     site: str
@@ -111,6 +119,7 @@ class TrainReply:
     loss: float | None
     epsilon: float | None
     noise: str
+    ledger_head: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,18 +168,23 @@ def pack_model(
     *,
     frozen_sha256: str,
     words: Sequence[str] = (),
-) -> Callable[[], RecordDict]:
-    """Return a maker of train or evaluate contents; all of them share the arrays' bytes."""
+    num_participants: int = 1,
+) -> Callable[[str], RecordDict]:
+    """Return a maker of train or evaluate contents; all of them share the arrays' bytes.
+
+    It takes the countersignature for the site that the content goes to, or "".
+    """
     values = {
         "study": study.for_sites().to_json(),
         "run": run,
         "round_number": round_number,
         "frozen_sha256": frozen_sha256,
+        "num_participants": num_participants,
         **_listed(words=words),
     }
 
-    def content() -> RecordDict:
-        packed = _pack("model", values)
+    def content(countersignature: str = "") -> RecordDict:
+        packed = _pack("model", {**values, "countersignature": countersignature})
         packed["arrays"] = arrays
         return packed
 
@@ -180,16 +194,15 @@ def pack_model(
 def unpack_model_request(content: RecordDict) -> ModelRequest:
     """Unpack a `ModelRequest`."""
     values = _unpack(content, "model")
-    round_number = values.get("round_number")
-    if not isinstance(round_number, int) or round_number < 1:
-        raise MessageError(f"Expected round_number >= 1, got {round_number!r}.")
     return ModelRequest(
         study=parse_study_json(_text(values, "study")),
         run=_text(values, "run"),
-        round_number=round_number,
+        round_number=_at_least_one(values, "round_number"),
         weights=_arrays_of(content),
         frozen_sha256=_text(values, "frozen_sha256"),
         words=_texts(values, "words"),
+        num_participants=_at_least_one(values, "num_participants"),
+        countersignature=_text_or_empty(values, "countersignature"),
     )
 
 
@@ -201,7 +214,9 @@ def pack_join_reply(reply: JoinReply) -> RecordDict:
 def pack_words_reply(reply: WordsReply) -> RecordDict:
     """Pack a `WordsReply`."""
     return _pack(
-        "words", _present(site=reply.site, epsilon=reply.epsilon) | _listed(words=reply.words)
+        "words",
+        _present(site=reply.site, epsilon=reply.epsilon, ledger_head=reply.ledger_head or None)
+        | _listed(words=reply.words),
     )
 
 
@@ -215,6 +230,7 @@ def pack_train_reply(reply: TrainReply) -> RecordDict:
             loss=reply.loss,
             epsilon=reply.epsilon,
             noise=reply.noise,
+            ledger_head=reply.ledger_head or None,
         ),
     )
     content["arrays"] = pack_arrays(reply.update)
@@ -249,7 +265,10 @@ def unpack_reply(content: RecordDict) -> Reply:
         return JoinReply(site=site, public_num_patients=_number(values, "public_num_patients", int))
     if kind == "words":
         return WordsReply(
-            site=site, words=_texts(values, "words"), epsilon=_number(values, "epsilon", float)
+            site=site,
+            words=_texts(values, "words"),
+            epsilon=_number(values, "epsilon", float),
+            ledger_head=_text_or_empty(values, "ledger_head"),
         )
     if kind == "refusal":
         reason = _text(values, "reason")
@@ -264,6 +283,7 @@ def unpack_reply(content: RecordDict) -> Reply:
             loss=_number(values, "loss", float),
             epsilon=_number(values, "epsilon", float),
             noise=_text(values, "noise"),
+            ledger_head=_text_or_empty(values, "ledger_head"),
         )
     if kind == "sums":
         sums = _arrays_of(content) if "arrays" in content else None
@@ -309,6 +329,17 @@ def _text(values: Mapping[str, Any], name: str) -> str:
     value = values.get(name)
     if not isinstance(value, str) or not value:
         raise MessageError(f"Expected text under {name!r}, got {type(value).__name__}.")
+    return value
+
+
+def _text_or_empty(values: Mapping[str, Any], name: str) -> str:
+    return _text(values, name) if values.get(name, "") != "" else ""
+
+
+def _at_least_one(values: Mapping[str, Any], name: str) -> int:
+    value = values.get(name)
+    if type(value) is not int or value < 1:
+        raise MessageError(f"Expected {name} >= 1, got {value!r}.")
     return value
 
 

@@ -144,11 +144,12 @@ class FedAvgStrategy(Strategy):
             arrays,
             frozen_sha256=self._frozen_sha256,
             words=self._words,
+            num_participants=len(to),
         )
         timeout_s = self._study.federation.round_timeout_s
         outgoing = []
         for site in to:
-            content = contents()
+            content = contents("")
             self._round_of(site.name).bytes_down += messages.num_bytes(content)
             outgoing.append(
                 Message(

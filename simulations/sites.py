@@ -108,7 +108,7 @@ def describe_sites(
             "train": _side(store, rows.train),
             "test": _side(store, rows.test),
             "public_num_patients": public,
-            "expected_batch": batch if study.privacy.enabled else None,
+            "expected_batch": batch if study.privacy.at_sites else None,
         }
     return table
 
@@ -120,7 +120,7 @@ def write_pooled_site(
     [path] = write_sites(folder, store, {POOLED: pool(hospitals)}, study)
     table = _site_table(POOLED, store, study)
     table["data"]["public_num_patients"] = _pooled_public_count(study, sorted(hospitals))
-    if not study.privacy.enabled:
+    if not study.privacy.at_sites:
         del table["data"]["public_num_patients"]
     write_atomically(path, tomli_w.dumps(table).encode())
     return path

@@ -163,7 +163,7 @@ def check_population(data: SiteData, study: StudyConfig, site: SiteConfig) -> No
     Raises:
         DataError: With the site's private count: for the site's own log only.
     """
-    if not study.privacy.enabled:
+    if not study.privacy.at_sites:
         if study.training.batch_size > len(data.train):
             raise DataError(
                 f"training.batch_size = {study.training.batch_size} is larger than site "

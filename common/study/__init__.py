@@ -5,7 +5,8 @@ from medfed.common.study.base import Fraction, Name, PositiveFloat, PositiveInt,
 from medfed.common.study.config import StudyConfig, StudySection, to_plain
 from medfed.common.study.data import ColumnSection, DataSection
 from medfed.common.study.model import ModelSection
-from medfed.common.study.privacy import PrivacySection
+from medfed.common.study.privacy import PrivacySection, SiteLevelSection
+from medfed.common.study.secure_aggregation import SecureAggregationSection
 from medfed.common.study.simulation import PartitionSection, PhantomSection, SimulationSection
 from medfed.common.study.task import ReportSection, TaskSection
 from medfed.common.study.training import (
@@ -32,7 +33,9 @@ __all__ = [
     "PrivacySection",
     "ReportSection",
     "Section",
+    "SecureAggregationSection",
     "SimulationSection",
+    "SiteLevelSection",
     "StudyConfig",
     "StudySection",
     "TaskSection",

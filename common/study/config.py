@@ -24,6 +24,7 @@ from medfed.common.study.model import (
     ModelSection,
 )
 from medfed.common.study.privacy import PrivacySection
+from medfed.common.study.secure_aggregation import SecureAggregationSection
 from medfed.common.study.simulation import SimulationSection
 from medfed.common.study.task import TaskSection
 from medfed.common.study.training import (
@@ -59,6 +60,7 @@ class StudyConfig(Section):
     training: TrainingSection
     federation: FederationSection = FederationSection()
     privacy: PrivacySection = PrivacySection()
+    secure_aggregation: SecureAggregationSection = SecureAggregationSection()
     evaluation: EvaluationSection = EvaluationSection()
     compute: ComputeSection = ComputeSection()
     simulation: SimulationSection | None = None
@@ -69,6 +71,7 @@ class StudyConfig(Section):
             self._check_privacy()
         self._check_model()
         self._check_inputs()
+        self._check_secure_aggregation()
         return self
 
     @property
@@ -133,7 +136,7 @@ class StudyConfig(Section):
                 f'"{self.privacy.unit}": BatchNorm mixes patients, so no per-patient bound holds. '
                 'Set model.norm = "group", or privacy.unit = "none" for a run without privacy.'
             )
-        if self.training.local_steps is None:
+        if self.training.local_steps is None and self.privacy.at_sites:
             raise ValueError(
                 f'training.local_epochs with privacy.unit = "{self.privacy.unit}": the number of '
                 "steps would reveal the private count. Set training.local_steps instead."
@@ -144,18 +147,61 @@ class StudyConfig(Section):
                 f'"{self.privacy.unit}": no epsilon would cover the words that sites name. Set '
                 "task.report.words_noise_multiplier, or name a public task.report.vocabulary."
             )
-        if self.federation.weighting == "examples":
+        if self.federation.weighting != "auto" and self.privacy.unit == "site":
+            if self.federation.weighting != "uniform":
+                raise ValueError(
+                    f'federation.weighting = "{self.federation.weighting}" with privacy.unit = '
+                    '"site": one bound holds for all updates, so all weigh the same. Set "uniform".'
+                )
+        elif self.federation.weighting == "examples":
             raise ValueError(
                 'federation.weighting = "examples" with privacy.unit = '
                 f'"{self.privacy.unit}": the number of examples is private. '
                 'Set federation.weighting = "uniform" or "public".'
             )
 
+    def _check_secure_aggregation(self) -> None:
+        secure = self.secure_aggregation
+        if secure.distributed_noise != "none" and not (
+            secure.enabled and self.privacy.unit == "site"
+        ):
+            raise ValueError(
+                f'secure_aggregation.distributed_noise = "{secure.distributed_noise}" is for '
+                'privacy.unit = "site" with secure_aggregation.enabled = true. Set both, or remove '
+                "it."
+            )
+        if secure.distributed_noise != "none" and self.federation.fraction < 1:
+            raise ValueError(
+                "secure_aggregation.distributed_noise with federation.fraction below 1: a server "
+                "that draws the sites knows the draw, which then hides nobody. Set fraction = 1."
+            )
+        if secure.enabled and self.privacy.unit == "site" and secure.distributed_noise == "none":
+            raise ValueError(
+                'privacy.unit = "site" with secure_aggregation.enabled = true: a server that sees '
+                "only the sum cannot clip one site's update. Set "
+                'secure_aggregation.distributed_noise = "discrete_gaussian".'
+            )
+        if secure.enabled and self.weighting == "examples":
+            raise ValueError(
+                'federation.weighting = "examples" with secure_aggregation.enabled = true: the '
+                'server would be told each site\'s number. Set federation.weighting = "public" or '
+                '"uniform".'
+            )
+        if self.privacy.unit == "site" and self.privacy.site.adaptive_quantile and secure.enabled:
+            raise ValueError(
+                "privacy.site.adaptive_quantile with secure_aggregation: the count of clipped "
+                "sites is not part of the sum. Remove one of the two."
+            )
+
     @property
     def weighting(self) -> Literal["examples", "uniform", "public"]:
         """`federation.weighting` with auto resolved."""
         if self.federation.weighting == "auto":
-            return "public" if self.privacy.enabled else "examples"
+            if self.privacy.unit == "site":
+                return "uniform"
+            return (
+                "public" if self.privacy.enabled or self.secure_aggregation.enabled else "examples"
+            )
         return self.federation.weighting
 
     def for_sites(self) -> "StudyConfig":

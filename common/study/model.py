@@ -53,8 +53,15 @@ class ModelSection(Section):
     weights_sha256: Sha256 = ""
     """SHA-256 of that file. `medfed simulate` fills it in for a file; a URL needs it."""
     freeze: str | tuple[str, ...] = "none"
-    """none; backbone (all but the last layer); or patterns of parameter names, e.g.
+    """none; backbone (all but the last layer); weights (all but biases and the affine part of
+    normalisation, and the last layer: BitFiT); or patterns of parameter names, e.g.
     ["features.*"]. What is frozen never travels; its hash is checked at every site."""
+    weight_standardisation: bool = False
+    """Convolutions see their weights with mean 0 and variance 1 per output channel. Helps
+    GroupNorm, most of all under DP."""
+    low_rank: PositiveInt | None = None
+    """Train a product of two matrices of this rank beside each convolution and linear layer, which
+    stays as it is (LoRA); the last layer trains whole. For pretrained weights."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

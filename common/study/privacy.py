@@ -1,21 +1,43 @@
-"""`[privacy]`: differential privacy of each site's training."""
+"""`[privacy]`: whose contribution is hidden, by which noise, and who adds it."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from medfed.common.study.base import Fraction, PositiveFloat, PositiveInt, Section
 
 
-class PrivacySection(Section):
-    """`[privacy]`: differential privacy of each site's training."""
+class SiteLevelSection(Section):
+    """`[privacy.site]`: with unit = "site", whole updates are clipped and the mean is noised."""
 
-    unit: Literal["patient", "record", "none"] = "patient"
-    """Whose contribution one epsilon covers. none: no privacy, and the report says so."""
+    max_update_norm: PositiveFloat = 1.0
+    """L2 bound on one site's update; with adaptive clipping, where the bound starts."""
+    expected_sites: PositiveFloat | None = None
+    """Public divisor of the noisy sum of updates. Required: the number that takes part is what
+    one site more or less would change."""
+    adaptive_quantile: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Adaptive clipping: the share of sites whose updates shall be within the bound."""
+    adaptive_learning_rate: PositiveFloat = 0.2
+    """Adaptive clipping: step of the bound, in log, for a quantile that is off by one."""
+    count_noise_multiplier: PositiveFloat = 1.0
+    """Adaptive clipping: noise standard deviation of the number of sites within the bound, which
+    is released and charged together with the update."""
+
+
+class PrivacySection(Section):
+    """`[privacy]`: differential privacy of training."""
+
+    unit: Literal["patient", "record", "site", "none"] = "patient"
+    """Whose contribution one epsilon covers. patient, record: each site adds the noise while it
+    trains. site: the server does (or, with secure_aggregation.distributed_noise, all sites
+    together), after training without noise. none: no privacy, and the report says so."""
     noise_multiplier: Annotated[float, Field(ge=0.1, le=1e3, allow_inf_nan=False)] = 1.0
     """Noise standard deviation over max_grad_norm; below 0.1 no useful epsilon is left."""
     max_grad_norm: PositiveFloat = 1.0
     """L2 bound on one unit's gradient."""
+    clipping: Literal["flat", "automatic"] = "flat"
+    """flat: gradients longer than max_grad_norm are cut to it. automatic (AUTO-S): every gradient
+    is scaled to just below it, so that learning_rate needs no new value when the bound changes."""
     sample_rate: Fraction = 0.1
     """Public probability that a patient enters a step (Poisson)."""
     expected_batch_size: PositiveFloat = 16.0
@@ -28,7 +50,23 @@ class PrivacySection(Section):
     chunk: PositiveInt = 16
     """Units whose gradients are held at once; bounds memory, changes no result beyond rounding."""
 
+    site: SiteLevelSection = SiteLevelSection()
+
+    @model_validator(mode="after")
+    def _divisor(self) -> Self:
+        if self.unit == "site" and self.site.expected_sites is None:
+            raise ValueError(
+                'unit = "site" without site.expected_sites: dividing by the number of sites that '
+                "answer would reveal it. Set privacy.site.expected_sites to how many you expect."
+            )
+        return self
+
     @property
     def enabled(self) -> bool:
-        """Whether training is differentially private."""
+        """Whether training is differentially private, at any unit."""
         return self.unit != "none"
+
+    @property
+    def at_sites(self) -> bool:
+        """Whether each site trains by DP-SGD: its update is private before it leaves."""
+        return self.unit in ("patient", "record")

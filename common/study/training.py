@@ -43,12 +43,16 @@ class FederationSection(Section):
 
     algorithm: Literal["fedavg"] = "fedavg"
     """Aggregation rule."""
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)
+    """Evaluate and publish an exponential moving average of the global weights, which smooths the
+    noise of DP; 0.9 averages about ten rounds, 0 is off. Sites go on from the latest weights."""
     weighting: Literal["auto", "examples", "uniform", "public"] = "auto"
     """A site's weight: its number of training images; one; or the public_num_patients that its
     site.toml states (one each where a site states none). Under DP the true count is private, so
     examples is refused; auto is examples without DP and public with it."""
     fraction: Fraction = 1.0
-    """Share of the joined sites that takes part in each round."""
+    """Share of the joined sites that takes part in each round. With privacy.unit = "site" each
+    site is drawn with this probability, alone, as amplification by sampling needs it."""
     min_sites: PositiveInt = 2
     """Quorum: sites that must join before round 1, and answer in every round."""
     join_timeout_s: PositiveFloat = 600.0

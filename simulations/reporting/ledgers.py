@@ -11,9 +11,9 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from medfed.client.ledger import Spend, verify
 from medfed.common.accounting import epsilon
 from medfed.common.errors import LedgerError
+from medfed.common.ledger import Spend, verify
 
 # The inline figure and this one use the same accountant: only another processor's rounding differs.
 AGREEMENT = 1e-3

@@ -23,11 +23,11 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from medfed.client.ledger import GENESIS, Ledger, Spend, verify
 from medfed.client.policy import charge
 from medfed.client.site import SiteConfig
 from medfed.common.accounting import GaussianEvent, epsilon
 from medfed.common.errors import LedgerError, RefusalReason, SiteRefusal
+from medfed.common.ledger import GENESIS, Ledger, Spend, verify
 
 SPEND = Spend(
     release="r" * 64,
@@ -396,7 +396,7 @@ APPENDING = """
 import json
 import sys
 from pathlib import Path
-from medfed.client.ledger import Ledger, Spend
+from medfed.common.ledger import Ledger, Spend
 
 spend = Spend(**json.loads(sys.argv[2]))
 number = 0

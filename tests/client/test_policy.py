@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from medfed.client.ledger import Ledger, Spend
 from medfed.client.policy import charge, check_study, spend_of_round
 from medfed.client.site import PolicySection, SiteConfig
 from medfed.common.accounting import GaussianEvent, epsilon
 from medfed.common.errors import RefusalReason, SiteRefusal
+from medfed.common.ledger import Ledger, Spend
 from medfed.common.study import StudyConfig
 
 DELTA = 1e-4

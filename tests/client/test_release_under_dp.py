@@ -13,10 +13,10 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from medfed.client.app import app
 from medfed.client.data.prepare import prepare_store
 from medfed.client.data.records import SourceDataset, SourceRecord
-from medfed.client.ledger import Ledger
 from medfed.common import messages
 from medfed.common.accounting import GaussianEvent, epsilon
 from medfed.common.errors import RefusalReason
+from medfed.common.ledger import Ledger
 from medfed.common.messages import EvaluateReply, Refusal, TrainReply, pack_arrays, unpack_reply
 from medfed.common.models import build_model, frozen_state_digest, trained_state
 from medfed.common.state_dicts import StateDict, read_state

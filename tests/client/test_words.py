@@ -10,12 +10,12 @@ from scipy.stats import norm
 from medfed.client import words as words_module
 from medfed.client.data.site_data import ImageSet
 from medfed.client.data.store import Store
-from medfed.client.ledger import Ledger, Spend
 from medfed.client.policy import charge, spend_of_round, spend_of_words
 from medfed.client.site import PolicySection, SiteConfig
 from medfed.client.words import release_words, reports_by_patient
 from medfed.common.accounting import GaussianEvent, epsilon
 from medfed.common.errors import RefusalReason, SiteRefusal
+from medfed.common.ledger import Ledger, Spend
 from medfed.common.study import StudyConfig
 
 DELTA = 1e-5

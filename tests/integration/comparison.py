@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from medfed.client.ledger import Ledger
+from medfed.common.ledger import Ledger
 
 
 def facts(run: Path) -> dict[str, Any]:

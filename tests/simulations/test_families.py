@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from medfed.client.data.records import SourceDataset, SourceRecord
-from medfed.client.ledger import Ledger
+from medfed.common.ledger import Ledger
 from medfed.common.models import build_model
 from medfed.common.state_dicts import read_state
 from medfed.common.study_file import load_study

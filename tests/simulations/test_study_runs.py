@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medfed.client.ledger import Ledger
 from medfed.common.accounting import epsilon
+from medfed.common.ledger import Ledger
 from medfed.server.records import ArmFolder
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medfed.client.ledger import Ledger, Spend
 from medfed.common.accounting import GaussianEvent, epsilon
 from medfed.common.files import write_json
+from medfed.common.ledger import Ledger, Spend
 from medfed.common.metrics import (
     MetricSums,
     add_sums,

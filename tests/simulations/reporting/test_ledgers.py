@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from medfed.client.ledger import Spend
 from medfed.common.accounting import GaussianEvent, epsilon
+from medfed.common.ledger import Spend
 from medfed.simulations.reporting.ledgers import LedgerFacts
 
 TRAINED = Spend(

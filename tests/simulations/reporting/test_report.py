@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from medfed.client.ledger import Ledger
 from medfed.common.files import write_json
+from medfed.common.ledger import Ledger
 from medfed.server.records import ArmFolder, RunPlan
 from medfed.simulations.reporting.report import write_report
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from medfed.client.ledger import Ledger, Spend
 from medfed.common.errors import RunError
+from medfed.common.ledger import Ledger, Spend
 from medfed.common.metrics import add_sums, quadratic_kappa
 from medfed.server.records import ArmFolder
 from medfed.simulations.reporting.conduct import ledger_checks
