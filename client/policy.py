@@ -1,35 +1,61 @@
 """The policy gate: what the site allows, decided outside anything the server sends.
 
-Plain functions of (study, policy, ledger). A no is a `SiteRefusal`: its reason code may leave, its
-detail stays in the site's own log.
+Plain functions of (study, policy). A no is a `SiteRefusal`: its reason code may leave, its detail
+stays in the site's own log. They read no data, and nothing that a study says changes the policy.
+What a release costs, and the charge to the ledger, are in `client.spending`.
 """
 
-import math
-from typing import Literal
+from collections.abc import Callable
+from functools import lru_cache
 
-from medfed.client.site import PolicySection, SiteConfig
-from medfed.common.accounting import epsilon
-from medfed.common.errors import LedgerError, RefusalReason, SiteRefusal
-from medfed.common.ledger import Ledger, Spend
+from medfed.client.site import PolicySection
+from medfed.client.spending import Charge, charge, check_units, spend_of_round, spend_of_words
+from medfed.common.errors import RefusalReason, SiteRefusal
 from medfed.common.study import StudyConfig
+from medfed.common.study.model import REPORTERS
 
-# What each unit covers: a patient's privacy also covers each of their records.
-_STRENGTH = {"none": 0, "record": 1, "patient": 2}
+__all__ = [
+    "Charge",
+    "charge",
+    "check_participants",
+    "check_study",
+    "check_units",
+    "check_words",
+    "spend_of_round",
+    "spend_of_words",
+]
+
+_MOST_WORDS = 100_000  # common.messages lets no more through
+
+# What a policy accepts, weakest first; a ledger mixes none of them (client.spending).
+_STRENGTH = {"none": 0, "site": 1, "record": 2, "patient": 3}
 
 
 def check_study(study: StudyConfig, policy: PolicySection) -> None:
-    """Refuse a study that asks for more than the site allows. Reads no data."""
-    if _STRENGTH[study.privacy.unit] < _STRENGTH[policy.unit]:
+    """Refuse a study that asks for more than the site allows. Reads no data.
+
+    Raises:
+        SiteRefusal: POLICY, naming what was asked and what is allowed.
+    """
+    for check in _CHECKS:
+        why = check(study, policy)
+        if why:
+            raise SiteRefusal(RefusalReason.POLICY, why)
+
+
+def check_participants(num_participants: int, policy: PolicySection) -> None:
+    """Refuse a round with too few sites.
+
+    Args:
+        num_participants: Sites of the round, this one included: as the server says, or better, as
+            this site counted them.
+        policy: States the least.
+    """
+    if num_participants < policy.min_participants:
         raise SiteRefusal(
             RefusalReason.POLICY,
-            f'The study\'s privacy.unit is "{study.privacy.unit}", this site requires '
-            f'"{policy.unit}" or stronger.',
-        )
-    if study.privacy.images_per_patient > policy.max_images_per_patient:
-        raise SiteRefusal(
-            RefusalReason.POLICY,
-            f"The study takes up to {study.privacy.images_per_patient} images of a patient a step, "
-            f"this site allows {policy.max_images_per_patient}.",
+            f"The round has {num_participants} participants, this site's policy.min_participants "
+            f"is {policy.min_participants}.",
         )
 
 
@@ -41,6 +67,12 @@ def check_words(study: StudyConfig, policy: PolicySection) -> None:
             RefusalReason.STUDY,
             "Asked for words of reports by a study that needs none: it is not about reports, or "
             "its vocabulary is public.",
+        )
+    if study.privacy.unit == "site":
+        raise SiteRefusal(
+            RefusalReason.STUDY,
+            "The study hides whole sites, and words with noise hide patients only: a word that one "
+            "hospital alone uses would show that it took part. It needs a public vocabulary.",
         )
     if policy.release_words == "never":
         raise SiteRefusal(
@@ -62,110 +94,139 @@ def check_words(study: StudyConfig, policy: PolicySection) -> None:
         )
 
 
-def spend_of_words(study: StudyConfig, policy: PolicySection, *, run: str, release: str) -> Spend:
-    """Return what naming words with noise will have cost this site, before it does.
-
-    A patient's words are one Gaussian release at the study's noise. Where the study counts
-    records, adding or removing one of a patient's records replaces the patient's words by others:
-    two vectors of norm 1 without negative parts lie at most sqrt(2) apart.
-    """
-    noise_multiplier = study.task.report.words_noise_multiplier
-    if noise_multiplier is None:
-        raise ValueError("Expected task.report.words_noise_multiplier, got none.")
-    per_record = study.privacy.unit == "record"
-    return Spend(
-        release=release,
-        study=study.digest(),
-        run=run,
-        round_number=0,
-        unit="record" if per_record else "patient",
-        images_per_patient=0,
-        noise_multiplier=noise_multiplier / math.sqrt(2) if per_record else noise_multiplier,
-        sample_rate=1.0,
-        steps=1,
-        max_grad_norm=1.0,
-        noise=_noise(policy),
-        kind="words",
-        extra_delta=study.task.report.words_delta,
+def _unit(study: StudyConfig, policy: PolicySection) -> str:
+    if _STRENGTH[study.privacy.unit] >= _STRENGTH[policy.unit]:
+        return ""
+    return (
+        f'The study\'s privacy.unit is "{study.privacy.unit}", this site requires '
+        f'"{policy.unit}" or stronger.'
     )
 
 
-def spend_of_round(
-    study: StudyConfig, policy: PolicySection, *, run: str, round_number: int, release: str
-) -> Spend:
-    """Return what one round of `study` will have cost this site, before it starts."""
-    privacy = study.privacy
-    assert study.training.local_steps is not None  # StudyConfig requires it under DP
-    return Spend(
-        release=release,
-        study=study.digest(),
-        run=run,
-        round_number=round_number,
-        unit=privacy.unit,
-        images_per_patient=privacy.images_per_patient,
-        noise_multiplier=privacy.noise_multiplier,
-        sample_rate=privacy.sample_rate,
-        steps=study.training.local_steps,
-        max_grad_norm=privacy.max_grad_norm,
-        noise=_noise(policy),
+def _images_per_patient(study: StudyConfig, policy: PolicySection) -> str:
+    asked = study.privacy.images_per_patient
+    if asked <= policy.max_images_per_patient:
+        return ""
+    return (
+        f"The study takes up to {asked} images of a patient a step, this site allows "
+        f"{policy.max_images_per_patient}."
     )
 
 
-def charge(site: SiteConfig, spend: Spend) -> float:
-    """Write `spend` into the site's ledger if the budget allows, and return epsilon after it.
+def _noise(study: StudyConfig, policy: PolicySection) -> str:
+    asked = [study.privacy.noise_multiplier] if study.privacy.enabled else []
+    if study.task.report.words_noise_multiplier is not None:
+        asked.append(study.task.report.words_noise_multiplier)
+    if min(asked, default=policy.min_noise_multiplier) >= policy.min_noise_multiplier:
+        return ""
+    return (
+        f"The study's noise_multiplier is {min(asked):g}, this site's "
+        f"policy.min_noise_multiplier is {policy.min_noise_multiplier:g}."
+    )
+
+
+def _task(study: StudyConfig, policy: PolicySection) -> str:
+    if not policy.tasks or study.task.type in policy.tasks:
+        return ""
+    return f'The study\'s task is "{study.task.type}", this site allows {", ".join(policy.tasks)}.'
+
+
+def _networks(study: StudyConfig, policy: PolicySection) -> str:
+    asked = {study.model.name}
+    if study.model.name in REPORTERS:
+        asked.add(study.model.encoder)
+    if not policy.models or asked <= set(policy.models):
+        return ""
+    return (
+        f"The study's model needs {', '.join(sorted(asked))}, this site allows "
+        f"{', '.join(policy.models)}."
+    )
+
+
+def _length(study: StudyConfig, policy: PolicySection) -> str:
+    steps, epochs = study.training.local_steps or 0, study.training.local_epochs or 0
+    if steps > policy.max_steps_per_round:
+        return (
+            f"The study asks for {steps} steps a round, this site's policy.max_steps_per_round is "
+            f"{policy.max_steps_per_round}."
+        )
+    if epochs > policy.max_epochs_per_round:
+        return (
+            f"The study asks for {epochs} passes a round, this site's policy.max_epochs_per_round "
+            f"is {policy.max_epochs_per_round}."
+        )
+    return ""
+
+
+def _secure_aggregation(study: StudyConfig, policy: PolicySection) -> str:
+    if study.secure_aggregation.enabled or not policy.require_secure_aggregation:
+        return ""
+    return (
+        "The study has no secure aggregation, this site's policy.require_secure_aggregation is on."
+    )
+
+
+def _batch(study: StudyConfig, policy: PolicySection) -> str:
+    if study.privacy.at_sites:
+        images = study.privacy.chunk * study.privacy.images_per_patient
+    else:
+        images = study.training.batch_size
+    images = max(images * study.augmentation.multiplicity, study.evaluation.batch_size)
+    data = study.data
+    pixels = images * data.total_channels * data.image_size**data.dimensions
+    if pixels <= policy.max_megapixels * 1e6:
+        return ""
+    return (
+        f"The study's batches hold up to {pixels / 1e6:g} million pixels, this site's "
+        f"policy.max_megapixels is {policy.max_megapixels:g}."
+    )
+
+
+def _size(study: StudyConfig, policy: PolicySection) -> str:
+    num_outputs = len(study.task.classes) + 1
+    if study.task.type == "report":
+        # Of a vocabulary file, only its largest size is known yet.
+        num_outputs = (
+            _MOST_WORDS if study.task.report.vocabulary else study.task.report.vocabulary_size
+        )
+    try:
+        size = _num_parameters(study.for_sites(), num_outputs)
+    except (RuntimeError, OverflowError):  # torch: sizes that no tensor can have
+        size = None
+    if size is not None and size <= policy.max_parameters:
+        return ""
+    what = "more numbers than can be counted" if size is None else f"{size} numbers"
+    return (
+        f"The study's network has {what}, this site's policy.max_parameters is "
+        f"{policy.max_parameters}."
+    )
+
+
+@lru_cache(maxsize=256)
+def _num_parameters(study: StudyConfig, num_outputs: int) -> int:
+    """Count the network's numbers without taking memory for them.
 
     Raises:
-        SiteRefusal: BUDGET when epsilon after the release would exceed the policy's; LEDGER when
-            the ledger cannot be trusted; POLICY when it holds spending at a weaker unit than
-            this release's. Nothing was written.
+        StudyError: It cannot be built.
     """
-    policy = site.policy
-    try:
-        with Ledger(site.state_folder).locked() as ledger:
-            spends = [entry.spend for entry in ledger.entries]
-            _check_units(spend, spends)
-            events = [earlier.event for earlier in spends]
-            if _already_charged(spend, spends):
-                return epsilon(events, policy.target_delta)
-            after = epsilon([*events, spend.event], policy.target_delta)
-            if not after <= policy.max_epsilon:  # so that NaN is refused too
-                raise _over_budget(spend, spends, after, policy)
-            ledger.append(spend)
-            return after
-    except LedgerError as error:
-        raise SiteRefusal(RefusalReason.LEDGER, str(error)) from error
+    import torch
+
+    from medfed.common.models import build_model
+
+    bare = study.model.model_copy(update={"weights": "", "weights_sha256": "", "freeze": "none"})
+    with torch.device("meta"):
+        model = build_model(study.model_copy(update={"model": bare}), num_outputs)
+    return sum(part.numel() for part in (*model.parameters(), *model.buffers()))
 
 
-def _noise(policy: PolicySection) -> Literal["secure", "seeded"]:
-    return "seeded" if policy.allow_seeded_noise else "secure"
-
-
-def _over_budget(
-    spend: Spend, spends: list[Spend], after: float, policy: PolicySection
-) -> SiteRefusal:
-    what = "Naming words" if spend.kind == "words" else f"Round {spend.round_number}"
-    extra = math.fsum(s.extra_delta for s in [*spends, spend])
-    words = f" (of which choosing words takes {extra:g})" if extra else ""
-    return SiteRefusal(
-        RefusalReason.BUDGET,
-        f"{what} would bring this data set's epsilon to {after:.3f} at delta "
-        f"{policy.target_delta:g}{words}; the policy allows {policy.max_epsilon:g}.",
-    )
-
-
-def _check_units(spend: Spend, spends: list[Spend]) -> None:
-    """Refuse to state an epsilon at a stronger unit than some of what it composes."""
-    weaker = {s.unit for s in spends if _STRENGTH.get(s.unit, 0) < _STRENGTH[spend.unit]}
-    if weaker:
-        raise SiteRefusal(
-            RefusalReason.POLICY,
-            f"This data set's ledger holds spending per {' and '.join(sorted(weaker))}, from which "
-            f"no epsilon of a {spend.unit} follows. Keep to studies of that unit here.",
-        )
-
-
-def _already_charged(spend: Spend, spends: list[Spend]) -> bool:
-    """Whether this very release was charged: only seeded noise gives the same bits again."""
-    if spend.noise != "seeded":
-        return False
-    return spend in spends
+_CHECKS: tuple[Callable[[StudyConfig, PolicySection], str], ...] = (
+    _unit,
+    _images_per_patient,
+    _noise,
+    _task,
+    _networks,
+    _secure_aggregation,
+    _length,
+    _batch,
+    _size,
+)

@@ -3,13 +3,19 @@
 import os
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from medfed.common.errors import SiteConfigError
 from medfed.common.study import Name, PositiveFloat, PositiveInt, Section
+from medfed.common.study.model import CLASSIFIERS, REPORTERS, SEGMENTERS
 from medfed.common.study_file import describe_errors
+
+Metric = Literal[
+    "loss", "tables", "scores", "calibration", "overlap", "surfaces", "text", "findings"
+]
+"""Groups of evaluation sums (`Task.families`)."""
 
 
 class SiteDataSection(Section):
@@ -24,26 +30,79 @@ class SiteDataSection(Section):
 
 
 class PolicySection(Section):
-    """`[policy]`: what this site allows, whatever the server asks."""
+    """`[policy]`: what this site allows, whatever the server asks.
 
-    unit: Literal["patient", "record", "none"] = "patient"
-    """Weakest unit of privacy accepted. none allows studies without privacy."""
+    A study that asks more is refused before any data is read: the reason goes into this site's log,
+    a code without detail to the server. Nothing that a study says can change what stands here.
+    """
+
+    unit: Literal["patient", "record", "site", "none"] = "patient"
+    """Weakest unit of privacy accepted: patient, record, site, none, in this order.
+    patient, record: this site's own training adds the noise, nobody else is trusted. site: also
+    studies that hide whole sites, for which this site trains without noise and the server (or all
+    sites together) adds it. Its update is then as good as the raw data against who sees it alone:
+    the server, unless secure aggregation with distributed noise is on. none: also studies
+    without privacy."""
     max_epsilon: PositiveFloat = 8.0
     """Budget of this data set, over all rounds, runs and studies together."""
     target_delta: float = Field(default=1e-5, gt=0, lt=1)
     """Delta at which the budget is stated."""
     max_images_per_patient: PositiveInt = 8
     """Largest K accepted under patient-level privacy."""
+    min_noise_multiplier: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """Least noise that a private study may ask for, in training and in words; 0 leaves it to the
+    budget."""
     allow_seeded_noise: bool = False
     """Let DP noise come from the study's seed. For simulations: such a run is not private."""
+
+    tasks: tuple[Literal["classification", "segmentation", "report"], ...] = ()
+    """Kinds of task allowed; empty: all."""
+    models: tuple[str, ...] = ()
+    """Networks allowed, by model.name, and a report model's encoder too; empty: all."""
+    min_participants: PositiveInt = 1
+    """Fewest sites that must take part in a round. Without secure aggregation it is the server's
+    word; with it, this site counts the keys of the others."""
+    require_secure_aggregation: bool = False
+    """Take part only where the server sees the sum of the updates and no update alone."""
+
+    max_steps_per_round: PositiveInt = 10_000
+    """Most optimiser steps a round, of studies that state steps."""
+    max_epochs_per_round: PositiveInt = 50
+    """Most passes over this site's images a round, of studies that state passes."""
+    max_parameters: PositiveInt = 500_000_000
+    """Largest network built here, numbers."""
+    max_megapixels: PositiveFloat = 1024.0
+    """Most pixels (or voxels) times channels that one batch holds, in millions."""
+
     release_evaluation: bool = False
-    """Let exact evaluation counts of the held-out patients leave. No DP covers these."""
+    """Let exact evaluation sums of the held-out patients leave. No DP covers these."""
+    release_metrics: tuple[Metric, ...] = ()
+    """Which groups of those sums may leave; empty: all. Classification: loss; tables (truth
+    against prediction: accuracy, sensitivity, kappa); scores (histograms of 1,024 bins: AUROC,
+    average precision; of few patients they hold nearly every single score); calibration.
+    Segmentation: loss; overlap; surfaces. Reports: loss; text; findings. The number of images goes
+    with any of them."""
+    min_patients_per_count: PositiveInt = 5
+    """Fewest held-out patients that a sum may be about. Images that show (or lack) a class,
+    structure or finding which fewer patients show (or lack) are left out of the evaluation as
+    though they were not there, so that nothing about these patients follows from the rest; with
+    too few patients in all, no sums leave."""
     release_words: Literal["never", "dp", "threshold"] = "dp"
     """Words of reports that may leave: never any; dp, chosen with noise that is charged to the
     budget; threshold, also chosen without noise, which no DP covers."""
     min_patients_per_word: PositiveInt = 5
     """Fewest patients whose reports hold a word before it leaves (under dp: but for a chance of
     the study's words_delta). A study can ask for more, never for less."""
+
+    @model_validator(mode="after")
+    def _known_models(self) -> Self:
+        known = (*CLASSIFIERS, *SEGMENTERS, *REPORTERS)
+        for name in self.models:
+            if name not in known:
+                raise ValueError(
+                    f'models: expected some of {", ".join(known)}, got "{name}". Correct it.'
+                )
+        return self
 
 
 class SiteComputeSection(Section):
@@ -64,7 +123,8 @@ class SiteConfig(Section):
     policy: PolicySection = PolicySection()
     compute: SiteComputeSection = SiteComputeSection()
     state: str = "state"
-    """Folder of this site's ledger and keys, relative to site.toml. Back it up; never share it."""
+    """Folder of this site's ledger, keys and release list, relative to site.toml. Back it up;
+    never share it."""
     folder: Path = Field(default=Path(), exclude=True)
     """Where site.toml lies (set on loading)."""
 

@@ -112,6 +112,7 @@ def train_with_privacy(
         max_grad_norm=privacy.max_grad_norm,
         expected_batch_size=expected_batch(study, public_num_patients),
         noise=noise,
+        clipping=privacy.clipping,
     )
     rng: Uniform = numpy_rng(study.study.seed, "dp sampling", *names) if seeded else SecureUniform()
     groups = data.groups if privacy.unit == "patient" else _each_alone(len(data))

@@ -23,10 +23,12 @@ class NamedWords:
         words: In alphabetical order.
         epsilon: What this data set has spent in all, after this; None for words without noise,
             which no epsilon covers.
+        head: Hash of the ledger entry that says so.
     """
 
     words: tuple[str, ...]
     epsilon: float | None
+    head: str
 
 
 def reports_by_patient(data: ImageSet) -> dict[str, tuple[str, ...]]:
@@ -41,7 +43,7 @@ def reports_by_patient(data: ImageSet) -> dict[str, tuple[str, ...]]:
 def release_words(
     reports: Mapping[str, Iterable[str]], study: StudyConfig, site: SiteConfig, *, run: str
 ) -> NamedWords:
-    """Choose the words that `site` names for `study`; with noise, charge the ledger first.
+    """Choose the words that `site` names for `study`, once they are written into its ledger.
 
     Args:
         reports: Each training patient's reports (`reports_by_patient`). Held-out patients have no
@@ -57,13 +59,13 @@ def release_words(
     policy.check_words(study, site.policy)
     asked = study.task.report
     words_of = {patient: _words(texts) for patient, texts in reports.items()}
-    if asked.words_noise_multiplier is None:
-        words = common_words(words_of, min_patients=asked.min_patients, size=asked.vocabulary_size)
-        return NamedWords(words, None)
     release = hashlib.sha256("\x1f".join(("words", study.digest(), run)).encode())
     spend = policy.spend_of_words(study, site.policy, run=run, release=release.hexdigest())
     # Written ahead: a crash from here on can only over-count.
-    epsilon = policy.charge(site, spend)
+    charge = policy.charge(site, spend)
+    if asked.words_noise_multiplier is None:
+        words = common_words(words_of, min_patients=asked.min_patients, size=asked.vocabulary_size)
+        return NamedWords(words, charge.epsilon, charge.head)
     choice = NoisyChoice(
         noise_multiplier=asked.words_noise_multiplier,
         words_per_patient=asked.words_per_patient,
@@ -73,7 +75,7 @@ def release_words(
     key = bytes.fromhex(study.digest())
     noise = _noise(study, site)
     words = noisy_words(words_of, choice, size=asked.vocabulary_size, key=key, noise=noise)
-    return NamedWords(words, epsilon)
+    return NamedWords(words, charge.epsilon, charge.head)
 
 
 def _words(reports: Iterable[str]) -> frozenset[str]:

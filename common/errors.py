@@ -9,6 +9,7 @@
     ├── UpdateError         a model update that must not be aggregated
     ├── MessageError        a message that does not follow common/messages.py
     ├── LedgerError         a privacy ledger that cannot be trusted: no training
+    ├── ReleaseError        something would leave a site unlisted
     ├── SiteRefusal         the site's policy said no; carries a reason code and no detail
     └── RunError            a run folder or a run that cannot go on
 
@@ -65,6 +66,12 @@ class MessageError(MedfedError):
 
 class LedgerError(MedfedError):
     """A privacy ledger that cannot be trusted. There is no training without one."""
+
+    exit_code = 5
+
+
+class ReleaseError(MedfedError):
+    """Something would leave a site that its release list does not hold: so it must not leave."""
 
     exit_code = 5
 

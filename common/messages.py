@@ -1,16 +1,16 @@
 """What travels between server and sites. The only place that packs and unpacks Flower records.
 
 Requests: `JoinRequest` (query.join), `WordsRequest` (query.words), `ModelRequest` (train and
-evaluate). Replies: `JoinReply`, `WordsReply`, `TrainReply`, `EvaluateReply`, or a `Refusal` with a
-reason code.
+evaluate), `SecureRequest` (a phase of secure aggregation). Replies: `JoinReply`, `WordsReply`,
+`TrainReply`, `EvaluateReply`, `SecureReply`, or a `Refusal` with a reason code.
 
 A message holds one ConfigRecord "medfed" (version, kind and small values) and at most one
 ArrayRecord "arrays". Arrays are NumPy's own format read with pickle off; only the types below pass.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +25,12 @@ from medfed.common.study_file import parse_study_json
 MESSAGE_VERSION = 3
 JOIN = "query.join"
 WORDS = "query.words"
+SECURE_KEYS = "query.secure_keys"
+SECURE_SHARES = "query.secure_shares"
+SECURE_REVEAL = "query.secure_reveal"
 TRAIN = "train"
 EVALUATE = "evaluate"
+MASKED = "masked"
 MAX_WORDS = 100_000
 _Number = TypeVar("_Number", int, float)
 _ALLOWED_TYPES = ("float32", "float64", "float16", "int64", "int32", "uint32", "uint8", "bool")
@@ -54,6 +58,10 @@ class ModelRequest:
         num_participants: Sites that take part in this round, this one included.
         countersignature: The server's countersignature of the ledger head that this site last
             sent, as JSON; empty if there is none to send.
+        parcels: Under secure aggregation, the other sites' shares for this one
+            (`secure_sum.wire`); empty without.
+        weight: Under secure aggregation, this site's public weight in the mean.
+        total_weight: The weights of all participants together.
     """
 
     study: StudyConfig
@@ -64,6 +72,9 @@ class ModelRequest:
     words: tuple[str, ...] = ()
     num_participants: int = 1
     countersignature: str = ""
+    parcels: bytes = b""
+    weight: int = 1
+    total_weight: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +83,25 @@ class WordsRequest:
 
     study: StudyConfig
     run: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecureRequest:
+    """A phase of secure aggregation before or after training (`client.secure`).
+
+    Attributes:
+        study: The whole study.
+        run: The run's identifier.
+        round_number: 1-based.
+        num_participants: Sites asked in the round's first phase.
+        payload: The phase's content in `secure_sum.wire`'s format; empty when keys are asked for.
+    """
+
+    study: StudyConfig
+    run: str
+    round_number: int
+    num_participants: int
+    payload: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +135,7 @@ class TrainReply:
 
     Attributes:
         site: The site's name.
-        update: New minus global weights.
+        update: New minus global weights; under secure aggregation one masked vector, `MASKED`.
         num_examples: Training images; None under DP, where it is private.
         loss: Mean training loss; None under DP.
         epsilon: What this data set has spent in all, after this round; None without DP.
@@ -120,6 +150,14 @@ class TrainReply:
     epsilon: float | None
     noise: str
     ledger_head: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecureReply:
+    """A site's part in a phase of secure aggregation, in `secure_sum.wire`'s format."""
+
+    site: str
+    payload: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +198,39 @@ def unpack_words_request(content: RecordDict) -> WordsRequest:
     return WordsRequest(study=parse_study_json(_text(values, "study")), run=_text(values, "run"))
 
 
+def pack_secure_request(request: SecureRequest) -> RecordDict:
+    """Pack a `SecureRequest`."""
+    values = {
+        "study": request.study.for_sites().to_json(),
+        "run": request.run,
+        "round_number": request.round_number,
+        "num_participants": request.num_participants,
+    }
+    return _pack("secure", values | _present(payload=request.payload or None))
+
+
+def unpack_secure_request(content: RecordDict) -> SecureRequest:
+    """Unpack a `SecureRequest`."""
+    values = _unpack(content, "secure")
+    return SecureRequest(
+        study=parse_study_json(_text(values, "study")),
+        run=_text(values, "run"),
+        round_number=_at_least_one(values, "round_number"),
+        num_participants=_at_least_one(values, "num_participants"),
+        payload=_bytes(values, "payload"),
+    )
+
+
+class ModelContents(Protocol):
+    """Makes the content for one site."""
+
+    def __call__(
+        self, countersignature: str = "", *, parcels: bytes = b"", weight: int = 1
+    ) -> RecordDict:
+        """Return a content with what is this site's own; the rest is everyone's."""
+        ...
+
+
 def pack_model(
     study: StudyConfig,
     run: str,
@@ -169,22 +240,23 @@ def pack_model(
     frozen_sha256: str,
     words: Sequence[str] = (),
     num_participants: int = 1,
-) -> Callable[[str], RecordDict]:
-    """Return a maker of train or evaluate contents; all of them share the arrays' bytes.
-
-    It takes the countersignature for the site that the content goes to, or "".
-    """
+    total_weight: int = 1,
+) -> ModelContents:
+    """Return a maker of train or evaluate contents; all of them share the arrays' bytes."""
     values = {
         "study": study.for_sites().to_json(),
         "run": run,
         "round_number": round_number,
         "frozen_sha256": frozen_sha256,
         "num_participants": num_participants,
+        "total_weight": total_weight,
         **_listed(words=words),
     }
 
-    def content(countersignature: str = "") -> RecordDict:
-        packed = _pack("model", {**values, "countersignature": countersignature})
+    def content(countersignature: str = "", *, parcels: bytes = b"", weight: int = 1) -> RecordDict:
+        # Flower's records cannot tell the size of an empty text.
+        own = _present(countersignature=countersignature or None, parcels=parcels or None)
+        packed = _pack("model", {**values, **own, "weight": weight})
         packed["arrays"] = arrays
         return packed
 
@@ -203,6 +275,9 @@ def unpack_model_request(content: RecordDict) -> ModelRequest:
         words=_texts(values, "words"),
         num_participants=_at_least_one(values, "num_participants"),
         countersignature=_text_or_empty(values, "countersignature"),
+        parcels=_bytes(values, "parcels"),
+        weight=_at_least_one(values, "weight"),
+        total_weight=_at_least_one(values, "total_weight"),
     )
 
 
@@ -237,6 +312,11 @@ def pack_train_reply(reply: TrainReply) -> RecordDict:
     return content
 
 
+def pack_secure_reply(reply: SecureReply) -> RecordDict:
+    """Pack a `SecureReply`."""
+    return _pack("secure reply", {"site": reply.site, "payload": reply.payload})
+
+
 def pack_evaluate_reply(reply: EvaluateReply) -> RecordDict:
     """Pack an `EvaluateReply`."""
     content = _pack("sums", {"site": reply.site})
@@ -250,7 +330,7 @@ def pack_refusal(refusal: Refusal) -> RecordDict:
     return _pack("refusal", {"site": refusal.site, "reason": refusal.reason.value})
 
 
-Reply = JoinReply | WordsReply | TrainReply | EvaluateReply | Refusal
+Reply = JoinReply | WordsReply | TrainReply | EvaluateReply | SecureReply | Refusal
 
 
 def unpack_reply(content: RecordDict) -> Reply:
@@ -285,6 +365,8 @@ def unpack_reply(content: RecordDict) -> Reply:
             noise=_text(values, "noise"),
             ledger_head=_text_or_empty(values, "ledger_head"),
         )
+    if kind == "secure reply":
+        return SecureReply(site=site, payload=_bytes(values, "payload"))
     if kind == "sums":
         sums = _arrays_of(content) if "arrays" in content else None
         return EvaluateReply(site=site, sums=cast(MetricSums | None, sums))
@@ -301,7 +383,7 @@ def _listed(**lists: Sequence[str]) -> dict[str, list[str]]:
     return {name: list(texts) for name, texts in lists.items() if texts}
 
 
-def _present(**values: str | int | float | None) -> dict[str, Any]:
+def _present(**values: str | bytes | int | float | None) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -334,6 +416,13 @@ def _text(values: Mapping[str, Any], name: str) -> str:
 
 def _text_or_empty(values: Mapping[str, Any], name: str) -> str:
     return _text(values, name) if values.get(name, "") != "" else ""
+
+
+def _bytes(values: Mapping[str, Any], name: str) -> bytes:
+    value = values.get(name, b"")
+    if not isinstance(value, bytes):
+        raise MessageError(f"Expected bytes under {name!r}, got {type(value).__name__}.")
+    return value
 
 
 def _at_least_one(values: Mapping[str, Any], name: str) -> int:

@@ -20,29 +20,43 @@ from medfed.server.records import RoundRecord, round_from_dict
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A complete round: the global weights after it, and its record."""
+    """A complete round: the global weights after it, its record, and what else goes on from it.
+
+    Attributes:
+        weights: Global weights after the round.
+        record: What happened in it.
+        average: Moving average of the weights, in float64; None if the study has none.
+        update_bound: Bound on an update's norm in the next round; None unless the server clips.
+    """
 
     weights: StateDict
     record: RoundRecord
+    average: StateDict | None = None
+    update_bound: float | None = None
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, study_digest: str) -> None:
     """Write `checkpoint` and then forget the one before it."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights_file = f"round-{checkpoint.record.round_number:05d}.safetensors"
-    write_weights(folder / weights_file, checkpoint.weights)
-    write_json(
-        folder / "state.json",
-        {
-            "study": study_digest,
-            "weights": weights_file,
-            "names": list(checkpoint.weights),
-            "sha256": digest(checkpoint.weights),
-            "record": checkpoint.record.to_dict(),
-        },
-    )
+    stem = f"round-{checkpoint.record.round_number:05d}"
+    state: dict[str, Any] = {
+        "study": study_digest,
+        "weights": f"{stem}.safetensors",
+        "names": list(checkpoint.weights),
+        "sha256": digest(checkpoint.weights),
+        "record": checkpoint.record.to_dict(),
+    }
+    write_weights(folder / state["weights"], checkpoint.weights)
+    if checkpoint.average is not None:
+        state["average"] = f"{stem}-average.safetensors"
+        state["average_sha256"] = digest(checkpoint.average)
+        write_weights(folder / state["average"], checkpoint.average)
+    if checkpoint.update_bound is not None:
+        # JSON holds Python's float to the last bit: the next round clips to the very same bound.
+        state["update_bound"] = checkpoint.update_bound
+    write_json(folder / "state.json", state)
     for old in folder.glob("round-*.safetensors"):
-        if old.name != weights_file:
+        if old.name not in (state["weights"], state.get("average")):
             old.unlink()
 
 
@@ -60,10 +74,22 @@ def load_checkpoint(folder: Path, study_digest: str) -> Checkpoint | None:
             f"The checkpoint in {folder} is of another study. Resume with the run's own study, "
             "or start a new run."
         )
-    weights = read_weights(folder / state["weights"], state["names"])
-    if digest(weights) != state["sha256"]:
+    average = None
+    if "average" in state:
+        average = _read(folder, state, state["average"], state["average_sha256"])
+    return Checkpoint(
+        weights=_read(folder, state, state["weights"], state["sha256"]),
+        record=round_from_dict(state["record"]),
+        average=average,
+        update_bound=state.get("update_bound"),
+    )
+
+
+def _read(folder: Path, state: dict[str, Any], name: str, sha256: str) -> StateDict:
+    arrays = read_weights(folder / name, state["names"])
+    if digest(arrays) != sha256:
         raise RunError(f"The weights in {folder} are not those that were saved. Start a new run.")
-    return Checkpoint(weights, round_from_dict(state["record"]))
+    return arrays
 
 
 def write_weights(path: Path, weights: StateDict) -> None:

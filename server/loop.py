@@ -11,41 +11,40 @@ from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
-from torch import nn
 
-from medfed.common import messages
 from medfed.common.errors import RefusalReason, RunError
 from medfed.common.files import write_json
-from medfed.common.models import build_model, frozen_state_digest, trained_state
-from medfed.common.state_dicts import StateDict, digest, read_state, write_state
+from medfed.common.models import frozen_state_digest
+from medfed.common.state_dicts import digest, read_state, write_state
 from medfed.common.study import StudyConfig
-from medfed.common.tasks import make_task
 from medfed.server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_weights
+from medfed.server.countersigning import HEADS_FILE, SERVER_KEY, Countersigner
 from medfed.server.exchange import Exchange
 from medfed.server.joining import join_sites
 from medfed.server.participants import Participant
+from medfed.server.progress import Progress, resume
 from medfed.server.records import ArmFolder, RoundRecord, RunPlan, now
+from medfed.server.site_privacy import SitePrivacy, noised_by_server
 from medfed.server.strategy import FedAvgStrategy
 from medfed.server.words import agree_on_words
 
 _NO_CONFIG = ConfigRecord()
 
 
-@dataclass
-class _Progress:
-    """Where the run stands: the next round starts from these.
+@dataclass(frozen=True)
+class _Run:
+    """What stays the same from round to round.
 
-    Attributes:
-        model: Holds what is frozen; what trains of it is in `weights`.
-        arrays: `weights`, packed.
-        weights: What trains, after the last round.
-        round_number: The last complete round.
+    `privacy` is the server's own, with privacy.unit = "site"; None where the server adds no noise.
     """
 
-    model: nn.Module
-    arrays: ArrayRecord
-    weights: StateDict
-    round_number: int
+    grid: Grid
+    study: StudyConfig
+    plan: RunPlan
+    arm: ArmFolder
+    strategy: FedAvgStrategy
+    countersigner: Countersigner
+    privacy: SitePrivacy | None
 
 
 def run_study(grid: Grid, study: StudyConfig, plan: RunPlan, arm: ArmFolder) -> None:
@@ -61,8 +60,14 @@ def run_study(grid: Grid, study: StudyConfig, plan: RunPlan, arm: ArmFolder) -> 
     arm.emit("started", arm=plan.arm, rounds=study.training.rounds, after=done)
     sites = join_sites(grid, study, plan, arm)
     trainers = _named(sites, plan.train_sites)
-    words = agree_on_words(grid, study, plan, arm, trainers)
-    progress = _resume(study, words, checkpoint, arm)
+    state = arm.server_state(plan)
+    countersigner = Countersigner(arm.folder / HEADS_FILE, state / SERVER_KEY, plan.run)
+    words = agree_on_words(grid, study, plan, arm, trainers, countersigner)
+    progress = resume(study, words, checkpoint, arm)
+    privacy = None
+    if noised_by_server(study):
+        bound = checkpoint.update_bound if checkpoint else None
+        privacy = SitePrivacy(study, plan.run, state, seeded=plan.seeded_noise, bound=bound)
     strategy = FedAvgStrategy(
         study,
         plan.run,
@@ -70,29 +75,15 @@ def run_study(grid: Grid, study: StudyConfig, plan: RunPlan, arm: ArmFolder) -> 
         evaluators=_named(sites, plan.evaluate_sites),
         words=words,
         frozen_sha256=frozen_state_digest(progress.model),
+        privacy=privacy,
     )
     strategy.summary()
+    strategy.conversation.countersignatures = countersigner.latest
+    run = _Run(grid, study, plan, arm, strategy, countersigner, privacy)
     reason = ""
     while progress.round_number < study.training.rounds and not reason:
-        reason = _round(grid, study, plan, arm, strategy, progress)
-    _finish(study, arm, strategy, progress, reason)
-
-
-def _resume(
-    study: StudyConfig, words: tuple[str, ...], checkpoint: Checkpoint | None, arm: ArmFolder
-) -> _Progress:
-    model = build_model(study, make_task(study, words).num_outputs)
-    if checkpoint is None:
-        weights = trained_state(model)
-        arm.rewrite_rounds([])
-        return _Progress(model, messages.pack_arrays(weights), weights, 0)
-    last = checkpoint.record
-    # The record of the last round may be missing or torn: the checkpoint has it whole.
-    earlier = [r for r in arm.read_rounds() if r.round_number < last.round_number]
-    arm.rewrite_rounds([*earlier, last])
-    return _Progress(
-        model, messages.pack_arrays(checkpoint.weights), checkpoint.weights, last.round_number
-    )
+        reason = _round(run, progress)
+    _finish(arm, progress, reason)
 
 
 def _named(sites: dict[str, Participant], names: tuple[str, ...] | None) -> list[Participant]:
@@ -100,41 +91,77 @@ def _named(sites: dict[str, Participant], names: tuple[str, ...] | None) -> list
     return [sites[name] for name in chosen]
 
 
-def _round(
-    grid: Grid,
-    study: StudyConfig,
-    plan: RunPlan,
-    arm: ArmFolder,
-    strategy: FedAvgStrategy,
-    progress: _Progress,
-) -> str:
+def _round(run: _Run, progress: Progress) -> str:
     """Run the next round. Returns why the run ends here, or nothing to go on."""
     started, clock = now(), time.perf_counter()
     number = progress.round_number + 1
-    outgoing = strategy.configure_train(number, progress.arrays, _NO_CONFIG, grid)
-    arm.emit("round", round=number, sites=len(outgoing))
-    exchange = Exchange(grid)
-    replies = exchange.replies(outgoing, study.federation.round_timeout_s)
-    arrays, _ = strategy.aggregate_train(number, _announced(replies, arm, "trained", number))
-    strategy.note_failures(exchange.failures)
-    if arrays is None or strategy.num_updates < plan.min_sites:
-        return _without_quorum(plan, strategy, number)
-    progress.arrays, progress.weights = arrays, messages.unpack_arrays(arrays)
-    progress.round_number = number
-    metrics = _evaluate(grid, study, arm, strategy, progress)
+    bound = run.privacy.bound if run.privacy else None
+    reason = _spent(run, number, progress)
+    if reason:
+        return reason
+    arrays = _train(run, number, progress)
+    if arrays is None or (run.privacy is None and run.strategy.num_updates < run.plan.min_sites):
+        return _without_quorum(run.plan, run.strategy, number)
+    progress.advance(arrays, run.study)
+    metrics = _evaluate(run, progress)
     record = RoundRecord(
         round_number=number,
         started=started,
         seconds=time.perf_counter() - clock,
-        sites=dict(sorted(strategy.sites.items())),
+        sites=dict(sorted(run.strategy.conversation.sites.items())),
         metrics=metrics,
         weights_sha256=digest(progress.weights),
+        average_sha256=progress.average_sha256,
+        site_epsilon=run.privacy.epsilon if run.privacy else None,
+        site_noise=run.privacy.noise if run.privacy else "none",
+        update_bound=bound,
     )
-    save_checkpoint(arm.checkpoint, Checkpoint(progress.weights, record), study.digest())
-    arm.append_round(record)
-    epsilons = [site.epsilon for site in strategy.sites.values() if site.epsilon is not None]
-    arm.emit("completed", round=number, metrics=metrics, epsilon=max(epsilons, default=None))
+    _keep(run, progress, record)
     return ""
+
+
+def _spent(run: _Run, number: int, progress: Progress) -> str:
+    """Return why the server's budget ends the run; what a round needs of its sites is checked here.
+
+    Raises:
+        RunError: Under site-level privacy, too few sites are connected. That is looked up before
+            the draw: who was drawn, and what they answer, must not decide whether a round counts.
+    """
+    if run.privacy is None:
+        return ""
+    online = set(run.grid.get_node_ids())
+    present = sum(site.node_id in online for site in run.strategy.staying)
+    if present < run.plan.min_sites:
+        raise RunError(
+            f"Before round {number} {present} sites were connected and willing, the quorum is "
+            f"{run.plan.min_sites}. Nothing is lost: resume once the sites are back."
+        )
+    return run.privacy.over_budget(number, progress.weights)
+
+
+def _train(run: _Run, number: int, progress: Progress) -> ArrayRecord | None:
+    """Ask the round's participants, and aggregate what comes by the deadline."""
+    strategy, arm = run.strategy, run.arm
+    outgoing = strategy.configure_train(number, progress.arrays, _NO_CONFIG, run.grid)
+    arm.emit("round", round=number, sites=len(outgoing))
+    exchange = Exchange(run.grid)
+    replies = exchange.replies(outgoing, run.study.federation.round_timeout_s)
+    arrays, _ = strategy.aggregate_train(number, _announced(replies, arm, "trained", number))
+    strategy.conversation.note_failures(exchange.failures)
+    run.countersigner.sign_round(number, strategy.conversation.heads)
+    strategy.conversation.countersignatures = run.countersigner.latest
+    return arrays
+
+
+def _keep(run: _Run, progress: Progress, record: RoundRecord) -> None:
+    """Write the round to disk: from here on it is not repeated."""
+    bound = run.privacy.bound if run.privacy else None
+    checkpoint = Checkpoint(progress.weights, record, progress.average, bound)
+    save_checkpoint(run.arm.checkpoint, checkpoint, run.study.digest())
+    run.arm.append_round(record)
+    epsilons = [site.epsilon for site in record.sites.values() if site.epsilon is not None]
+    epsilon = max(epsilons, default=None) if record.site_epsilon is None else record.site_epsilon
+    run.arm.emit("completed", round=record.round_number, metrics=record.metrics, epsilon=epsilon)
 
 
 def _announced(
@@ -147,7 +174,9 @@ def _announced(
 
 def _without_quorum(plan: RunPlan, strategy: FedAvgStrategy, number: int) -> str:
     """Say why too few sites answered: a spent budget ends the run, anything else fails it."""
-    states = {name: site for name, site in strategy.sites.items() if site.status != "ok"}
+    states = {
+        name: site for name, site in strategy.conversation.sites.items() if site.status != "ok"
+    }
     answers = ", ".join(f"{name}: {site.status} ({site.reason})" for name, site in states.items())
     over_budget = [n for n, site in states.items() if site.reason == RefusalReason.BUDGET.value]
     if over_budget and len(over_budget) == len(states):
@@ -158,38 +187,26 @@ def _without_quorum(plan: RunPlan, strategy: FedAvgStrategy, number: int) -> str
     )
 
 
-def _evaluate(
-    grid: Grid,
-    study: StudyConfig,
-    arm: ArmFolder,
-    strategy: FedAvgStrategy,
-    progress: _Progress,
-) -> dict[str, float] | None:
-    number = progress.round_number
-    if number % study.evaluation.every and number != study.training.rounds:
+def _evaluate(run: _Run, progress: Progress) -> dict[str, float] | None:
+    number, strategy = progress.round_number, run.strategy
+    if number % run.study.evaluation.every and number != run.study.training.rounds:
         return None
-    outgoing = strategy.configure_evaluate(number, progress.arrays, _NO_CONFIG, grid)
-    replies = Exchange(grid).replies(outgoing, study.federation.round_timeout_s)
+    outgoing = strategy.configure_evaluate(number, progress.published_arrays, _NO_CONFIG, run.grid)
+    replies = Exchange(run.grid).replies(outgoing, run.study.federation.round_timeout_s)
     metrics = strategy.aggregate_evaluate(number, replies)
     if strategy.sums:
         sums = {
             site: {name: array.tolist() for name, array in sorted(parts.items())}
             for site, parts in sorted(strategy.sums.items())
         }
-        write_json(arm.folder / "final_sums.json", sums)
+        write_json(run.arm.folder / "final_sums.json", sums)
     return None if metrics is None else cast(dict[str, float], dict(metrics))
 
 
-def _finish(
-    study: StudyConfig,
-    arm: ArmFolder,
-    strategy: FedAvgStrategy,
-    progress: _Progress,
-    reason: str,
-) -> None:
+def _finish(arm: ArmFolder, progress: Progress, reason: str) -> None:
     if progress.round_number == 0:
         raise RunError(f"No round was trained: {reason or 'the study has no rounds'}.")
-    write_state(progress.model, progress.weights)
+    write_state(progress.model, progress.published)
     write_weights(arm.folder / "model.safetensors", read_state(progress.model))
     arm.write_outcome("finished", reason)
     arm.emit("finished", rounds=progress.round_number, reason=reason)

@@ -5,9 +5,11 @@
     study.json       the study as this arm runs it
     events.jsonl     what happened, line by line, while it happened: live progress reads it
     rounds.jsonl     one RoundRecord a completed round
+    heads.jsonl      the countersigned heads of the sites' ledgers
+    server_state/    the server's key, and its ledger under site-level privacy; never shared
     checkpoint/      state.json (with the last round's record) and the weights after it
     final_sums.json  each site's metric sums after the last round
-    model.safetensors  the final global weights
+    model.safetensors  the final global weights (with federation.ema_decay, their average)
     outcome.json     finished or failed, and why
 """
 
@@ -35,6 +37,11 @@ class RunPlan:
         expected_sites: Wait for so many sites to join, until the join timeout.
         train_sites: Names of the sites that train; None for all.
         evaluate_sites: Names of the sites that evaluate; None for all.
+        seeded_noise: Draw and noise of site-level privacy come from the study's seed: a
+            simulation, not private.
+        server_state: Folder of the server's ledger and key; empty for the arm's own. In a
+            deployment one for all runs, so that they compose.
+        note: What this arm leaves out of the study, for the report.
     """
 
     run: str
@@ -43,6 +50,9 @@ class RunPlan:
     expected_sites: int = 2
     train_sites: tuple[str, ...] | None = None
     evaluate_sites: tuple[str, ...] | None = None
+    seeded_noise: bool = False
+    server_state: str = ""
+    note: str = ""
 
 
 @dataclass(kw_only=True)
@@ -86,7 +96,13 @@ class RoundRecord:
         seconds: Wall time of the round, evaluation included.
         sites: By name, sorted.
         metrics: Figures over all sites' held-out images together; None if not evaluated.
-        weights_sha256: `common.state_dicts.digest` of the new global weights.
+        weights_sha256: `common.state_dicts.digest` of the new global weights, from which the sites
+            go on.
+        average_sha256: The same of their moving average, which was evaluated; empty without.
+        site_epsilon: What the sites of the federation have spent so far, per site; None unless
+            privacy.unit is "site".
+        site_noise: secure, seeded or none: where the server's noise came from.
+        update_bound: The bound on an update's norm in this round; None unless the server clips.
     """
 
     round_number: int
@@ -95,6 +111,10 @@ class RoundRecord:
     sites: dict[str, SiteRound] = field(default_factory=dict)
     metrics: dict[str, float] | None = None
     weights_sha256: str = ""
+    average_sha256: str = ""
+    site_epsilon: float | None = None
+    site_noise: str = "none"
+    update_bound: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -113,6 +133,10 @@ class ArmFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.checkpoint = folder / "checkpoint"
+
+    def server_state(self, plan: RunPlan) -> Path:
+        """Return the folder of the server's ledger and key."""
+        return Path(plan.server_state) if plan.server_state else self.folder / "server_state"
 
     def write_plan(self, plan: RunPlan) -> None:
         """Write who takes part."""

@@ -43,10 +43,14 @@ def screen_examples(num_examples: int | None) -> int:
 def screen_sums(sums: MetricSums, shapes: dict[str, tuple[int, ...]]) -> None:
     """Check a site's metric sums: names, shapes, whole non-negative numbers.
 
+    A site may keep any of them to itself, but for the count of its images.
+
     Raises:
         UpdateError: Naming what is wrong.
     """
-    if {name: array.shape for name, array in sums.items()} != shapes:
+    if "count" not in sums or any(
+        name not in shapes or array.shape != shapes[name] for name, array in sums.items()
+    ):
         raise UpdateError("The metric sums do not have the task's names and shapes.")
     for name, array in sums.items():
         if array.dtype != np.int64 or (array < 0).any():

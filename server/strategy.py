@@ -1,11 +1,10 @@
-"""FedAvg as a Flower `Strategy`: the plumbing between messages and the pure aggregation rule.
+"""FedAvg as a Flower `Strategy`: the plumbing between messages and the pure aggregation rules.
 
 Our round loop (`server.loop`) drives it, with deadline, quorum, checkpoint and records; Flower's
 own `Strategy.start` can drive it too.
 """
 
 import logging
-import time
 from collections.abc import Iterable, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -13,16 +12,18 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from medfed.common import messages
-from medfed.common.errors import MessageError, UpdateError
-from medfed.common.messages import EvaluateReply, Refusal, Reply, TrainReply
+from medfed.common.errors import UpdateError
+from medfed.common.messages import EvaluateReply, TrainReply
 from medfed.common.metrics import MetricSums, add_sums
 from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
 from medfed.common.tasks import make_task
 from medfed.server.aggregation.fedavg import FedAvg
+from medfed.server.aggregation.rule import Rule
+from medfed.server.conversation import Conversation
 from medfed.server.participants import Participant, draw_participants, site_weight
-from medfed.server.records import SiteRound
 from medfed.server.screening import screen_examples, screen_sums, screen_update
+from medfed.server.site_privacy import SitePrivacy, noised_by_server
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +31,18 @@ log = logging.getLogger(__name__)
 class FedAvgStrategy(Strategy):
     """One study's rounds.
 
+    Args:
+        study: The study.
+        run: The run's identifier.
+        trainers: Sites that train.
+        evaluators: Sites that evaluate.
+        words: The vocabulary of a report task.
+        frozen_sha256: Hash of what is frozen of the model.
+        privacy: Noise of the server, exactly where the study asks the server for it.
+
     Attributes:
-        sites: What each site did in the current round, by name.
+        conversation: What was said in the current round, and what each site did.
         sums: The released metric sums of the last evaluation, by name.
-        left: Names of sites that refused to go on; they are not asked again.
     """
 
     def __init__(
@@ -45,45 +54,62 @@ class FedAvgStrategy(Strategy):
         *,
         words: tuple[str, ...] = (),
         frozen_sha256: str,
+        privacy: SitePrivacy | None = None,
     ) -> None:
+        if noised_by_server(study) != (privacy is not None):
+            raise ValueError('Expected SitePrivacy exactly where privacy.unit is "site".')
         self._study = study
-        self._run = run
+        self._privacy = privacy
         self._task = make_task(study, words)
-        self._words = words
-        self._frozen_sha256 = frozen_sha256
         self._trainers = trainers
         self._evaluators = evaluators
-        self._by_node = {site.node_id: site for site in [*trainers, *evaluators]}
         self._weights: StateDict = {}
-        self._asked = 0.0
-        self.sites: dict[str, SiteRound] = {}
         self.sums: dict[str, MetricSums] = {}
-        self.left: set[str] = set()
+        self.conversation = Conversation(
+            study,
+            run,
+            [*trainers, *evaluators],
+            words=words,
+            frozen_sha256=frozen_sha256,
+            stated_participants=privacy.stated_participants if privacy else None,
+        )
+
+    @property
+    def num_updates(self) -> int:
+        """Usable updates of the current round."""
+        return self.conversation.num_updates
+
+    @property
+    def staying(self) -> list[Participant]:
+        """Training sites that have not withdrawn."""
+        return [site for site in self._trainers if site.name not in self.conversation.left]
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return one training message for each participant of the round."""
         self._weights = messages.unpack_arrays(arrays)
-        self._asked = time.perf_counter()
-        staying = [site for site in self._trainers if site.name not in self.left]
-        chosen = draw_participants(staying, self._study, server_round)
-        self.sites = {site.name: SiteRound(status="failed", reason="no answer") for site in chosen}
-        return self._messages(messages.TRAIN, server_round, arrays, chosen)
+        if self._privacy is None:
+            chosen = draw_participants(self.staying, self._study, server_round)
+        else:
+            chosen = self._privacy.draw(self.staying, server_round)
+        self.conversation.start_round(chosen)
+        return self.conversation.model_messages(messages.TRAIN, server_round, arrays, chosen)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Fold replies in as they come; None if no update was usable."""
+        """Fold replies in as they come; None if no update was usable.
+
+        Under site-level privacy there is always a result, if need be of noise alone, and no count.
+        """
+        if self._privacy is not None:
+            noisy = self._privacy.rule(self._weights, server_round)
+            self._fold_all(noisy, replies)
+            new = self._privacy.release(noisy, self._weights, server_round)
+            return messages.pack_arrays(new), MetricRecord()
         rule = FedAvg(self._weights)
-        for message in replies:
-            site, reply = self._open(message)
-            if site is None:
-                continue
-            if isinstance(reply, TrainReply):
-                self._fold(rule, site, reply)
-            elif reply is not None:
-                self._reject(site.name, f"answered training with {type(reply).__name__}")
+        self._fold_all(rule, replies)
         if not rule.num_updates:
             return None, None
         summary = MetricRecord({"num_updates": rule.num_updates})
@@ -94,15 +120,16 @@ class FedAvgStrategy(Strategy):
     ) -> list[Message]:
         """Return one evaluation message for each evaluating site."""
         self.sums = {}
-        return self._messages(messages.EVALUATE, server_round, arrays, self._evaluators)
+        return self.conversation.model_messages(
+            messages.EVALUATE, server_round, arrays, self._evaluators
+        )
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Add the sites' sums; None if no site released any."""
-        for message in replies:
-            site, reply = self._open(message)
-            if site is None or not isinstance(reply, EvaluateReply) or reply.sums is None:
+        for site, reply in self.conversation.opened(replies):
+            if not isinstance(reply, EvaluateReply) or reply.sums is None:
                 continue
             try:
                 screen_sums(reply.sums, self._task.sum_shapes())
@@ -110,7 +137,7 @@ class FedAvgStrategy(Strategy):
                 log.warning("Metric sums of %s were rejected: %s", site.name, error)
                 continue
             self.sums[site.name] = reply.sums
-            self._round_of(site.name).metrics = self._task.metrics(reply.sums)
+            self.conversation.round_of(site.name).metrics = self._task.metrics(reply.sums)
         if not self.sums:
             return None
         return MetricRecord(dict(self._task.metrics(add_sums(self.sums.values()))))
@@ -118,95 +145,32 @@ class FedAvgStrategy(Strategy):
     def summary(self) -> None:
         """Log what this strategy does."""
         log.info(
-            "FedAvg, weighting %s, %d training sites", self._study.weighting, len(self._trainers)
+            "FedAvg, weighting %s, %d training sites, %s",
+            self._study.weighting,
+            len(self._trainers),
+            f"{self._privacy.noise} noise on the sum"
+            if self._privacy
+            else "no noise of the server",
         )
 
-    def note_failures(self, failures: dict[int, str]) -> None:
-        """Record why training sites gave no reply."""
-        for node_id, reason in failures.items():
-            site = self.sites.get(self._by_node[node_id].name)
-            if site is not None and site.status == "failed":
-                site.status = "late" if reason == "late" else "failed"
-                site.reason = reason
-
-    @property
-    def num_updates(self) -> int:
-        """Usable updates of the current round."""
-        return sum(site.status == "ok" for site in self.sites.values())
-
-    def _messages(
-        self, kind: str, server_round: int, arrays: ArrayRecord, to: Sequence[Participant]
-    ) -> list[Message]:
-        contents = messages.pack_model(
-            self._study,
-            self._run,
-            server_round,
-            arrays,
-            frozen_sha256=self._frozen_sha256,
-            words=self._words,
-            num_participants=len(to),
-        )
-        timeout_s = self._study.federation.round_timeout_s
-        outgoing = []
-        for site in to:
-            content = contents("")
-            self._round_of(site.name).bytes_down += messages.num_bytes(content)
-            outgoing.append(
-                Message(
-                    content=content,
-                    dst_node_id=site.node_id,
-                    message_type=kind,
-                    group_id=str(server_round),
-                    # A message must not outlive its round: a late site would train for nothing.
-                    ttl=timeout_s,
+    def _fold_all(self, rule: Rule, replies: Iterable[Message]) -> None:
+        for site, reply in self.conversation.opened(replies):
+            if isinstance(reply, TrainReply):
+                self._fold(rule, site, reply)
+            else:
+                self.conversation.reject(
+                    site.name, f"answered training with {type(reply).__name__}"
                 )
-            )
-        return outgoing
 
-    def _open(self, message: Message) -> tuple[Participant | None, Reply | None]:
-        """Return who answered and what; a reply that cannot be read is recorded as rejected."""
-        site = self._by_node.get(message.metadata.src_node_id)
-        if site is None:
-            return None, None
-        self._round_of(site.name).bytes_up += messages.num_bytes(message.content)
+    def _fold(self, rule: Rule, site: Participant, reply: TrainReply) -> None:
         try:
-            reply = messages.unpack_reply(message.content)
-            if reply.site != site.name:
-                raise MessageError(f"the site that joined as {site.name} calls itself another name")
-        except MessageError as error:
-            self._reject(site.name, str(error))
-            return site, None
-        if isinstance(reply, Refusal):
-            self._refused(site.name, reply)
-            return site, None
-        return site, reply
-
-    def _fold(self, rule: FedAvg, site: Participant, reply: TrainReply) -> None:
-        try:
+            self.conversation.note_head(site, reply.ledger_head)
             screen_update(reply.update, self._weights)
             weight = site_weight(site, self._study, self._trainers)
             if weight is None:
                 weight = screen_examples(reply.num_examples)
             rule.add(reply.update, weight)
         except UpdateError as error:
-            self._reject(site.name, str(error))
+            self.conversation.reject(site.name, str(error))
             return
-        record = self._round_of(site.name)
-        record.status, record.reason, record.weight = "ok", "", weight
-        record.loss, record.epsilon, record.noise = reply.loss, reply.epsilon, reply.noise
-        record.seconds = time.perf_counter() - self._asked
-
-    def _refused(self, name: str, refusal: Refusal) -> None:
-        record = self._round_of(name)
-        if record.status == "failed":
-            record.status, record.reason = "refused", refusal.reason.value
-            self.left.add(name)
-
-    def _reject(self, name: str, reason: str) -> None:
-        record = self._round_of(name)
-        record.status, record.reason = "rejected", reason
-        log.warning("A reply of %s was rejected: %s", name, reason)
-
-    def _round_of(self, name: str) -> SiteRound:
-        # A site that only evaluates in this round took no part in training: nothing went wrong.
-        return self.sites.setdefault(name, SiteRound(status="ok", reason="evaluation only"))
+        self.conversation.accept(site, reply, weight)

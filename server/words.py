@@ -18,6 +18,7 @@ from medfed.common.messages import Refusal, WordsReply, WordsRequest
 from medfed.common.study import StudyConfig
 from medfed.common.text import Vocabulary
 from medfed.common.words import is_word
+from medfed.server.countersigning import Countersigner, screen_head
 from medfed.server.exchange import Exchange
 from medfed.server.participants import Participant
 from medfed.server.records import ArmFolder, RunPlan
@@ -27,15 +28,28 @@ VOCABULARY_FILE = "vocabulary.json"
 
 
 def agree_on_words(
-    grid: Grid, study: StudyConfig, plan: RunPlan, arm: ArmFolder, sites: Sequence[Participant]
+    grid: Grid,
+    study: StudyConfig,
+    plan: RunPlan,
+    arm: ArmFolder,
+    sites: Sequence[Participant],
+    countersigner: Countersigner,
 ) -> tuple[str, ...]:
     """Return the vocabulary of a report task: what the arm's folder holds, or the sites' words.
 
     Nothing for any other task. What sites named is written to `vocabulary.json`; a public file's
     words are there from the start.
 
+    Args:
+        grid: Reaches the sites.
+        study: Of any task.
+        plan: Names the run and its quorum.
+        arm: Its folder.
+        sites: Those that train.
+        countersigner: Signs the ledger heads of sites that were charged for their words.
+
     Raises:
-        RunError: No site named a word.
+        RunError: No site named a word; or privacy.unit is "site", and words are not public.
     """
     if study.task.type != "report":
         return ()
@@ -47,8 +61,15 @@ def agree_on_words(
             f"Expected the words of {study.task.report.vocabulary} in {path}, found none. "
             "Start the run again: it writes them there."
         )
+    if study.privacy.unit == "site":
+        raise RunError(
+            'Expected a public task.report.vocabulary with privacy.unit = "site", got none: each '
+            "site's words show that it takes part, and no site-level epsilon covers them."
+        )
     named: dict[str, dict[str, Any]] = {}
-    lists = _ask(grid, study, plan, sites, named)
+    heads: dict[str, str] = {}
+    lists = _ask(grid, study, plan, sites, named, heads)
+    countersigner.sign_round(0, heads)
     if len(lists) < plan.min_sites:
         answers = ", ".join(f"{name}: {facts.get('reason', '')}" for name, facts in named.items())
         raise RunError(
@@ -110,8 +131,12 @@ def _ask(
     plan: RunPlan,
     sites: Sequence[Participant],
     named: dict[str, dict[str, Any]],
+    heads: dict[str, str],
 ) -> dict[str, tuple[str, ...]]:
-    """Ask every site that trains for its words; `named` says what each answered."""
+    """Ask every site that trains for its words; `named` says what each answered.
+
+    `heads` takes the heads of their ledgers.
+    """
     content = messages.pack_words_request(WordsRequest(study=study, run=plan.run))
     timeout_s = study.federation.round_timeout_s
     by_node = {site.node_id: site.name for site in sites}
@@ -129,6 +154,7 @@ def _ask(
             if reply.site != site:
                 raise MessageError(f"the site that joined as {site} calls itself another name")
             if isinstance(reply, WordsReply):
+                heads[site] = screen_head(reply.ledger_head)
                 screen_words(reply.words, study.task.report.vocabulary_size)
                 lists[site] = reply.words
                 facts |= {"status": "ok", "words": len(reply.words), "epsilon": reply.epsilon}

@@ -21,6 +21,7 @@ from medfed.common.study import SimulationSection, StudyConfig
 from medfed.simulations.partition import cohort_of, partition_patients
 
 POOLED = "pooled"
+_NO_BUDGET = 1e9
 
 
 @dataclass(frozen=True)
@@ -147,14 +148,24 @@ def _site_table(name: str, store: Store, study: StudyConfig) -> dict[str, Any]:
     data: dict[str, Any] = {"stores": [str(store.folder.resolve())], "subset": "subset.json"}
     if name in simulation.public_num_patients:
         data["public_num_patients"] = simulation.public_num_patients[name]
+    # Where the server adds the noise, the study's own privacy.site.max_epsilon is the budget: a
+    # site, which counts without the draw's amplification, would run out long before.
+    secure = study.secure_aggregation
+    budget_at_sites = study.privacy.unit != "site" or secure.distributed_noise != "none"
     policy: dict[str, Any] = {
         "unit": study.privacy.unit,
-        "max_epsilon": simulation.max_epsilon,
+        "max_epsilon": simulation.max_epsilon if budget_at_sites else _NO_BUDGET,
         "target_delta": study.privacy.target_delta,
         "max_images_per_patient": study.privacy.images_per_patient,
         "allow_seeded_noise": True,
         "release_evaluation": True,
+        # Public data: rare classes count too, and figures of all arms are over the same images.
+        "min_patients_per_count": 1,
     }
+    if study.training.local_steps is not None:
+        policy["max_steps_per_round"] = study.training.local_steps
+    if study.training.local_epochs is not None:
+        policy["max_epochs_per_round"] = study.training.local_epochs
     if study.task.type == "report":
         noisy = study.task.report.words_noise_multiplier is not None
         policy["release_words"] = "dp" if noisy else "threshold"

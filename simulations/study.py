@@ -190,14 +190,16 @@ def _prepare_arm(
     run: Path, arm: str, store: Store, hospitals: FakeHospitals, study: StudyConfig
 ) -> None:
     folder = run / "arms" / arm
-    paths = write_sites(folder / "sites", store, hospitals.sites, study)
     names = tuple(sorted(hospitals.sites))
-    own, train_sites = study, names
+    own, train_sites, note = study, names, ""
+    if arm != "federated":
+        own, note = _alone(study)
+    paths = write_sites(folder / "sites", store, hospitals.sites, own)
     if arm == "pooled":
-        paths.append(write_pooled_site(folder / "sites", store, hospitals.sites, study))
-        own, train_sites = _pooled_study(study, len(names)), (POOLED,)
+        paths.append(write_pooled_site(folder / "sites", store, hospitals.sites, own))
+        own, train_sites = _pooled_study(own, len(names)), (POOLED,)
     elif arm != "federated":
-        own, train_sites = _local_study(study), (arm.removeprefix("local-"),)
+        own, train_sites = _local_study(own), (arm.removeprefix("local-"),)
     for path in paths:
         site = load_site(path)
         if site.name in train_sites:
@@ -211,12 +213,32 @@ def _prepare_arm(
         expected_sites=len(paths),
         train_sites=train_sites,
         evaluate_sites=names,
+        seeded_noise=True,
+        note=note,
     )
     if study.task.report.vocabulary:
         words = read_public_words(Path(study.task.report.vocabulary))
         write_vocabulary(folder, words)
     ArmFolder(folder).write_plan(plan)
     write_atomically(folder / "study.json", own.for_sites().to_json().encode())
+
+
+def _alone(study: StudyConfig) -> tuple[StudyConfig, str]:
+    """Return what of a study a site that trains alone can do, and what that leaves out.
+
+    Site-level privacy hides a site among others, secure aggregation an update among others.
+    """
+    changes: dict[str, Any] = {}
+    left_out = []
+    if study.privacy.unit == "site":
+        changes["privacy"] = study.privacy.model_copy(update={"unit": "none"})
+        left_out.append("differential privacy (its unit is the site, and this arm trains on one)")
+    if study.secure_aggregation.enabled:
+        off = {"enabled": False, "distributed_noise": "none"}
+        changes["secure_aggregation"] = study.secure_aggregation.model_copy(update=off)
+        left_out.append("secure aggregation (there is nothing to add up)")
+    note = f"Without {' and without '.join(left_out)}." if left_out else ""
+    return study.model_copy(update=changes), note
 
 
 def _pooled_study(study: StudyConfig, num_sites: int) -> StudyConfig:

@@ -4,8 +4,9 @@
     over a patient's images -> clip to max_grad_norm -> sum -> + N(0, (noise_multiplier *
     max_grad_norm)^2) -> / public expected batch -> optimiser step
 
-`torch.func.vmap(grad)` writes `p.grad_sample`, in chunks that bound memory; Opacus's `DPOptimizer`
-clips, accumulates, noises and steps. An empty sample is legal and steps with noise only.
+`torch.func.vmap(grad)` writes `p.grad_sample`, in chunks that bound memory; an optimiser derived
+from Opacus's `DPOptimizer` clips, accumulates, noises and steps. An empty sample is legal and steps
+with noise only.
 
 Reference: Abadi et al. 2016, https://arxiv.org/abs/1607.00133; groups of records per user:
 McMahan et al. 2018, https://arxiv.org/abs/1710.06963.
@@ -15,7 +16,7 @@ Shapes: P patients in a chunk, K images a patient (padded), [P, K] mask of real 
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from opacus.optimizers import DPOptimizer
@@ -25,6 +26,11 @@ from medfed.client.privacy.noise import NoiseSource
 
 LossPerImage = Callable[[Tensor, Tensor], Tensor]
 """(outputs [B, ...], targets [B, ...]) -> losses [B]; must not couple the images."""
+
+Clipping = Literal["flat", "automatic"]
+
+# Gamma of the paper, its default: a shorter gradient than this gets less than its full weight.
+_AUTOMATIC_STABILITY = 0.01
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,19 @@ class PatientBatch:
 
 
 class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus ships no types
-    """Opacus's optimiser with the noise drawn from a `NoiseSource`."""
+    """Opacus's optimiser, clipping as the study says, with the noise drawn from a `NoiseSource`.
+
+    Clipping and scaling are Opacus's arithmetic to the bit with fewer passes over the parameters:
+    its own cost as much as a chunk's gradients where a network has many small ones.
+
+    Args:
+        optimizer: Steps by the noisy gradient.
+        noise_multiplier: Noise standard deviation over `max_grad_norm`.
+        max_grad_norm: L2 bound on one patient's part of the sum.
+        expected_batch_size: Public divisor of the noisy sum.
+        noise: Standard normals.
+        clipping: flat or automatic; see `clip_factors`.
+    """
 
     def __init__(
         self,
@@ -56,6 +74,7 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus ships no types
         max_grad_norm: float,
         expected_batch_size: float,
         noise: NoiseSource,
+        clipping: Clipping = "flat",
     ) -> None:
         super().__init__(
             optimizer,
@@ -65,6 +84,7 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus ships no types
             loss_reduction="mean",
         )
         self._noise = noise
+        self._clipping: Clipping = clipping
 
     def clip_and_accumulate(self) -> None:
         """Add the clipped gradients to the sum; one that is not finite counts as zero.
@@ -72,37 +92,50 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus ships no types
         Clipping cannot bound it: its factor is 0 or NaN, and 0 * inf is NaN, so a single patient
         would turn the whole release into NaN and be seen by it.
         """
-        before = [parameter.summed_grad for parameter in self.params]
-        self._clip_alone()
-        if not all(parameter.summed_grad.isfinite().all() for parameter in self.params):
-            _zero_patients_that_are_not_finite(self.params)
-            self._clip_alone()
-        for parameter, earlier in zip(self.params, before, strict=True):
-            if earlier is not None:
-                parameter.summed_grad += earlier
-
-    def _clip_alone(self) -> None:
-        for parameter in self.params:
-            parameter.summed_grad = None
-        super().clip_and_accumulate()
+        parameters = self.params
+        num_patients = len(parameters[0].grad_sample)
+        if num_patients == 0 and parameters[0].summed_grad is not None:
+            return  # The empty chunk that ends a step.
+        gradients = [p.grad_sample.reshape(num_patients, p.numel()) for p in parameters]
+        norms_P = torch.stack([g.norm(2, dim=1) for g in gradients], dim=1).norm(2, dim=1)
+        factors_P = clip_factors(norms_P, self.max_grad_norm, self._clipping)
+        # A norm is finite only if everything in it is.
+        finite_P = norms_P.isfinite()
+        if not finite_P.all():
+            factors_P = torch.where(finite_P, factors_P, 0.0)
+            gradients = [torch.where(finite_P[:, None], g, 0.0) for g in gradients]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            clipped = (factors_P @ gradient).view_as(parameter)
+            if parameter.summed_grad is None:
+                parameter.summed_grad = clipped
+            else:
+                parameter.summed_grad += clipped
 
     def add_noise(self) -> None:
         """Put clipped sum plus noise into `p.grad` for every parameter."""
         std = self.noise_multiplier * self.max_grad_norm
         for parameter in self.params:
             drawn = self._noise.normal_like(parameter.summed_grad)
-            parameter.grad = (parameter.summed_grad + std * drawn).view_as(parameter)
+            parameter.grad = parameter.summed_grad + std * drawn
+
+    def scale_grad(self) -> None:
+        """Divide `p.grad` by the public expected batch, once for all chunks of a step."""
+        torch._foreach_div_([p.grad for p in self.params], self.expected_batch_size)
 
 
-def _zero_patients_that_are_not_finite(parameters: list[Any]) -> None:
-    finite_P = torch.stack(
-        [p.grad_sample.reshape(len(p.grad_sample), -1).isfinite().all(dim=1) for p in parameters]
-    ).all(dim=0)
-    for parameter in parameters:
-        gradients = parameter.grad_sample
-        keep = finite_P.reshape(-1, *[1] * (gradients.dim() - 1))
-        # A new tensor: Opacus refuses to clip one that it has clipped before.
-        parameter.grad_sample = torch.where(keep, gradients, torch.zeros_like(gradients))
+def clip_factors(norms_P: Tensor, max_grad_norm: float, clipping: Clipping) -> Tensor:
+    """Return what each patient's gradient is multiplied by; its norm is then <= `max_grad_norm`.
+
+    flat: longer gradients are cut to the bound (Abadi et al. 2016). automatic (AUTO-S): every
+    gradient of norm n is scaled to bound * n / (n + 0.01), so that the bound no longer chooses
+    among patients and stands beside the learning rate as one factor.
+
+    Reference: Bu et al. 2022, equation 4.1, https://arxiv.org/abs/2206.07136
+    """
+    if clipping == "automatic":
+        return max_grad_norm / (norms_P + _AUTOMATIC_STABILITY)
+    # The constant is Opacus's: a gradient of zero stays one.
+    return (max_grad_norm / (norms_P + 1e-6)).clamp(max=1.0)
 
 
 def patient_gradients(
@@ -112,9 +145,19 @@ def patient_gradients(
 
     A patient's loss is the mean over that patient's own images; padding has weight zero.
     """
+    return _gradient_function(model, loss_per_image)(batch)
+
+
+def _gradient_function(
+    model: nn.Module, loss_per_image: LossPerImage
+) -> Callable[[PatientBatch], dict[str, Tensor]]:
+    """Return `patient_gradients` for all chunks of a step: walking a deep network takes a while."""
     trainable = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
     frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
     frozen |= {n: b.detach() for n, b in model.named_buffers()}
+    num_names = sum(1 for _ in model.named_parameters(remove_duplicate=False))
+    num_names += sum(1 for _ in model.named_buffers(remove_duplicate=False))
+    tied = num_names > len(trainable) + len(frozen)
 
     def loss_of_patient(
         parameters: dict[str, Tensor],
@@ -122,14 +165,19 @@ def patient_gradients(
         targets_K: Tensor,
         mask_K: Tensor,
     ) -> Tensor:
-        outputs = torch.func.functional_call(model, {**parameters, **frozen}, inputs)
+        outputs = torch.func.functional_call(
+            model, {**parameters, **frozen}, inputs, tie_weights=tied
+        )
         losses_K = loss_per_image(outputs, targets_K)
         return (losses_K * mask_K).sum() / mask_K.sum()
 
-    gradients = torch.func.vmap(torch.func.grad(loss_of_patient), in_dims=(None, 0, 0, 0))(
-        trainable, batch.inputs, batch.targets_PK, batch.mask_PK
-    )
-    return cast(dict[str, Tensor], gradients)
+    gradients = torch.func.vmap(torch.func.grad(loss_of_patient), in_dims=(None, 0, 0, 0))
+
+    def of(batch: PatientBatch) -> dict[str, Tensor]:
+        found = gradients(trainable, batch.inputs, batch.targets_PK, batch.mask_PK)
+        return cast(dict[str, Tensor], found)
+
+    return of
 
 
 def dp_step(
@@ -142,8 +190,9 @@ def dp_step(
     optimizer.zero_grad(set_to_none=True)
     # Opacus keeps its per-sample gradients in an attribute that torch does not know.
     parameters: dict[str, Any] = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    gradients_of = _gradient_function(model, loss_per_image)
     for chunk in chunks:
-        gradients = patient_gradients(model, loss_per_image, chunk)
+        gradients = gradients_of(chunk)
         for name, parameter in parameters.items():
             parameter.grad_sample = gradients[name]
         optimizer.clip_and_accumulate()

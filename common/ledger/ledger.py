@@ -1,99 +1,32 @@
-"""The privacy ledger of one data set: append-only facts about what was released.
+"""A data set's ledger: opened alone, appended to, sealed. Format: the package's docstring."""
 
-One JSON line an entry, chained by SHA-256 and signed with the site's Ed25519 key:
-
-    {"index": 0, "previous": "000...", "time": "2026-...Z", "event": {...}, "hash": "...",
-     "signature": "..."}
-
-`event` is a `Spend`, all its fields by name: a round's training, or words named from reports.
-`hash` covers index, previous, time and event; `signature` covers the hash. An entry is written and
-flushed to disk *before* the release, so that a crash can only over-count. A lock file keeps two
-processes from spending at once. A torn last line (power cut while writing) is set aside, because
-its spend never began; a last line that lacks its line end only is kept, because it may have. Any
-other damage is a LedgerError naming the entry, and there is no training.
-"""
-
-import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from medfed.common.accounting import GaussianEvent
 from medfed.common.errors import LedgerError
 from medfed.common.files import sync_folder
-
-GENESIS = "0" * 64
-_FIELDS = {"index", "previous", "time", "event", "hash", "signature"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spend:
-    """One release of this site, as the ledger states it: a round's training, or words.
-
-    Words have round_number 0, images_per_patient 0, sample_rate 1.0 and one step: one Gaussian
-    release of all patients' words (client/privacy/words.py).
-
-    Attributes:
-        release: Names the release: study, run, round and the weights that training started from.
-            With seeded noise the same name gives the same bits, so it is charged once.
-        study: Digest of the study as the site saw it.
-        run: The run's identifier.
-        round_number: 1-based federated round.
-        unit: Unit of privacy, patient or record.
-        images_per_patient: K, the most images of a patient in one step.
-        noise_multiplier: Noise standard deviation over max_grad_norm.
-        sample_rate: Public Poisson rate of a unit.
-        steps: Optimiser steps, each one Gaussian release.
-        max_grad_norm: L2 bound on a unit's gradient; on a patient's weights of words.
-        noise: secure (operating system's generator) or seeded (simulation; not private).
-        kind: training or words.
-        extra_delta: Part of delta that the release costs besides its noise; 0 for training.
-    """
-
-    release: str
-    study: str
-    run: str
-    round_number: int
-    unit: str
-    images_per_patient: int
-    noise_multiplier: float
-    sample_rate: float
-    steps: int
-    max_grad_norm: float
-    noise: Literal["secure", "seeded"]
-    kind: Literal["training", "words"] = "training"
-    extra_delta: float = 0.0
-
-    @property
-    def event(self) -> GaussianEvent:
-        """What the accountant counts."""
-        return GaussianEvent(self.noise_multiplier, self.sample_rate, self.steps, self.extra_delta)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One verified line of a ledger."""
-
-    index: int
-    time: str
-    spend: Spend
-    hash: str
+from medfed.common.ledger.chain import Entry, make_line, parse
+from medfed.common.ledger.countersigning import Countersignature, keep
+from medfed.common.ledger.keys import alone, load_key, make_key, public_pem
+from medfed.common.ledger.reading import (
+    LEDGER,
+    PUBLIC_KEY,
+    SEAL,
+    Verified,
+    is_whole,
+    read_bytes,
+    read_copy,
+    split,
+    verify_with_seal,
+)
+from medfed.common.ledger.seal import Seal, read_seal, write_seal
+from medfed.common.ledger.spends import Spend
+from medfed.common.ledger.summary import Summary
 
 
 class Ledger:
@@ -101,153 +34,170 @@ class Ledger:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.path = folder / "ledger.jsonl"
+        self.path = folder / LEDGER
+        self._lock = folder / "ledger.lock"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._key = self._load_or_make_key()
-        public = self._key.public_key().public_bytes(
-            Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
-        )
-        public_file = folder / "ledger.pub"
-        if not public_file.exists():
-            public_file.write_bytes(public)
+        public = folder / PUBLIC_KEY
+        if not public.exists():
+            public.write_bytes(public_pem(self._key))
 
     def entries(self) -> tuple[Entry, ...]:
-        """Return every entry, verified.
+        """Return every entry, verified line by line.
 
         Raises:
             LedgerError: Naming the first entry that is damaged, out of order or forged.
         """
-        lines, torn = _read_lines(self.path)
-        if torn:
+        copy = read_copy(self.folder, self._key.public_key())
+        if copy.torn:
             raise LedgerError(
-                f"{self.path} ends in a torn line after entry {len(lines) - 1}. "
+                f"{self.path} ends in a torn line after entry {len(copy.entries) - 1}. "
                 "Open it with locked() to set the line aside."
             )
-        return verify(lines, self._key.public_key(), str(self.path))
+        return copy.entries
 
     @contextmanager
     def locked(self) -> Iterator["LockedLedger"]:
-        """Hold this ledger alone: read what was spent and append, with no other process between."""
-        with self._alone():
-            lines, torn = _read_lines(self.path)
-            whole = _is_whole(torn)
+        """Hold this ledger alone: read what was spent and append, with no other process between.
+
+        Raises:
+            LedgerError: Naming the first entry that cannot be trusted.
+        """
+        with alone(self._lock):
+            content, torn = split(read_bytes(self.path))
+            whole = is_whole(torn)
             if whole:
-                lines.append(torn + b"\n")
-            entries = verify(lines, self._key.public_key(), str(self.path))
+                content += torn + b"\n"
+            public_key = self._key.public_key()
+            seal = read_seal(self.folder / SEAL, public_key)
+            verified = verify_with_seal(content, seal, public_key, str(self.path))
             if whole:
                 _write_through(self.path, b"\n")
             elif torn:
                 _set_torn_line_aside(self.path, torn)
-            yield LockedLedger(self.path, self._key, list(entries))
+            ledger = LockedLedger(self.path, self._key, content, verified)
+            try:
+                yield ledger
+            finally:
+                ledger.seal()
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        with (self.folder / "ledger.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
+    def keep_countersignature(self, countersignature: Countersignature) -> None:
+        """Keep what the coordinator signed; once, however often it comes.
+
+        It proves to an auditor that an entry stood in this ledger by then. The coordinator's key
+        is taken on trust with the first one, and held to from then on.
+
+        Raises:
+            LedgerError: Not signed by its key, by another key than the first one's, or over a
+                hash that is not an entry's here. Nothing was kept.
+        """
+        with alone(self._lock):
+            keep(self.folder, countersignature, read_bytes(self.path))
 
     def _load_or_make_key(self) -> Ed25519PrivateKey:
         path = self.folder / "ledger.key"
         if not path.exists():
-            with self._alone():  # two processes may both find none
+            with alone(self._lock):  # two processes may both find none
                 if not path.exists():
-                    _make_key(path, has_entries=self.path.exists())
-        return _load_key(path)
+                    self._check_new(path)
+                    make_key(path)
+        return load_key(path)
+
+    def _check_new(self, path: Path) -> None:
+        """Refuse to make a second key for what the first one signed."""
+        if self.path.exists() or (self.folder / SEAL).exists():
+            raise LedgerError(
+                f"Expected the ledger's key at {path}, found none though the ledger has entries. "
+                "Restore the key from a backup."
+            )
 
 
 class LockedLedger:
-    """A ledger while its lock is held."""
+    """A ledger while its lock is held. Knows what the entries come to without reading each."""
 
-    def __init__(self, path: Path, key: Ed25519PrivateKey, entries: list[Entry]) -> None:
+    def __init__(
+        self, path: Path, key: Ed25519PrivateKey, content: bytes, verified: Verified
+    ) -> None:
         self._path = path
         self._key = key
-        self.entries = entries
+        self._content = [content]  # and each line that was appended
+        self._link = verified.link
+        self._summary = verified.summary
+        self._num_bytes = verified.num_bytes
+        self._digest = verified.digest
+        self._sealed = verified.sealed
+        self._entries: list[Entry] | None = None
+        self._broken = False
+
+    @property
+    def summary(self) -> Summary:
+        """What all entries come to."""
+        return self._summary
+
+    @property
+    def head(self) -> str:
+        """Hash of the last entry; GENESIS if there is none."""
+        return self._link.head
+
+    @property
+    def entries(self) -> list[Entry]:
+        """Every entry, oldest first. Takes a second for ten thousand: see `summary` and `has`."""
+        if self._entries is None:
+            lines = b"".join(self._content).split(b"\n")[:-1]
+            self._entries = [parse(json.loads(line)) for line in lines]
+        return self._entries
+
+    def has(self, spend: Spend) -> bool:
+        """Whether an entry states this very release, equal in every field."""
+        release = b'"release": ' + json.dumps(spend.release).encode()
+        return any(
+            parse(json.loads(line)).spend == spend
+            for content in self._content
+            for line in _lines_with(release, content)
+        )
 
     def append(self, spend: Spend) -> Entry:
-        """Sign `spend` and write it through to the disk."""
-        body: dict[str, Any] = {
-            "index": len(self.entries),
-            "previous": self.entries[-1].hash if self.entries else GENESIS,
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "event": asdict(spend),
-        }
-        digest = _hash(body)
-        signature = self._key.sign(bytes.fromhex(digest)).hex()
-        line = json.dumps({**body, "hash": digest, "signature": signature}, sort_keys=True) + "\n"
+        """Sign `spend` and write it through to the disk.
+
+        Raises:
+            LedgerError: An earlier append failed: what the disk holds is not known.
+            OSError: This one failed. It may count or not; nothing may be released.
+        """
+        if self._broken:
+            raise LedgerError(f"{self._path}: the last entry may be half written. Open it again.")
+        line, entry = make_line(spend, self._link, self._key)
         is_new = not self._path.exists()
-        _write_through(self._path, line.encode())
+        self._broken = True
+        _write_through(self._path, line)
         if is_new:
             sync_folder(self._path.parent)
-        entry = Entry(body["index"], body["time"], spend, digest)
-        self.entries.append(entry)
+        self._broken = False
+        self._content.append(line)
+        self._link = self._link.after(entry)
+        self._summary = self._summary.plus(spend)
+        self._num_bytes += len(line)
+        self._digest.update(line)
+        self._sealed = False
+        if self._entries is not None:
+            self._entries.append(entry)
         return entry
 
-
-def verify(lines: list[bytes], public_key: Ed25519PublicKey, name: str) -> tuple[Entry, ...]:
-    """Check the chain and every signature of a ledger's lines.
-
-    Raises:
-        LedgerError: Naming the first entry that cannot be trusted.
-    """
-    previous = GENESIS
-    entries: list[Entry] = []
-    for index, line in enumerate(lines):
-        try:
-            table = json.loads(line)
-            if set(table) != _FIELDS or line != _canonical(table):
-                raise ValueError("it is not written as this program writes entries")
-            if table["index"] != index or table["previous"] != previous:
-                raise ValueError("it does not follow the entry before it")
-            if table["hash"] != _hash(table):
-                raise ValueError("its hash does not match its content")
-            signature = bytes.fromhex(table["signature"])
-            if signature.hex() != table["signature"]:  # fromhex also reads capitals and spaces
-                raise ValueError("its signature is not written as this program writes it")
-            public_key.verify(signature, bytes.fromhex(table["hash"]))
-            entries.append(Entry(index, table["time"], Spend(**table["event"]), table["hash"]))
-        except InvalidSignature:
-            raise _untrusted(name, index, "its signature is not this site's") from None
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise _untrusted(name, index, str(error)) from None
-        previous = table["hash"]
-    return tuple(entries)
+    def seal(self) -> None:
+        """Let the next opening skip what this one verified or wrote."""
+        if self._sealed or not self._num_bytes:
+            return
+        seal = Seal(self._num_bytes, self._digest.hexdigest(), self._link, self._summary)
+        write_seal(self._path.parent / SEAL, seal, self._key)
+        self._sealed = True
 
 
-def _untrusted(name: str, index: int, why: str) -> LedgerError:
-    return LedgerError(
-        f"{name}: entry {index} cannot be trusted: {why}. No training on this data set. "
-        "Restore the ledger from a backup; never edit it."
-    )
-
-
-def _canonical(table: dict[str, Any]) -> bytes:
-    return (json.dumps(table, sort_keys=True) + "\n").encode()
-
-
-def _hash(table: dict[str, Any]) -> str:
-    body = {name: table[name] for name in ("index", "previous", "time", "event")}
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
-
-
-def _read_lines(path: Path) -> tuple[list[bytes], bytes]:
-    """Return the whole lines, and what follows the last line end (empty unless torn)."""
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return [], b""
-    except OSError as error:
-        raise LedgerError(f"{path} cannot be read ({error}). No training without it.") from None
-    *lines, rest = content.split(b"\n")
-    return [line + b"\n" for line in lines], rest
-
-
-def _is_whole(torn: bytes) -> bool:
-    """Whether a last line without line end holds a whole entry: no shorter part of one parses."""
-    try:
-        json.JSONDecoder().raw_decode(torn.decode(errors="replace"))
-    except ValueError:
-        return False
-    return True
+def _lines_with(part: bytes, content: bytes) -> Iterator[bytes]:
+    """Yield the lines of `content` that hold `part`."""
+    place = content.find(part)
+    while place >= 0:
+        end = content.index(b"\n", place)
+        yield content[content.rfind(b"\n", 0, place) + 1 : end]
+        place = content.find(part, end)
 
 
 def _write_through(path: Path, content: bytes) -> None:
@@ -263,33 +213,3 @@ def _set_torn_line_aside(path: Path, torn: bytes) -> None:
     with path.open("rb+") as file:
         file.truncate(path.stat().st_size - len(torn))
         os.fsync(file.fileno())
-
-
-def _make_key(path: Path, *, has_entries: bool) -> None:
-    if has_entries:
-        raise LedgerError(
-            f"Expected the ledger's key at {path}, found none though the ledger has entries. "
-            "Restore the key from a backup."
-        )
-    key = Ed25519PrivateKey.generate()
-    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    # Whole or not at all: half a key would close the data set for good.
-    draft = path.with_suffix(".draft")
-    draft.unlink(missing_ok=True)
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(handle, "wb") as file:
-        file.write(pem)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-    sync_folder(path.parent)
-
-
-def _load_key(path: Path) -> Ed25519PrivateKey:
-    try:
-        key = load_pem_private_key(path.read_bytes(), password=None)
-    except (OSError, ValueError, TypeError) as error:
-        raise LedgerError(f"{path} is not a readable key ({error}). Restore it.") from None
-    if not isinstance(key, Ed25519PrivateKey):
-        raise LedgerError(f"Expected an Ed25519 key in {path}. Restore it from a backup.")
-    return key

@@ -17,13 +17,21 @@ import numpy as np
 import numpy.typing as npt
 
 from medfed.common.metrics.ordinal import median_grades
-from medfed.common.metrics.sums import FIXED_POINT, MetricSums, fixed
+from medfed.common.metrics.sums import FIXED_POINT, Families, MetricSums, fixed, holds
 
 Mode = Literal["multiclass", "multilabel", "ordinal"]
 
 NUM_BINS = 1024
 LOG_ODDS_RANGE = 16.0
 NUM_CALIBRATION_BINS = 15
+
+CLASSIFICATION_FAMILIES: Families = {
+    "loss": ("loss",),
+    "tables": ("confusion", "correct"),
+    "scores": ("scores",),
+    "calibration": ("calibration",),
+}
+"""What a site releases together; where classes exclude one another, `matrix` is of the tables."""
 
 
 def sum_shapes(num_classes: int, mode: Mode) -> dict[str, tuple[int, ...]]:
@@ -96,7 +104,8 @@ def _one_hot(
 
 
 def classification_metrics(sums: MetricSums, classes: tuple[str, ...]) -> dict[str, float]:
-    """Return every figure that `sums` allow; one undefined for lack of a class is left out.
+    """Return every figure that `sums` allow; one undefined for lack of a class, or of sums that
+    were not released, is left out.
 
     Keys: num_images, loss, accuracy, balanced_accuracy, auroc, average_precision (macro averages
     over the classes that have both positives and negatives), calibration_error, and for each class
@@ -105,20 +114,27 @@ def classification_metrics(sums: MetricSums, classes: tuple[str, ...]) -> dict[s
     count = int(sums["count"])
     if count == 0:
         return {"num_images": 0.0}
-    figures = {
-        "num_images": float(count),
-        "loss": int(sums["loss"]) / FIXED_POINT / count,
-        "accuracy": int(sums["correct"]) / count,
-        "calibration_error": _calibration_error(sums["calibration"]),
-    }
-    curves = {name: _curves(sums["scores"][i]) for i, name in enumerate(classes)}
+    figures = {"num_images": float(count)}
+    if "loss" in sums:
+        figures["loss"] = int(sums["loss"]) / FIXED_POINT / count
+    if "calibration" in sums:
+        figures["calibration_error"] = _calibration_error(sums["calibration"])
+    if "scores" in sums:
+        figures |= _areas(sums["scores"], classes)
+    if holds(sums, CLASSIFICATION_FAMILIES["tables"]):
+        figures["accuracy"] = int(sums["correct"]) / count
+        figures |= _sensitivities(sums["confusion"], classes)
+    return figures
+
+
+def _areas(scores_L2B: npt.NDArray[np.int64], classes: tuple[str, ...]) -> Mapping[str, float]:
+    curves = {name: _curves(scores_L2B[i]) for i, name in enumerate(classes)}
     defined = {name: pair for name, pair in curves.items() if pair is not None}
+    figures: dict[str, float] = {}
     if defined:
         figures["auroc"] = float(np.mean([area for area, _ in defined.values()]))
         figures["average_precision"] = float(np.mean([ap for _, ap in defined.values()]))
-    figures |= {f"auroc/{name}": area for name, (area, _) in defined.items()}
-    figures |= _sensitivities(sums["confusion"], classes)
-    return figures
+    return figures | {f"auroc/{name}": area for name, (area, _) in defined.items()}
 
 
 def confusion_tables(

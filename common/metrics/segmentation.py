@@ -24,8 +24,10 @@ import numpy.typing as npt
 from medfed.common.metrics.classification import confusion_tables
 from medfed.common.metrics.sums import (
     FIXED_POINT,
+    Families,
     MetricSums,
     fixed,
+    holds,
     mean_of_defined,
     only_defined,
     ratio,
@@ -48,6 +50,13 @@ PER_STRUCTURE = (
     "detection_specificity",
 )
 """Figures of each structure whose mean over the structures is a figure of its own."""
+
+SEGMENTATION_FAMILIES: Families = {
+    "loss": ("loss",),
+    "overlap": ("dice", "dice_present", "pixels", "volume", "detection"),
+    "surfaces": ("hd95", "surface_dice", "detection"),
+}
+"""What a site releases together. Surfaces are counted in images of the detection table."""
 
 
 def segmentation_shapes(num_structures: int) -> dict[str, tuple[int, ...]]:
@@ -127,7 +136,8 @@ def _surfaces(
 
 
 def segmentation_metrics(sums: MetricSums, structures: tuple[str, ...]) -> dict[str, float]:
-    """Return every figure that `sums` allow; one that is undefined is left out.
+    """Return every figure that `sums` allow; one that is undefined, or whose sums were not
+    released, is left out.
 
     Keys: num_images, loss; each of `PER_STRUCTURE` as a mean over the structures for which it is
     defined, and for each structure as <figure>/<structure>; num_hd95, missed and false_alarms
@@ -141,41 +151,52 @@ def segmentation_metrics(sums: MetricSums, structures: tuple[str, ...]) -> dict[
     count = int(sums["count"])
     if count == 0:
         return {"num_images": 0.0}
-    figures: dict[str, float | None] = {
-        "num_images": float(count),
-        "loss": int(sums["loss"]) / FIXED_POINT / count,
-    }
+    figures: dict[str, float | None] = {"num_images": float(count)}
+    if "loss" in sums:
+        figures["loss"] = int(sums["loss"]) / FIXED_POINT / count
     parts = [_structure_figures(sums, index, count) for index in range(len(structures))]
     for key in PER_STRUCTURE:
-        figures[key] = mean_of_defined(part[key] for part in parts)
+        figures[key] = mean_of_defined(part.get(key) for part in parts)
     for key in ("num_hd95", "missed", "false_alarms"):
-        figures[key] = sum(part[key] or 0.0 for part in parts)
+        if all(key in part for part in parts):
+            figures[key] = sum(part[key] or 0.0 for part in parts)
     for name, part in zip(structures, parts, strict=True):
         figures |= {f"{key}/{name}": value for key, value in part.items()}
     return only_defined(figures)
 
 
 def _structure_figures(sums: MetricSums, index: int, count: int) -> dict[str, float | None]:
+    figures: dict[str, float | None] = {}
+    if holds(sums, SEGMENTATION_FAMILIES["overlap"]):
+        figures |= _overlap(sums, index, count)
+    if holds(sums, SEGMENTATION_FAMILIES["surfaces"]):
+        (_, false_alarms), (missed, found) = sums["detection"][index].tolist()
+        figures |= {
+            "hd95": _mean(sums, "hd95", index, found),
+            "surface_dice": _mean(sums, "surface_dice", index, found + missed + false_alarms),
+            "num_hd95": float(found),
+        }
+    return figures
+
+
+def _overlap(sums: MetricSums, index: int, count: int) -> dict[str, float | None]:
     both, predicted, truth = sums["pixels"][index].tolist()
     too_large, too_small = sums["volume"][index].tolist()
     (neither, false_alarms), (missed, found) = sums["detection"][index].tolist()
-
-    def mean(name: str, over: int) -> float | None:
-        return ratio(int(sums[name][index]), over * FIXED_POINT)
-
     return {
-        "dice": mean("dice", count),
-        "dice_present": mean("dice_present", missed + found),
+        "dice": _mean(sums, "dice", index, count),
+        "dice_present": _mean(sums, "dice_present", index, missed + found),
         "iou": ratio(both, predicted + truth - both),
         "dice_pooled": ratio(2 * both, predicted + truth),
-        "hd95": mean("hd95", found),
-        "surface_dice": mean("surface_dice", found + missed + false_alarms),
         "sensitivity": ratio(both, truth),
         "precision": ratio(both, predicted),
         "volume_error": ratio(too_large + too_small, truth),
         "detection_sensitivity": ratio(found, found + missed),
         "detection_specificity": ratio(neither, neither + false_alarms),
-        "num_hd95": float(found),
         "missed": float(missed),
         "false_alarms": float(false_alarms),
     }
+
+
+def _mean(sums: MetricSums, name: str, index: int, over: int) -> float | None:
+    return ratio(int(sums[name][index]), over * FIXED_POINT)

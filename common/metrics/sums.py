@@ -1,12 +1,16 @@
 """Metric sums: integers that add up over images, sites and rounds, bit for bit, in any order."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
 
 MetricSums = dict[str, npt.NDArray[np.int64]]
 """Named integer arrays that add up over images, sites and rounds."""
+
+Families = Mapping[str, tuple[str, ...]]
+"""Names of sums that leave a site together or not at all, by what a policy calls them. `count`, the
+number of images, is in none: it goes with each of them."""
 
 FIXED_POINT = 1 << 20
 """Real values travel in units of 2**-20."""
@@ -30,6 +34,17 @@ def add_sums(parts: Iterable[MetricSums]) -> MetricSums:
         for name, values in part.items():
             total[name] = total[name] + values if name in total else values.copy()
     return total
+
+
+def holds(sums: MetricSums, names: Iterable[str]) -> bool:
+    """Whether all of `names` are there: a site may keep some to itself."""
+    return all(name in sums for name in names)
+
+
+def of_families(sums: MetricSums, families: Families, chosen: Iterable[str]) -> MetricSums:
+    """Return the count and those sums of `chosen` families that are there."""
+    kept = {"count", *(name for family in chosen for name in families.get(family, ()))}
+    return {name: values for name, values in sums.items() if name in kept}
 
 
 def ratio(numerator: int, denominator: int) -> float | None:

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medfed.common.metrics.stemming import stem
-from medfed.common.metrics.sums import FIXED_POINT, MetricSums, fixed
+from medfed.common.metrics.sums import FIXED_POINT, Families, MetricSums, fixed, holds
 
 Words = Sequence[str]
 
@@ -35,6 +35,9 @@ TEXT_SHAPES: dict[str, tuple[int, ...]] = {
     "meteor": (2,),
 }
 """The shape of each array of `text_sums`, for screening what a site sent."""
+
+TEXT_FAMILIES: Families = {"loss": ("loss",), "text": ("ngrams", "words", "rouge_l", "meteor")}
+"""What a site releases together."""
 
 
 def text_sums(
@@ -66,18 +69,26 @@ def text_sums(
 
 
 def text_metrics(sums: MetricSums) -> dict[str, float]:
-    """Return num_images, loss, bleu1 to bleu4, rouge_l, meteor and length_ratio.
+    """Return num_images, loss, bleu1 to bleu4, rouge_l, meteor and length_ratio, as far as `sums`
+    were released.
 
     length_ratio is generated over reference words: far below 1, the model stops early.
     """
     count = int(sums["count"])
     if count == 0:
         return {"num_images": 0.0}
+    figures = {"num_images": float(count)}
+    if "loss" in sums:
+        figures["loss"] = int(sums["loss"]) / FIXED_POINT / count
+    if holds(sums, TEXT_FAMILIES["text"]):
+        figures |= _text_figures(sums, count)
+    return figures
+
+
+def _text_figures(sums: MetricSums, count: int) -> dict[str, float]:
     generated, reference = sums["words"].tolist()
     matches, chunks = sums["meteor"].tolist()
     figures = {
-        "num_images": float(count),
-        "loss": int(sums["loss"]) / FIXED_POINT / count,
         "rouge_l": int(sums["rouge_l"]) / FIXED_POINT / count,
         "meteor": meteor_score(matches, chunks, generated, reference),
     }

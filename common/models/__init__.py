@@ -1,6 +1,8 @@
 """Networks by the study's `model.name`, with their first weights and what of them trains."""
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,6 +16,7 @@ from medfed.common.models.freezing import (
     trained_names,
 )
 from medfed.common.models.fusion import Fusion
+from medfed.common.models.low_rank import add_low_rank
 from medfed.common.models.pretrained import (
     LoadReport,
     initialise_from,
@@ -22,6 +25,7 @@ from medfed.common.models.pretrained import (
 )
 from medfed.common.models.report_lstm import ReportModel
 from medfed.common.models.segmenters import build_segmenter
+from medfed.common.models.standardisation import standardise_weights
 from medfed.common.seeding import derive_seed
 from medfed.common.state_dicts import StateDict, read_state
 from medfed.common.study import StudyConfig
@@ -55,12 +59,11 @@ def build_model(
     Raises:
         StudyError: A size that the network cannot take, weights that do not fit or cannot be had.
     """
-    # The random state is the process': two threads must not seed it at once.
-    with _seeding, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(study.study.seed, "initial weights"))
+    with _seeded(study, "initial weights"):
         model = _build(study, num_outputs)
     load_pretrained(model, study, weights_folder)
-    freeze(model, study.model.freeze)
+    with _seeded(study, "low rank"):
+        _choose_what_trains(model, study)
     return model
 
 
@@ -78,7 +81,7 @@ def check_model(study: StudyConfig) -> None:
         build_model(study, num_outputs)
         return
     with torch.device("meta"):
-        freeze(_build(study, num_outputs), study.model.freeze)
+        _choose_what_trains(_build(study, num_outputs), study)
 
 
 def load_pretrained(
@@ -97,7 +100,33 @@ def trained_state(model: nn.Module) -> StateDict:
     return read_state(model, trained_names(model))
 
 
+@contextmanager
+def _seeded(study: StudyConfig, purpose: str) -> Iterator[None]:
+    """Seed torch's random state for a while."""
+    # It is the process': two threads must not seed it at once.
+    with _seeding, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(study.study.seed, purpose))
+        yield
+
+
+def _choose_what_trains(model: nn.Module, study: StudyConfig) -> None:
+    """Freeze as the study says, and put low-rank matrices beside what is frozen if it has any."""
+    section = study.model
+    if section.low_rank is None:
+        freeze(model, section.freeze)
+        return
+    freeze(model, "backbone" if section.freeze == "none" else section.freeze)
+    add_low_rank(model, section.low_rank)
+
+
 def _build(study: StudyConfig, num_outputs: int) -> nn.Module:
+    model = _build_plain(study, num_outputs)
+    if study.model.weight_standardisation:
+        standardise_weights(model)
+    return model
+
+
+def _build_plain(study: StudyConfig, num_outputs: int) -> nn.Module:
     section, data = study.model, study.data
     if section.name in SEGMENTERS:
         return build_segmenter(

@@ -4,9 +4,13 @@ import difflib
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from medfed.common.errors import StudyError
 from medfed.common.state_dicts import digest, read_state
+
+_NORMS = (nn.GroupNorm, nn.LayerNorm, _BatchNorm, _InstanceNorm)
 
 
 def freeze(model: nn.Module, what: str | tuple[str, ...]) -> None:
@@ -14,12 +18,15 @@ def freeze(model: nn.Module, what: str | tuple[str, ...]) -> None:
 
     Args:
         model: The network; `model.head` names its final classifier.
-        what: "none"; "backbone", everything but `model.head`; or one or more patterns of parameter
-            names, in which * stands for anything, dots included.
+        what: "none"; "backbone", everything but `model.head`; "weights", everything but biases,
+            the scale and shift of normalisations, and `model.head` (BitFiT: Zaken et al. 2021,
+            https://arxiv.org/abs/2106.10199; under DP: Bu et al. 2022,
+            https://arxiv.org/abs/2210.00036); or one or more patterns of parameter names, in which
+            * stands for anything, dots included.
 
     Raises:
-        StudyError: A pattern that no parameter matches, nothing left to train, or "backbone" of a
-            network that has no head.
+        StudyError: A pattern that no parameter matches, nothing left to train, "backbone" or
+            "weights" of a network that has no head, or "weights" of one that has no biases.
     """
     names = [name for name, _ in model.named_parameters()]
     frozen = _frozen_names(model, names, what)
@@ -76,7 +83,9 @@ def _frozen_names(model: nn.Module, names: list[str], what: str | tuple[str, ...
     if what == "none":
         return set()
     if what == "backbone":
-        return set(names) - _head_names(model, names)
+        return set(names) - _head_names(model, names, what)
+    if what == "weights":
+        return set(names) - _head_names(model, names, what) - _bias_names(model, names)
     frozen: set[str] = set()
     for pattern in (what,) if isinstance(what, str) else what:
         matched = {name for name in names if fnmatchcase(name, pattern)}
@@ -90,14 +99,35 @@ def _frozen_names(model: nn.Module, names: list[str], what: str | tuple[str, ...
     return frozen
 
 
-def _head_names(model: nn.Module, names: list[str]) -> set[str]:
+def _head_names(model: nn.Module, names: list[str], what: str) -> set[str]:
     head = tuple(f"{prefix}." for prefix in getattr(model, "head", ()))
     found = {name for name in names if head and name.startswith(head)}
     if not found:
         raise StudyError(
-            'model.freeze = "backbone": expected a network with a final classifier, got '
+            f'model.freeze = "{what}": expected a network with a final classifier, got '
             f"{type(model).__name__}, which has none. Give patterns of parameter names, such as "
             f"{_some(names[:4])}."
+        )
+    return found
+
+
+def _bias_names(model: nn.Module, names: list[str]) -> set[str]:
+    """Names of biases and of the scale and shift of normalisations, outside the final classifier.
+
+    Both are what a layer adds to or multiplies each channel with: vectors, a number a channel.
+    """
+    found = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        for name, _ in module.named_parameters(recurse=False)
+        if name == "bias" or isinstance(module, _NORMS)
+    }
+    head = _head_names(model, names, "weights")
+    if not found - head:
+        raise StudyError(
+            f'model.freeze = "weights": expected biases or normalisations to train, got '
+            f"{type(model).__name__}, which has none outside its final classifier. Set "
+            'model.freeze = "backbone", which trains as much.'
         )
     return found
 

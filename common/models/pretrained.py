@@ -27,8 +27,8 @@ _RENAMES = (
 )
 _AUXILIARY = "AuxLogits."
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-# What weights of colour images were trained on.
-_FILE_CHANNELS = 3
+# What weights of colour and of grey images were trained on.
+_FILE_CHANNELS = (3, 1)
 _MOST_LISTED = 20
 
 
@@ -66,8 +66,9 @@ def initialise_from(model: nn.Module, tensors: Mapping[str, Tensor], *, origin: 
 
     Left out on purpose: BatchNorm's statistics where the model has GroupNorm; the auxiliary
     classifier of Inception; the final classifier (`model.head`) where the numbers of outputs differ
-    or the file has none. A first convolution for 3 channels is adapted to another number C: the
-    mean over the channels, times 3 / C, so that an image of equal channels gives the same response.
+    or the file has none. A first convolution for 3 channels, or for 1, is adapted to another number
+    C: the sum over the channels, divided by C, so that an image of equal channels gives the same
+    response.
 
     Args:
         model: The network; its other parameters stay as they are.
@@ -202,7 +203,7 @@ def _our_name(name: str, own: Mapping[str, Tensor], prefix: str) -> str:
 def _differs_in_channels(got: torch.Size, expected: torch.Size) -> bool:
     return (
         len(got) == len(expected)
-        and got[1] == _FILE_CHANNELS
+        and got[1] in _FILE_CHANNELS
         and (got[0], *got[2:]) == (expected[0], *expected[2:])
     )
 

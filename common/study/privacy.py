@@ -21,7 +21,9 @@ class SiteLevelSection(Section):
     """Adaptive clipping: step of the bound, in log, for a quantile that is off by one."""
     count_noise_multiplier: PositiveFloat = 1.0
     """Adaptive clipping: noise standard deviation of the number of sites within the bound, which
-    is released and charged together with the update."""
+    is released and charged together with the update. More than half of noise_multiplier."""
+    max_epsilon: PositiveFloat | None = None
+    """Budget at target_delta: the server ends training before the round that would exceed it."""
 
 
 class PrivacySection(Section):
@@ -60,6 +62,39 @@ class PrivacySection(Section):
                 "answer would reveal it. Set privacy.site.expected_sites to how many you expect."
             )
         return self
+
+    @model_validator(mode="after")
+    def _feasible_count(self) -> Self:
+        if self.unit == "site" and self.site.adaptive_quantile is not None:
+            _ = self.update_noise_multiplier
+        return self
+
+    @property
+    def update_noise_multiplier(self) -> float:
+        """Site level: noise of the sum of updates over its bound.
+
+        With adaptive clipping the count of sites within the bound is released beside the sum. A
+        site moves that count, in which each site stands as +1/2 or -1/2, by 1/2. Both together are
+        one Gaussian release of noise_multiplier z if z**-2 = z_update**-2 + (2 count_noise)**-2
+        (Andrew et al. 2021, theorem 1, https://arxiv.org/abs/1905.03871): that is what is charged,
+        and the sum takes the more noise.
+
+        Raises:
+            ValueError: The count alone costs as much as both may.
+        """
+        if self.site.adaptive_quantile is None:
+            return self.noise_multiplier
+        left = self.noise_multiplier**-2 - (2 * self.site.count_noise_multiplier) ** -2
+        # Close to zero the sum would drown: a hundred times the noise is not what is meant.
+        if not left > 1e-4 * self.noise_multiplier**-2:
+            raise ValueError(
+                f"site.adaptive_quantile with site.count_noise_multiplier = "
+                f"{self.site.count_noise_multiplier:g} and noise_multiplier = "
+                f"{self.noise_multiplier:g}: the count alone would cost as much as update and "
+                "count may together. Raise privacy.site.count_noise_multiplier to "
+                f"{self.noise_multiplier:g} or more."
+            )
+        return float(left**-0.5)
 
     @property
     def enabled(self) -> bool:

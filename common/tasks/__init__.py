@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from medfed.common.study import StudyConfig
 from medfed.common.tasks.classification import Classification
+from medfed.common.tasks.pooling import pooled_metrics
 from medfed.common.tasks.protocol import Batch, Examples, Figure, Task
 from medfed.common.tasks.report import Report
 from medfed.common.tasks.segmentation import Segmentation
@@ -18,6 +19,7 @@ __all__ = [
     "Segmentation",
     "Task",
     "make_task",
+    "pooled_metrics",
 ]
 
 _TASKS: dict[str, Callable[[StudyConfig, Vocabulary], Task]] = {

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from medfed.common.errors import DataError
 from medfed.common.losses import grade_losses
 from medfed.common.metrics import (
+    CLASSIFICATION_FAMILIES,
+    Families,
     MetricSums,
     classification_metrics,
     classification_sums,
@@ -46,6 +48,14 @@ class Classification:
         self.mode = study.task.mode
         self.num_outputs = len(self.classes) - (self.mode == "ordinal")
         self.figures = (_GRADE_FIGURES if self.mode == "ordinal" else ()) + _FIGURES
+
+    @property
+    def families(self) -> Families:
+        """Loss, tables, scores and calibration."""
+        if self.mode == "multilabel":
+            return CLASSIFICATION_FAMILIES
+        tables = (*CLASSIFICATION_FAMILIES["tables"], "matrix")
+        return {**CLASSIFICATION_FAMILIES, "tables": tables}
 
     def targets(self, examples: Examples) -> Tensor:
         """Return int64 [B] (one class or grade) or float32 [B, L] (multilabel).
@@ -107,7 +117,9 @@ class Classification:
     def metrics(self, sums: MetricSums) -> dict[str, float]:
         """Return AUROC, accuracy and the rest; of grades also kappa and the mean error."""
         figures = classification_metrics(sums, self.classes)
-        return figures | ordinal_metrics(sums["matrix"]) if self.mode == "ordinal" else figures
+        if self.mode == "ordinal" and "matrix" in sums:
+            figures |= ordinal_metrics(sums["matrix"])
+        return figures
 
 
 def _grade_probabilities(outputs_BK: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor, nn
 
-from medfed.common.metrics import MetricSums
+from medfed.common.metrics import Families, MetricSums
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ class Task(Protocol):
         """What tables and plots show, the figure that everything leads with first."""
         ...
 
+    @property
+    def families(self) -> Families:
+        """Names of `evaluate`'s sums that a site releases together, by the policy's word."""
+        ...
+
     def targets(self, examples: Examples) -> Tensor:
         """Turn what is known into what `loss_per_image` takes, [B, ...]."""
         ...
@@ -99,5 +104,6 @@ class Task(Protocol):
         ...
 
     def metrics(self, sums: MetricSums) -> dict[str, float]:
-        """Return the figures that `sums` allow; one that is undefined is left out."""
+        """Return the figures that `sums` allow; one that is undefined, or whose family is not
+        there, is left out. `count` is always there."""
         ...

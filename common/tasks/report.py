@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from medfed.common.losses import word_losses
 from medfed.common.metrics import (
+    TEXT_FAMILIES,
     TEXT_SHAPES,
+    Families,
     MetricSums,
     confusion_tables,
     text_metrics,
@@ -61,6 +63,13 @@ class Report:
         self._section = study.task.report
         self._labeller = FindingLabeller(self._section.findings)
         self.figures = (_FINDING_FIGURES if self._labeller.names else ()) + _FIGURES
+
+    @property
+    def families(self) -> Families:
+        """Loss and text; findings, where the study names some."""
+        if not self._labeller.names:
+            return TEXT_FAMILIES
+        return {**TEXT_FAMILIES, "findings": ("findings",)}
 
     @property
     def _num_tokens(self) -> int:
@@ -134,7 +143,7 @@ class Report:
     def metrics(self, sums: MetricSums) -> dict[str, float]:
         """Return BLEU, ROUGE-L, METEOR, and precision, recall and F1 of the findings."""
         figures = text_metrics(sums)
-        if self._labeller.names:
+        if "findings" in sums:
             figures |= finding_metrics(sums["findings"], self._labeller.names)
         return figures
 

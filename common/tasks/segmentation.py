@@ -17,6 +17,8 @@ from medfed.common.losses import (
     soft_dice_losses,
 )
 from medfed.common.metrics import (
+    SEGMENTATION_FAMILIES,
+    Families,
     MetricSums,
     segmentation_metrics,
     segmentation_shapes,
@@ -51,6 +53,11 @@ class Segmentation:
             Figure("precision", "Precision"),
             Figure("loss", "Loss", higher_is_better=False),
         )
+
+    @property
+    def families(self) -> Families:
+        """Loss, overlap and surfaces."""
+        return SEGMENTATION_FAMILIES
 
     def targets(self, examples: Examples) -> Tensor:
         """Return uint8 [B, *S]: structure indices from 1, or one bit a region.

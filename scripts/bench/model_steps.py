@@ -39,7 +39,7 @@ from medfed.client.privacy.dp_sgd import NoisyOptimizer, PatientBatch, dp_step
 from medfed.client.privacy.noise import SecureNoise, SeededNoise
 from medfed.client.workspace import keep_freed_memory
 from medfed.common.models import build_model
-from medfed.common.study import StudyConfig
+from medfed.common.study import PrivacySection, StudyConfig
 from medfed.common.tasks import Task, make_task
 
 VARIANTS = ("non-private", "seeded", "secure")
@@ -190,7 +190,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--chunk", type=int, default=16)
+    parser.add_argument("--chunk", type=int, default=PrivacySection().chunk)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--only", nargs="*", default=list(CONTESTANTS))
     parser.add_argument("--json", type=Path)

@@ -71,10 +71,17 @@ class WeightedMean:
             raise UpdateError("Expected at least one update to average, got none.")
         return {name: self._mean(name, dtype) for name, dtype in self._types.items()}
 
-    def _mean(self, name: str, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
+    def total(self) -> dict[str, npt.NDArray[np.float64]]:
+        """Return `sum(w * u)` in float64; zeros if nothing was added."""
+        return {name: self._total(name) for name in self._types}
+
+    def _total(self, name: str) -> npt.NDArray[np.float64]:
         # One integer to float64 conversion each and one addition: the same for any order.
         total = self._high[name] * 2.0**-_HIGH_BITS + self._low[name] * 2.0**-_LOW_BITS
-        mean = total / self.total_weight
+        return np.asarray(total, dtype=np.float64)
+
+    def _mean(self, name: str, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
+        mean = self._total(name) / self.total_weight
         if not np.issubdtype(dtype, np.floating):
             mean = np.rint(mean)
         return np.asarray(mean, dtype=dtype)

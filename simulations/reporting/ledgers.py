@@ -7,13 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
-
 from medfed.common.accounting import epsilon
 from medfed.common.errors import LedgerError
-from medfed.common.ledger import Spend, verify
+from medfed.common.ledger import Spend, Summary, read_ledger
 
 # The inline figure and this one use the same accountant: only another processor's rounding differs.
 AGREEMENT = 1e-3
@@ -32,13 +28,18 @@ class LedgerFacts:
     problem: str = ""
 
     def epsilon(self, delta: float) -> float:
-        """Return what all entries together cost at `delta`, by PLD."""
-        return epsilon([spend.event for spend in self.spends], delta)
+        """Return what all private entries together cost at `delta`, by PLD."""
+        return epsilon(Summary.of(self.spends).events, delta)
+
+    @property
+    def without_privacy(self) -> int:
+        """Releases that no epsilon covers."""
+        return sum(spend.unit == "none" for spend in self.spends)
 
     @property
     def steps(self) -> int:
         """Optimiser steps, each one Gaussian release; naming words is none."""
-        return sum(spend.steps for spend in self.spends if spend.kind == "training")
+        return sum(s.steps for s in self.spends if s.kind == "training" and s.unit != "none")
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,10 @@ class LedgerCheck:
         site: The site.
         entries: Entries of the ledger.
         steps: Optimiser steps over all entries.
-        recomputed: From the ledger, by PLD; None if the ledger cannot be trusted.
+        recomputed: From the ledger, by PLD; None if the ledger cannot be trusted, or holds
+            nothing but releases without privacy.
         printed: The last that the rounds printed; None if none did.
+        without_privacy: Releases that no epsilon covers.
         problem: Why the ledger cannot be trusted; empty if it can.
     """
 
@@ -59,11 +62,14 @@ class LedgerCheck:
     steps: int
     recomputed: float | None
     printed: float | None
+    without_privacy: int
     problem: str
 
     @property
     def agrees(self) -> bool:
-        """Whether the two lie within 0.1 % of one another."""
+        """Whether the two lie within 0.1 % of one another, or there is rightly neither."""
+        if self._all_without_privacy:
+            return self.printed is None
         if self.recomputed is None or self.printed is None:
             return False
         return abs(self.recomputed - self.printed) <= AGREEMENT * max(self.printed, 1e-9)
@@ -73,14 +79,21 @@ class LedgerCheck:
         """In words, for the table."""
         if self.problem:
             return f"ledger not trusted: {self.problem}"
+        if self._all_without_privacy and self.printed is None:
+            return "without privacy"
         if self.recomputed is None or self.printed is None:
             return "no round to compare with"
         if self.agrees:
-            return "agrees"
+            besides = f"; besides, {self.without_privacy} releases without privacy"
+            return f"agrees{besides if self.without_privacy else ''}"
         more = self.recomputed > self.printed
         # An entry is written before training: a killed round leaves one with no record.
         why = "a round was charged and not recorded" if more else "entries are missing"
         return f"differs: the ledger holds {'more' if more else 'less'} ({why})"
+
+    @property
+    def _all_without_privacy(self) -> bool:
+        return not self.problem and 0 < self.entries == self.without_privacy
 
 
 def read_ledgers(folder: Path) -> dict[str, LedgerFacts]:
@@ -103,29 +116,26 @@ def check_ledgers(
             site=site,
             entries=len(facts.spends),
             steps=facts.steps,
-            recomputed=None if facts.problem else facts.epsilon(delta),
+            recomputed=_recompute(facts, delta),
             printed=printed.get(site),
+            without_privacy=facts.without_privacy,
             problem=facts.problem,
         )
         for site, facts in ledgers.items()
     )
 
 
+def _recompute(facts: LedgerFacts, delta: float) -> float | None:
+    if facts.problem or 0 < len(facts.spends) == facts.without_privacy:
+        return None
+    return facts.epsilon(delta)
+
+
 def _read(state: Path) -> LedgerFacts:
     # Not `Ledger(state)`: that makes a key where there is none, and a report changes nothing.
     try:
-        key = load_pem_public_key((state / "ledger.pub").read_bytes())
-        if not isinstance(key, Ed25519PublicKey):
-            return LedgerFacts((), "ledger.pub is not an Ed25519 key")
-        lines = (state / "ledger.jsonl").read_bytes().split(b"\n")[:-1]
-        entries = verify([line + b"\n" for line in lines], key, "ledger.jsonl")
-    except (OSError, ValueError, UnsupportedAlgorithm) as error:
-        return LedgerFacts((), f"ledger.pub or ledger.jsonl cannot be read ({_short(error)})")
+        copy = read_ledger(state)
     except LedgerError as error:
-        return LedgerFacts((), str(error))
-    return LedgerFacts(tuple(entry.spend for entry in entries))
-
-
-def _short(error: Exception) -> str:
-    """Without the path that an OSError names: the page is passed around."""
-    return (error.strerror if isinstance(error, OSError) else None) or type(error).__name__
+        # Without the path: the page is passed around.
+        return LedgerFacts((), str(error).replace(f"{state}/", ""))
+    return LedgerFacts(tuple(entry.spend for entry in copy.entries))

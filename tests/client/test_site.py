@@ -19,6 +19,8 @@ def test_site_defaults_are_the_strict_ones(tmp_path: Path) -> None:
     assert site.policy.unit == "patient"
     assert not site.policy.allow_seeded_noise
     assert not site.policy.release_evaluation
+    assert site.policy.min_patients_per_count == 5
+    assert site.policy.release_words == "dp"
     assert site.path("store") == tmp_path / "store"
     assert site.state_folder == tmp_path / "state"
 
@@ -32,6 +34,13 @@ def test_site_defaults_are_the_strict_ones(tmp_path: Path) -> None:
         ('name = "n"\n[data]\nstores = []\n', "data.stores"),
         ('name = "n"\n[data]\nstores = ["s"]\n[policy]\nmax_epsilo = 1\n', "max_epsilon?"),
         ('name = "n"\n[data]\nstores = ["s"]\n[policy]\nmax_epsilon = -1\n', "max_epsilon"),
+        ('name = "n"\n[data]\nstores = ["s"]\n[policy]\nmodels = ["rasnet18"]\n', "rasnet18"),
+        ('name = "n"\n[data]\nstores = ["s"]\n[policy]\ntasks = ["detection"]\n', "policy.tasks"),
+        (
+            'name = "n"\n[data]\nstores = ["s"]\n[policy]\nrelease_metrics = ["auroc"]\n',
+            "policy.release_metrics",
+        ),
+        ('name = "n"\n[data]\nstores = ["s"]\n[policy]\nmin_noise = 1\n', "min_noise_multiplier?"),
         ('name = "n"\nfolder = "/"\n[data]\nstores = ["s"]\n', "folder"),
     ],
 )

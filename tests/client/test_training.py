@@ -223,8 +223,10 @@ def test_training_without_privacy_counts_passes_or_steps() -> None:
 # Under privacy
 
 
-def test_training_with_privacy_is_a_plain_loop() -> None:
+@pytest.mark.parametrize("clipping", ["flat", "automatic"])
+def test_training_with_privacy_is_a_plain_loop(clipping: str) -> None:
     study = private_study(
+        clipping=clipping,
         sample_rate=0.5,
         images_per_patient=2,
         max_grad_norm=0.6,
@@ -252,8 +254,9 @@ def test_training_with_privacy_is_a_plain_loop() -> None:
             loss = nn.functional.cross_entropy(model(images[chosen]), targets[chosen])
             gradients = torch.autograd.grad(loss, parameters)
             length = torch.cat([g.flatten() for g in gradients]).norm()
+            flat, automatic = min(1.0, 0.6 / float(length)), 0.6 / (float(length) + 0.01)
             for total, gradient in zip(sums, gradients, strict=True):
-                total += gradient * min(1.0, 0.6 / float(length))
+                total += gradient * (flat if clipping == "flat" else automatic)
         for parameter, total in zip(parameters, sums, strict=True):
             parameter.grad = (total + 0.3 * 0.6 * noise.normal_like(total)) / 3.0
         optimizer.step()

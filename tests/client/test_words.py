@@ -10,7 +10,7 @@ from scipy.stats import norm
 from medfed.client import words as words_module
 from medfed.client.data.site_data import ImageSet
 from medfed.client.data.store import Store
-from medfed.client.policy import charge, spend_of_round, spend_of_words
+from medfed.client.policy import charge, spend_of_round
 from medfed.client.site import PolicySection, SiteConfig
 from medfed.client.words import release_words, reports_by_patient
 from medfed.common.accounting import GaussianEvent, epsilon
@@ -41,7 +41,7 @@ def make_study(unit: str = "", task: object = None, **report: object) -> StudyCo
             "task": task or {"type": "report", "report": report},
             "model": {} if task else {"name": "report_lstm"},
             "training": {"local_steps": 2},
-            "privacy": {"unit": unit},
+            "privacy": {"unit": unit, "site": {"expected_sites": 2.0 if unit == "site" else None}},
         }
     )
 
@@ -132,10 +132,23 @@ def test_release_words_counts_a_patient_once_over_all_reports(tmp_path: Path) ->
     assert named == ({"cyst"}, None)
 
 
-def test_release_words_without_noise_writes_no_ledger(tmp_path: Path) -> None:
-    site = make_site(tmp_path, release_words="threshold")
-    name(site, make_study())
-    assert not site.state_folder.exists()
+def test_release_words_without_noise_is_written_as_a_release_without_privacy(
+    tmp_path: Path,
+) -> None:
+    site = make_site(tmp_path, release_words="threshold", unit="none")
+    _, spent = name(site, make_study())
+    assert spent is None
+    [spend] = spends_of(site)
+    assert (spend.kind, spend.unit, spend.noise, spend.event) == ("words", "none", "none", None)
+    # No epsilon can be claimed for these patients any more.
+    strict = make_site(tmp_path)
+    assert_refused(strict, make_study(**NOISE), RefusalReason.POLICY)
+
+
+def test_release_words_refuses_a_study_that_hides_sites(tmp_path: Path) -> None:
+    # Words with noise hide a patient, not a hospital that alone has a word.
+    study = make_study("site", **NOISE)
+    assert_refused(make_site(tmp_path, unit="site"), study, RefusalReason.STUDY)
 
 
 def test_release_words_takes_the_most_frequent_of_the_size_asked(tmp_path: Path) -> None:
@@ -149,7 +162,8 @@ def test_release_words_of_no_reports_are_none(tmp_path: Path) -> None:
     site = make_site(tmp_path, release_words="threshold")
     assert name(site, make_study(), {}) == (set(), None)
     assert name(site, make_study(), {f"p{n}": ("", "  ") for n in range(9)}) == (set(), None)
-    assert name(site, make_study(**NOISE), {})[0] == set()
+    covered = make_site(tmp_path / "covered")
+    assert name(covered, make_study(**NOISE), {})[0] == set()
 
 
 def test_release_words_never_names_what_no_vocabulary_takes(tmp_path: Path) -> None:
@@ -206,7 +220,9 @@ def test_release_words_and_rounds_draw_on_one_budget(tmp_path: Path) -> None:
         spend = spend_of_round(
             study, site.policy, run="run", round_number=number, release=f"round {number}"
         )
-        return charge(site, spend)
+        epsilon_after = charge(site, spend).epsilon
+        assert epsilon_after is not None
+        return epsilon_after
 
     _, spent = name(site, study)
     assert spent is not None
@@ -287,11 +303,6 @@ def test_release_words_per_record_states_the_noise_of_a_patients_changed_words(
     # Rounds per record, and more words, go on from there.
     charge(site, spend_of_round(study, site.policy, run="r", round_number=1, release="x"))
     name(site, study)
-
-
-def test_spend_of_words_without_noise_is_an_error() -> None:
-    with pytest.raises(ValueError, match="words_noise_multiplier"):
-        spend_of_words(make_study(), PolicySection(), run="run", release="r")
 
 
 def test_release_words_of_a_study_without_training_privacy_counts_patients(tmp_path: Path) -> None:

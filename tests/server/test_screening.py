@@ -54,7 +54,15 @@ def test_screen_sums_refuses_wrong_shapes_and_negative_counts() -> None:
         {**sums, "count": np.array(-1)},
         {**sums, "count": np.array(1.0)},
         {**sums, "count": np.array([1])},
-        {name: array for name, array in sums.items() if name != "loss"},
+        {**sums, "names": np.array(1)},
+        {name: array for name, array in sums.items() if name != "count"},
+        {},
     ):
         with pytest.raises(UpdateError, match="sum"):
             screen_sums(bad, sum_shapes(2, "multiclass"))
+
+
+def test_screen_sums_passes_what_a_site_keeps_to_itself() -> None:
+    sums = classification_sums(np.array([[0.9, 0.1]]), np.array([0]), np.zeros(1), "multiclass")
+    for kept in (["count"], ["count", "loss"], ["count", "scores", "calibration"]):
+        screen_sums({name: sums[name] for name in kept}, sum_shapes(2, "multiclass"))

@@ -10,8 +10,10 @@ from flwr.clientapp import ClientApp
 
 from medfed.common import messages
 from medfed.common.errors import RefusalReason, RunError, StudyError
+from medfed.common.ledger.countersigning import read_countersignatures
 from medfed.common.messages import JoinReply, Refusal, WordsReply
 from medfed.common.study import StudyConfig
+from medfed.server.countersigning import HEADS_FILE, SERVER_KEY, Countersigner
 from medfed.server.participants import Participant
 from medfed.server.records import ArmFolder, RunPlan
 from medfed.server.words import agree_on_words, read_public_words
@@ -41,6 +43,10 @@ def broken() -> RecordDict:
     raise TypeError("lost")
 
 
+def countersigner_of(arm: ArmFolder) -> Countersigner:
+    return Countersigner(arm.folder / HEADS_FILE, arm.folder / "server_state" / SERVER_KEY, "r")
+
+
 def agree(
     tmp_path: Path, answers: dict[str, Answer], min_sites: int = 2, study: StudyConfig = STUDY
 ) -> tuple[tuple[str, ...], dict[str, dict[str, object]]]:
@@ -56,7 +62,7 @@ def agree(
     sites = [Participant(site, node, None) for node, site in by_node.items()]
     plan = RunPlan(run="r", min_sites=min_sites, expected_sites=len(sites))
     with LocalGrid(app, dict.fromkeys(by_node, tmp_path)) as grid:
-        words = agree_on_words(grid, study, plan, arm, sites)
+        words = agree_on_words(grid, study, plan, arm, sites, countersigner_of(arm))
     return words, json.loads((arm.folder / "vocabulary.json").read_text())["sites"]
 
 
@@ -124,3 +130,38 @@ def test_public_words_are_read_line_by_line(tmp_path: Path) -> None:
             read_public_words(path)
     with pytest.raises(StudyError, match="cannot be read"):
         read_public_words(tmp_path / "none.txt")
+
+
+def test_ledger_heads_of_named_words_are_countersigned_as_round_0(tmp_path: Path) -> None:
+    def charged(site: str, head: str) -> Answer:
+        reply = WordsReply(site=site, words=("lungs",), epsilon=0.5, ledger_head=head)
+        return lambda: messages.pack_words_reply(reply)
+
+    _, sites = agree(
+        tmp_path,
+        {
+            "a": charged("a", "a" * 64),
+            "b": charged("b", "b" * 64),
+            "c": named("c", "lungs"),
+            "d": charged("d", "D" * 64),
+            "e": charged("e", "e" * 63),
+        },
+    )
+    signed = read_countersignatures(tmp_path / "arm" / HEADS_FILE)
+    assert [(s.site, s.round_number, s.head, s.run) for s in signed] == [
+        ("a", 0, "a" * 64, "r"),
+        ("b", 0, "b" * 64, "r"),
+    ]
+    assert {site: facts["status"] for site, facts in sites.items()} == {
+        "a": "ok", "b": "ok", "c": "ok", "d": "rejected", "e": "rejected",
+    }  # fmt: skip
+    assert "hexadecimal" in str(sites["d"]["reason"])
+
+
+def test_site_level_privacy_asks_no_site_for_words(tmp_path: Path) -> None:
+    table = STUDY.model_dump()
+    table["task"]["report"]["words_noise_multiplier"] = 1.0
+    table["privacy"] |= {"unit": "site", "site": {"expected_sites": 2}}
+    study = StudyConfig.model_validate(table)
+    with pytest.raises(RunError, match=r"public task\.report\.vocabulary"):
+        agree(tmp_path, {"a": named("a", "lungs"), "b": named("b", "lungs")}, study=study)

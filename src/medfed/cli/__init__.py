@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from medfed.cli.privacy import privacy_app
+from medfed.cli.site_ledger import ledger_app
 from medfed.common.errors import MedfedError
 
 app = typer.Typer(
@@ -18,6 +20,10 @@ app = typer.Typer(
 )
 study_app = typer.Typer(help="Look at study files.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
+site_app = typer.Typer(help="What a hospital keeps and what left it.", no_args_is_help=True)
+app.add_typer(site_app, name="site")
+site_app.add_typer(ledger_app, name="ledger")
+app.add_typer(privacy_app, name="privacy")
 
 Overrides = Annotated[
     list[str] | None,
@@ -133,6 +139,46 @@ def explain(
     from medfed.cli.explain import print_explanation
 
     print_explanation(run, image or (), column or (), out)
+
+
+@app.command()
+def audit(
+    target: Annotated[
+        Path,
+        typer.Argument(metavar="RUN_OR_LEDGER", help="Run folder, ledger.jsonl or its folder."),
+    ],
+    part: Annotated[
+        list[str] | None,
+        typer.Option(help="ledger, mechanism, membership or reconstruction; all of them if unset."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    out: Annotated[Path, typer.Option(help="Folder for audit.html.")] = Path("audit"),
+    seed: Annotated[int, typer.Option(help="Of the auditor's own draws.")] = 0,
+    full: Annotated[
+        bool, typer.Option("--full", help="Take more time: more reference models and steps.")
+    ] = False,
+    delta: Annotated[
+        float | None, typer.Option(help="State epsilon at this delta, not at the policy's.")
+    ] = None,
+) -> None:
+    """Check a run's privacy claims: recompute its ledgers, test its noise, attack its model."""
+    from medfed.cli.audit import AuditRequest, print_audit
+
+    print_audit(AuditRequest(target, tuple(part or ()), out, as_json, seed, full, delta))
+
+
+@site_app.command()
+def releases(
+    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site's own file.")],
+    last: Annotated[
+        int | None, typer.Option(min=0, help="Show only so many of the latest.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """List every quantity that left this site, in bytes and with its privacy cost."""
+    from medfed.cli.site_releases import print_releases
+
+    print_releases(site, last=last, as_json=as_json)
 
 
 @study_app.command("keys")

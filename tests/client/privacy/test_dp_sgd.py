@@ -6,16 +6,20 @@ Shapes: P patients, K images a patient (padded), L classes.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from medfed.client.privacy.dp_sgd import (
+    Clipping,
     LossPerImage,
     NoisyOptimizer,
     PatientBatch,
+    clip_factors,
     dp_step,
     patient_gradients,
 )
@@ -132,6 +136,7 @@ def make_optimizer(
     noise_multiplier: float = 1.0,
     max_grad_norm: float = 1.0,
     expected_batch_size: float = 1.0,
+    clipping: Clipping = "flat",
 ) -> NoisyOptimizer:
     return NoisyOptimizer(
         torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0),
@@ -139,6 +144,7 @@ def make_optimizer(
         max_grad_norm=max_grad_norm,
         expected_batch_size=expected_batch_size,
         noise=noise or NoNoise(),
+        clipping=clipping,
     )
 
 
@@ -214,11 +220,18 @@ def sensitivity(
     loss_for: Callable[[PatientBatch], LossPerImage],
     batch: PatientBatch,
     max_grad_norm: float,
+    clipping: Clipping = "flat",
 ) -> float:
     """The probe: how far removing one patient moves the clipped sum, in units of max_grad_norm."""
 
     def clipped_sum(sample: PatientBatch) -> Tensor:
-        return step_of(model, loss_for(sample), split(sample, 3), max_grad_norm=max_grad_norm)
+        return step_of(
+            model,
+            loss_for(sample),
+            split(sample, 3),
+            max_grad_norm=max_grad_norm,
+            clipping=clipping,
+        )
 
     whole = clipped_sum(batch)
     moves = [
@@ -242,6 +255,109 @@ def test_removing_a_patient_moves_the_clipped_sum_by_at_most_the_bound(
     bound = float(norms_P.quantile(quantile))
     found = sensitivity(model, lambda _: loss, batch, bound)
     assert 0.99 < found <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_automatic_clipping_scales_every_gradient_to_just_below_the_bound(scale: float) -> None:
+    model = make_model().double()
+    batch = doubled(make_batch((1, 3, 2, 1, 4)))
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        return scale * MULTICLASS(outputs, targets)
+
+    gradients_PD = flat(loop_gradients(model, loss, batch))
+    norms_P = gradients_PD.norm(dim=1)
+    for bound in (0.1, 2.0):
+        # Equation 4.1 of Bu et al. 2022, gamma = 0.01.
+        expected = (gradients_PD * (bound / (norms_P + 0.01))[:, None]).sum(dim=0) / 6.5
+        step = step_of(
+            model,
+            loss,
+            split(batch, 2),
+            max_grad_norm=bound,
+            expected_batch_size=6.5,
+            clipping="automatic",
+        )
+        torch.testing.assert_close(step, expected, rtol=1e-9, atol=1e-12)
+        found = sensitivity(model, lambda _: loss, batch, bound, "automatic")
+        widest = float((norms_P / (norms_P + 0.01)).max())
+        assert found == pytest.approx(widest, rel=1e-6)
+        assert found < 1
+
+
+@pytest.mark.parametrize("factor", [1e12, 1e25, math.inf, math.nan])
+def test_automatic_clipping_bounds_a_patient_with_a_huge_or_broken_gradient(factor: float) -> None:
+    model = make_model()
+    batch = make_batch((2, 1, 3))
+    images = batch.inputs[0].clone()
+    images[1] *= factor
+    wild = replace(batch, inputs=(images,))
+    values = {"max_grad_norm": 0.5, "clipping": "automatic"}
+    calm = step_of(model, MULTICLASS, [pick(batch, [0, 2])], **values)
+    step = step_of(model, MULTICLASS, split(wild, 2), **values)
+    assert float((step - calm).norm()) <= 0.5 * (1 + 1e-5)
+    assert float(calm.norm()) > 0.1
+
+
+def test_automatic_clipping_leaves_a_gradient_of_zero_at_zero() -> None:
+    factors_P = clip_factors(torch.tensor([0.0, 1e-9, 0.01, 1.0]), 2.0, "automatic")
+    norms_P = torch.tensor([0.0, 1e-9, 0.01, 1.0]) * factors_P
+    torch.testing.assert_close(norms_P, torch.tensor([0.0, 2e-7, 1.0, 2 / 1.01]))
+
+
+@pytest.mark.parametrize("chunks", [(), (5,), (3, 2), (1, 1, 3)])
+@pytest.mark.parametrize("name", ["cnn", "resnet18"])
+def test_flat_clipping_is_opacus_arithmetic_to_the_bit(name: str, chunks: tuple[int, ...]) -> None:
+    model = make_model(name, 32)
+    batch = make_batch((1, 2, 1, 1, 2), size=32)
+    parameters: list[Any] = list(model.parameters())
+    ours = make_optimizer(model, max_grad_norm=0.7, expected_batch_size=5.5)
+    theirs = DPOptimizer(
+        torch.optim.SGD(parameters, lr=1.0),
+        noise_multiplier=0.0,
+        max_grad_norm=0.7,
+        expected_batch_size=5.5,
+    )
+    found = []
+    for optimizer in (ours, theirs):
+        optimizer.zero_grad(set_to_none=True)
+        start = 0
+        for size in chunks:
+            part = pick(batch, range(start, start + size))
+            start += size
+            gradients = patient_gradients(model, MULTICLASS, part)
+            for (key, _), parameter in zip(model.named_parameters(), parameters, strict=True):
+                parameter.grad_sample = gradients[key]
+            optimizer.clip_and_accumulate()
+        for parameter in parameters:
+            parameter.grad_sample = parameter.new_empty((0, *parameter.shape))
+        optimizer.pre_step()
+        found.append([parameter.grad.clone() for parameter in parameters])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert any(bool(a.any()) for a in found[0]) == bool(chunks)
+
+
+class Tied(nn.Module):
+    """One weight used twice under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(16, 16)
+        self.second = nn.Linear(16, 16)
+        self.second.weight = self.first.weight
+        self.head = nn.Linear(16 * 16, NUM_CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.second(self.first(images).relu()).flatten(1))
+        return logits
+
+
+def test_patient_gradients_of_tied_weights_are_those_of_a_plain_loop() -> None:
+    torch.manual_seed(0)
+    model, batch = Tied(), make_batch((1, 2))
+    ours = flat(patient_gradients(model, MULTICLASS, batch))
+    theirs = flat(loop_gradients(model, MULTICLASS, batch))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
 
 
 def test_sensitivity_probe_finds_a_loss_that_couples_patients() -> None:

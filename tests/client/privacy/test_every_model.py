@@ -131,6 +131,39 @@ CASES = {
     ),
     "attention_unet": Case(STRUCTURES, {"name": "attention_unet", "widths": [4, 8, 16]}),
     "report": Case(REPORT, {"name": "report_lstm", **SMALL_LSTM}),
+    "cnn standardised": Case(MULTICLASS, {"name": "cnn", "weight_standardisation": True}),
+    "unet standardised": Case(STRUCTURES, {**SMALL_UNET, "weight_standardisation": True}),
+    "unet volumes standardised": Case(
+        {"type": "segmentation", "classes": ["anterior", "posterior"]},
+        {**SMALL_UNET, "weight_standardisation": True},
+        {**VOLUME, "fit": "patch"},
+        slow=True,
+    ),
+    "resnet18 standardised": Case(
+        MULTICLASS, {"name": "resnet18", "weight_standardisation": True}, slow=True, deep=True
+    ),
+    "cnn biases": Case(MULTICLASS, {"name": "cnn", "freeze": "weights"}),
+    "unet biases": Case(STRUCTURES, {**SMALL_UNET, "freeze": "weights"}, slow=True),
+    "report biases": Case(
+        REPORT, {"name": "report_lstm", **SMALL_LSTM, "freeze": "weights"}, slow=True
+    ),
+    "cnn low rank": Case(MULTILABEL, {"name": "cnn", "low_rank": 2}),
+    "unet low rank": Case(
+        STRUCTURES, {**SMALL_UNET, "low_rank": 2, "weight_standardisation": True}
+    ),
+    "unet volumes low rank": Case(
+        {"type": "segmentation", "classes": ["anterior", "posterior"]},
+        {**SMALL_UNET, "low_rank": 2},
+        {**VOLUME, "fit": "patch"},
+        slow=True,
+    ),
+    "report low rank": Case(
+        REPORT,
+        {"name": "report_lstm", **SMALL_LSTM, "low_rank": 2, "freeze": ["encoder.*", "*_gates.*"]},
+    ),
+    "resnet18 low rank": Case(
+        MULTICLASS, {"name": "resnet18", "low_rank": 2, "freeze": "weights"}, slow=True, deep=True
+    ),
     "report resnet18": Case(
         REPORT, {"name": "report_lstm", "encoder": "resnet18", **SMALL_LSTM}, slow=True, deep=True
     ),

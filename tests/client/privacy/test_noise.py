@@ -11,7 +11,7 @@ import pytest
 import torch
 from scipy.stats import kstest, norm
 
-from medfed.client.privacy.noise import _CHUNK, NoiseSource, SecureNoise, SecureUniform, SeededNoise
+from medfed.common.noise import _CHUNK, NoiseSource, SecureNoise, SecureUniform, SeededNoise
 
 COUNT = 400_000
 FALSE_ALARM = 1e-9

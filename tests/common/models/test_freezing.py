@@ -45,6 +45,10 @@ STEM = {"stem.0.weight", "stem.0.bias", "stem.1.weight", "stem.1.bias"}
     [
         ("none", STEM | BODY | HEAD),
         ("backbone", HEAD),
+        (
+            "weights",
+            HEAD | {"stem.0.bias", "stem.1.weight", "stem.1.bias", *BODY} - {"body.0.weight"},
+        ),
         ("stem.*", BODY | HEAD),
         (("stem.*", "body.0.*"), HEAD | {"body.1.weight", "body.1.bias"}),
         (("stem.0.weight",), STEM | BODY | HEAD - {"stem.0.weight"}),
@@ -94,6 +98,30 @@ def test_freeze_refuses_with_the_nearest_names(
 def test_freeze_backbone_needs_a_head() -> None:
     with pytest.raises(StudyError, match=r"Sequential, which has none.*0\.weight"):
         freeze(nn.Sequential(nn.Linear(2, 2)), "backbone")
+
+
+def test_freeze_weights_needs_a_head_and_biases() -> None:
+    with pytest.raises(StudyError, match=r'"weights".*Sequential, which has none'):
+        freeze(nn.Sequential(nn.Linear(2, 2)), "weights")
+    model = Small()
+    model.stem = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.ReLU())
+    model.body = nn.Sequential(nn.Conv2d(4, 4, 3, bias=False), nn.BatchNorm2d(4, affine=False))
+    with pytest.raises(StudyError, match=r"expected biases or normalisations.*Small.*backbone"):
+        freeze(model, "weights")
+
+
+@pytest.mark.parametrize(
+    "name", ["cnn", "vgg16", "resnet18", "resnet50", "inception_v3", "densenet121"]
+)
+@pytest.mark.usefixtures("small_vgg")
+def test_freeze_weights_leaves_vectors_and_the_last_layer_of_every_network(name: str) -> None:
+    model = build_classifier(name, in_channels=1, num_outputs=4, image_size=75, norm="group")
+    freeze(model, "weights")
+    (head,) = model.head  # type: ignore[misc]
+    for parameter_name, parameter in model.named_parameters():
+        in_head = parameter_name.startswith(f"{head}.")
+        # Outside the last layer biases, scales and shifts are all that is a vector.
+        assert parameter.requires_grad == (in_head or parameter.dim() == 1), parameter_name
 
 
 @pytest.mark.parametrize(

@@ -129,6 +129,21 @@ def test_first_convolution_gives_the_same_for_equal_channels(name: str, channels
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_grey_weights_see_the_mean_of_the_colours(name: str) -> None:
+    # A network trained on the phantom, which is grey, starts a study of colour images.
+    source = _network(name, channels=1, norm="group")
+    model = _network(name, seed=2, outputs=7, norm="group")
+    report = initialise_from(model, source.state_dict(), origin="weights")
+    assert len(report.adapted) == 1
+    assert report.kept == tuple(n for n in model.state_dict() if n.startswith(model.head))  # type: ignore[arg-type]
+    images = _images()
+    with torch.no_grad():
+        ours = model.grid(images)  # type: ignore[operator]
+        theirs = source.grid(images.mean(dim=1, keepdim=True))  # type: ignore[operator]
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_classifier_of_other_outputs_stays_as_initialised(name: str) -> None:
     source = _network(name, outputs=7)
     model = _network(name, seed=2, outputs=4)
@@ -205,10 +220,10 @@ def test_at_most_twenty_problems_are_listed() -> None:
         # Another number of outputs, and of features too: another network.
         ({"fc.weight": (7, 100), "fc.bias": (7,)}, "fc.weight: expected [4, 512], got [7, 100]"),
         ({"fc.weight": (7, 512)}, "fc.weight: expected [4, 512], got [7, 512]"),
-        # Weights for one channel cannot be spread over three.
+        # Colour and grey are spread over other channels; two sequences have no such meaning.
         (
-            {"conv1.weight": (64, 1, 7, 7)},
-            "conv1.weight: expected [64, 3, 7, 7], got [64, 1, 7, 7]",
+            {"conv1.weight": (64, 2, 7, 7)},
+            "conv1.weight: expected [64, 3, 7, 7], got [64, 2, 7, 7]",
         ),
         (
             {"conv1.weight": (64, 3, 3, 3)},

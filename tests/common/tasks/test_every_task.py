@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medfed.common.metrics import add_sums
+from medfed.common.metrics import add_sums, of_families
 from medfed.common.study import StudyConfig
-from medfed.common.tasks import report
+from medfed.common.tasks import pooled_metrics, report
 from medfed.common.tasks.classification import Classification
 from medfed.common.tasks.protocol import Batch, Examples, Task
 from medfed.common.tasks.report import Report
@@ -147,3 +147,46 @@ def test_figures_have_one_title_each_and_no_images_give_no_figure(
     assert len({figure.title for figure in task.figures}) == len(task.figures)
     nothing = {n: np.zeros(shape, dtype=np.int64) for n, shape in task.sum_shapes().items()}
     assert task.metrics(nothing) == {"num_images": 0.0}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_sum_but_the_count_is_of_a_family(chosen: tuple[Task, Batch]) -> None:
+    task, _ = chosen
+    named = {name for names in task.families.values() for name in names}
+    assert named | {"count"} == set(task.sum_shapes())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pooled_figures_are_those_of_the_added_sums(chosen: tuple[Task, Batch]) -> None:
+    task, batch = chosen
+    parts = [
+        task.evaluate(Answers(), part_of(batch, slice(a, b)))
+        for a, b in itertools.pairwise([0, 1, 4, NUM])
+    ]
+    assert pooled_metrics(task, parts) == task.metrics(add_sums(parts))
+    assert pooled_metrics(task, []) == {"num_images": 0.0}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_figures_of_a_family_are_those_of_the_sites_that_release_it(
+    chosen: tuple[Task, Batch],
+) -> None:
+    task, batch = chosen
+    one, other = (task.evaluate(Answers(), part_of(batch, s)) for s in (slice(0, 4), slice(4, NUM)))
+    whole, alone = task.metrics(add_sums([one, other])), task.metrics(one)
+    differing = 0
+    for family in task.families:
+        others = [name for name in task.families if name != family]
+        reticent = of_families(other, task.families, others)
+        assert set(task.metrics(reticent)) <= set(task.metrics(other))
+        pooled = pooled_metrics(task, [one, reticent])
+        ours = task.metrics(of_families(one, task.families, [family]))
+        theirs = task.metrics(of_families(one, task.families, others))
+        for key in set(ours) - set(theirs):
+            # Of the first site alone, not its sums over both sites' images.
+            assert pooled[key] == alone[key]
+            differing += alone[key] != whole.get(key)
+        for key in set(theirs) - {"num_images"}:
+            assert pooled[key] == whole[key]
+        assert pooled["num_images"] == whole["num_images"]
+    assert differing

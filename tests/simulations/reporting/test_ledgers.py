@@ -1,10 +1,16 @@
 """What the report reads out of a site's ledger."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from medfed.common.accounting import GaussianEvent, epsilon
-from medfed.common.ledger import Spend
-from medfed.simulations.reporting.ledgers import LedgerFacts
+from medfed.common.ledger import Ledger, Spend
+from medfed.simulations.reporting.ledgers import (
+    LedgerCheck,
+    LedgerFacts,
+    check_ledgers,
+    read_ledgers,
+)
 
 TRAINED = Spend(
     release="r",
@@ -28,3 +34,51 @@ def test_ledger_facts_count_words_in_epsilon_and_not_in_steps() -> None:
     noise = [GaussianEvent(1.5, 1.0, 1), GaussianEvent(1.5, 0.1, 14)]
     assert facts.epsilon(1e-5) == epsilon(noise, 1e-5 - 1e-6)
     assert facts.epsilon(1e-5) > epsilon(noise[1:], 1e-5)
+
+
+OPEN = replace(TRAINED, unit="none", noise="none", noise_multiplier=0.0, sample_rate=1.0)
+
+
+def check(spends: tuple[Spend, ...], printed: dict[str, float]) -> LedgerCheck:
+    (found,) = check_ledgers({"north": LedgerFacts(spends)}, printed, 1e-5)
+    return found
+
+
+def test_ledger_check_of_training_without_privacy_expects_no_epsilon() -> None:
+    found = check((OPEN, OPEN), {})
+    assert (found.agrees, found.verdict, found.recomputed) == (True, "without privacy", None)
+    assert found.steps == 0
+    claimed = check((OPEN, OPEN), {"north": 1.0})
+    assert not claimed.agrees
+    assert claimed.verdict == "no round to compare with"
+
+
+def test_ledger_check_counts_private_entries_and_names_the_others() -> None:
+    cost = epsilon([GaussianEvent(1.5, 1.0, 1, 1e-6)], 1e-5)
+    found = check((WORDS, OPEN), {"north": cost})
+    assert found.agrees
+    assert found.verdict == "agrees; besides, 1 releases without privacy"
+    assert check((WORDS, TRAINED), {"north": cost}).verdict == (
+        "differs: the ledger holds more (a round was charged and not recorded)"
+    )
+
+
+def test_read_ledgers_names_the_damaged_entry_without_paths_and_makes_nothing(
+    tmp_path: Path,
+) -> None:
+    state = tmp_path / "north" / "state"
+    with Ledger(state).locked() as ledger:
+        ledger.append(TRAINED)
+        ledger.append(WORDS)
+    assert read_ledgers(tmp_path)["north"] == LedgerFacts((TRAINED, WORDS))
+    (state / "ledger.key").unlink()
+    content = (state / "ledger.jsonl").read_bytes()
+    (state / "ledger.jsonl").write_bytes(content.replace(b'"steps": 7', b'"steps": 6'))
+    before = sorted(state.iterdir())
+    (facts,) = read_ledgers(tmp_path).values()
+    assert facts.problem.startswith("ledger.jsonl: entry 0 cannot be trusted")
+    assert str(tmp_path) not in facts.problem
+    (state / "ledger.pub").unlink()
+    (facts,) = read_ledgers(tmp_path).values()
+    assert facts.problem.startswith("ledger.pub cannot be read")
+    assert sorted(state.iterdir()) == [path for path in before if path.name != "ledger.pub"]

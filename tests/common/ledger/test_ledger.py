@@ -1,7 +1,8 @@
 """The ledger: whole, ordered, signed; damage is found; a crash or a race loses no entry.
 
 Cutting whole entries off the end is not found by the ledger alone: every prefix of a valid chain is
-a valid chain. That takes the server's countersignature of the head, and no test here claims it.
+a valid chain. The seal finds it (test_seal.py) where whoever cut left it alone, the coordinator's
+countersignature of the head in any case (test_countersigning.py).
 """
 
 import hashlib
@@ -16,18 +17,22 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta, tzinfo
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from cryptography.hazmat.primitives.serialization import (
+    load_pem_private_key,
+    load_pem_public_key,
+)
 
-from medfed.client.policy import charge
 from medfed.client.site import SiteConfig
+from medfed.client.spending import charge
 from medfed.common.accounting import GaussianEvent, epsilon
 from medfed.common.errors import LedgerError, RefusalReason, SiteRefusal
-from medfed.common.ledger import GENESIS, Ledger, Spend, verify
+from medfed.common.ledger import GENESIS, Ledger, Spend, read_ledger, verify
 
 SPEND = Spend(
     release="r" * 64,
@@ -120,6 +125,180 @@ def test_ledger_finds_a_words_entry_that_was_made_cheaper(tmp_path: Path) -> Non
         ledger.path.write_bytes(content.replace(old, new))
         assert ledger.path.read_bytes() != content
         assert_untrusted(ledger)
+
+
+def test_ledger_counts_training_without_privacy_at_no_finite_epsilon(tmp_path: Path) -> None:
+    free = replace(
+        SPEND, unit="none", noise="none", noise_multiplier=0.0, sample_rate=1.0, max_grad_norm=0.0
+    )
+    with Ledger(tmp_path).locked() as locked:
+        locked.append(spend(1))
+        assert not locked.summary.without_privacy
+        locked.append(free)
+        assert locked.summary.without_privacy
+        assert locked.summary.events == (GaussianEvent(1.5, 0.1, 2),)
+    entries = Ledger(tmp_path).entries()
+    assert [entry.spend for entry in entries] == [spend(1), free]
+    assert entries[1].spend.event is None
+
+
+def test_ledger_reads_entries_from_before_kind_and_mechanism(tmp_path: Path) -> None:
+    ledger = write_ledger(tmp_path, 1)
+    table = json.loads(lines_of(ledger)[0])
+    for name in ("kind", "extra_delta", "mechanism"):
+        del table["event"][name]
+    key = load_pem_private_key((tmp_path / "ledger.key").read_bytes(), None)
+    assert isinstance(key, Ed25519PrivateKey)
+    (tmp_path / "ledger.seal").unlink()
+    ledger.path.write_bytes(forge(json.dumps(table).encode(), key))
+    assert [entry.spend for entry in ledger.entries()] == [spend(0)]
+    with ledger.locked() as locked:
+        assert locked.has(spend(0))
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ({"unit": "hospital"}, "unit"),
+        ({"unit": None}, "unit"),
+        ({"noise": "quiet"}, "noise"),
+        ({"kind": "other"}, "kind"),
+        ({"mechanism": "laplace"}, "mechanism"),
+        ({"mechanism": "discrete_gaussian"}, "sample_rate"),  # without sampling only
+        ({"unit": "none"}, "noise"),  # claims noise
+        ({"noise": "none"}, "noise"),  # claims privacy
+        ({"steps": 0}, "steps"),
+        ({"steps": True}, "steps"),
+        ({"steps": 2.0}, "steps"),
+        ({"steps": -1}, "steps"),
+        ({"sample_rate": 0}, "sample_rate"),
+        ({"sample_rate": 1.5}, "sample_rate"),
+        ({"noise_multiplier": 0}, "noise_multiplier"),
+        ({"noise_multiplier": float("inf")}, "noise_multiplier"),
+        ({"noise_multiplier": float("nan")}, "noise_multiplier"),
+        ({"noise_multiplier": "1.5"}, "noise_multiplier"),
+        ({"extra_delta": -1e-6}, "extra_delta"),
+        ({"extra_delta": 2}, "extra_delta"),
+        ({"round_number": -1}, "round_number"),
+        ({"release": 7}, "release"),
+        ({"note": "free"}, "note"),
+    ],
+)
+def test_ledger_refuses_an_entry_whose_values_mean_nothing(
+    six: Ledger, values: dict[str, object], reason: str
+) -> None:
+    # Signed by the site itself: the site's own key must not pass what cannot be accounted.
+    key = load_pem_private_key((six.folder / "ledger.key").read_bytes(), None)
+    assert isinstance(key, Ed25519PrivateKey)
+    lines = lines_of(six)
+    six.path.write_bytes(b"".join([*lines[:5], forge(lines[5], key, **values)]))
+    with pytest.raises(LedgerError, match=rf"entry 5 cannot be trusted: .*{reason}"):
+        six.entries()
+    assert_untrusted(six)
+    if "note" not in values:
+        with pytest.raises(ValueError, match=reason):
+            replace(SPEND, **values)  # type: ignore[arg-type]
+
+
+class Clock(datetime):
+    """A clock that a test sets."""
+
+    moment = datetime(2026, 11, 23, 22, tzinfo=UTC)
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        return cls.moment
+
+
+def test_ledger_time_never_decreases_though_the_clock_is_set_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medfed.common.ledger.chain.datetime", Clock)
+    ledger = Ledger(tmp_path)
+    for minutes in (0, -60, 1):
+        monkeypatch.setattr(
+            Clock, "moment", datetime(2026, 11, 23, 22, tzinfo=UTC) + timedelta(minutes=minutes)
+        )
+        with ledger.locked() as locked:
+            locked.append(spend(0))
+    assert [entry.time for entry in ledger.entries()] == [
+        "2026-11-23T22:00:00.000+00:00",
+        "2026-11-23T22:00:00.000+00:00",
+        "2026-11-23T22:01:00.000+00:00",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("time", "reason"),
+    [
+        ("2020-01-01T00:00:00.000+00:00", "before that of the entry before it"),
+        ("2099-01-01T00:00:00.000+01:00", "not UTC in milliseconds"),
+        ("2099-01-01T00:00:00.000Z", "not UTC in milliseconds"),
+        ("2099-01-01T00:00:00+00:00", "not UTC in milliseconds"),
+        ("2099-01-01", "not UTC in milliseconds"),
+        ("soon", "soon"),
+        (7, "str"),
+    ],
+)
+def test_ledger_finds_an_entry_that_its_own_key_dated_back(
+    six: Ledger, time: object, reason: str
+) -> None:
+    key = load_pem_private_key((six.folder / "ledger.key").read_bytes(), None)
+    assert isinstance(key, Ed25519PrivateKey)
+    lines = lines_of(six)
+    dated = forge(edited(lines[5], time=time), key)
+    six.path.write_bytes(b"".join([*lines[:5], dated]))
+    with pytest.raises(LedgerError, match=rf"entry 5 cannot be trusted: .*{reason}"):
+        six.entries()
+    assert_untrusted(six)
+
+
+def test_locked_ledger_has_only_what_is_equal_in_every_field(six: Ledger) -> None:
+    with six.locked() as locked:
+        assert all(locked.has(spend(number)) for number in range(6))
+        for other in (
+            spend(7),
+            replace(spend(3), steps=5),
+            replace(spend(3), noise="seeded"),
+            replace(spend(3), release='r"'),
+        ):
+            assert not locked.has(other)
+        quoted = replace(spend(7), release='"release": "' + SPEND.release)
+        locked.append(quoted)
+        locked.append(spend(8))
+        assert locked.has(quoted)
+        assert locked.has(spend(8))
+    with six.locked() as locked:
+        assert locked.has(quoted)
+        assert locked.has(spend(8))
+        assert not locked.has(spend(7))
+
+
+def test_locked_ledger_names_its_head(tmp_path: Path) -> None:
+    with Ledger(tmp_path).locked() as locked:
+        assert locked.head == GENESIS
+        assert locked.append(spend(0)).hash == locked.head
+    with Ledger(tmp_path).locked() as locked:
+        assert locked.head == locked.entries[-1].hash
+
+
+def test_locked_ledger_appends_nothing_after_an_append_that_failed(
+    six: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError("disk full")
+
+    with six.locked() as locked:
+        with monkeypatch.context() as patch:
+            patch.setattr("medfed.common.ledger.ledger.os.fsync", fail)
+            with pytest.raises(OSError, match="disk full"):
+                locked.append(spend(6))
+        with pytest.raises(LedgerError, match="Open it again"):
+            locked.append(spend(7))
+    # The line reached the file: it counts, and the next one follows it.
+    with six.locked() as locked:
+        locked.append(spend(8))
+    assert rounds_of(six) == [*range(7), 8]
 
 
 def test_ledger_chains_each_entry_to_the_one_before(six: Ledger) -> None:
@@ -242,10 +421,13 @@ def test_ledger_finds_the_end_of_another_history_of_the_same_key(
     # A backup restored and carried on: both histories are genuine, their mixture is not.
     cheap = Ledger(Path(shutil.copytree(six.folder, tmp_path / "cheap")))
     cheap.path.write_bytes(b"".join(lines_of(cheap)[:3]))
+    (cheap.folder / "ledger.seal").unlink()  # of the longer history: it would be found at once
     with cheap.locked() as locked:
         for number in (3, 4, 5):
             locked.append(replace(spend(number), steps=1))
     six.path.write_bytes(b"".join([*lines_of(six)[:4], *lines_of(cheap)[4:]]))
+    assert_untrusted(six)
+    (six.folder / "ledger.seal").unlink()
     assert_untrusted(six)
 
 
@@ -428,6 +610,8 @@ def test_ledger_keeps_every_completed_entry_when_killed(tmp_path: Path) -> None:
         process.stdout.close()
         process.wait()
         completed += reports + sum(1 for line in rest[:-1] if line)
+        # As the files lie, wherever between entry and seal it was killed.
+        assert completed <= len(read_ledger(folder).entries) <= completed + 1
         with Ledger(folder).locked() as locked:
             # One more may have been written without being reported.
             assert completed <= len(locked.entries) <= completed + 1

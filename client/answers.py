@@ -1,0 +1,214 @@
+"""What this site answers: judged by the policy gate, charged to the ledger, then worked out.
+
+Plain functions from a request to a reply; `client.app` connects them to Flower, and lists what
+leaves. The study was held to the policy before any of them is called (`policy.check_study`).
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from medfed.client import policy
+from medfed.client.data.site_data import check_population
+from medfed.client.evaluation import evaluate_for_release
+from medfed.client.releases import Cost
+from medfed.client.site import SiteConfig
+from medfed.client.training import (
+    Round,
+    TrainingResult,
+    train_with_privacy,
+    train_without_privacy,
+)
+from medfed.client.words import release_words, reports_by_patient
+from medfed.client.workspace import Workspace, pick_device, site_data, workspace
+from medfed.common.errors import LedgerError, RefusalReason, SiteRefusal, StudyError
+from medfed.common.ledger import Countersignature, Ledger, Spend
+from medfed.common.messages import (
+    EvaluateReply,
+    JoinReply,
+    JoinRequest,
+    ModelRequest,
+    Reply,
+    TrainReply,
+    WordsReply,
+    WordsRequest,
+)
+from medfed.common.state_dicts import check_fits, digest
+from medfed.common.study import StudyConfig
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is about to leave.
+
+    Attributes:
+        reply: The reply.
+        costs: What the site paid for its quantities, by name.
+        withheld: What stays, and why.
+    """
+
+    reply: Reply
+    costs: Mapping[str, Cost] = field(default_factory=dict)
+    withheld: Mapping[str, str] = field(default_factory=dict)
+
+
+def join(request: JoinRequest, site: SiteConfig) -> Answer:
+    """Say who this site is and that it takes part."""
+    check_population(site_data(site, request.study), request.study, site)
+    reply = JoinReply(site=site.name, public_num_patients=site.data.public_num_patients)
+    return Answer(reply)
+
+
+def name_words(request: WordsRequest, site: SiteConfig) -> Answer:
+    """Name the words of this site's training reports that its policy lets out."""
+    policy.check_words(request.study, site.policy)
+    reports = reports_by_patient(site_data(site, request.study).train)
+    named = release_words(reports, request.study, site, run=request.run)
+    reply = WordsReply(
+        site=site.name, words=named.words, epsilon=named.epsilon, ledger_head=named.head
+    )
+    least = request.study.task.report.min_patients
+    cost = Cost("none", f"exact: words of {least} or more patients, no DP")
+    if named.epsilon is not None:
+        unit = "record" if request.study.privacy.unit == "record" else "patient"
+        cost = _paid(named.epsilon, unit, site)
+    return Answer(reply, {"words": cost})
+
+
+def train(request: ModelRequest, site: SiteConfig) -> Answer:
+    """Charge one round, train it and return the update."""
+    _refuse_plain_training(request.study)
+    policy.check_participants(request.num_participants, site.policy)
+    _keep_countersignature(request, site)
+    here = _workspace(request, site)
+    spend = _spend(request, site)
+    # Written ahead: a crash from here on can only over-count.
+    charge = policy.charge(site, spend)
+    result = _trained(here, request, site)
+    # Under DP of any unit these are private; the update is what was paid for.
+    exact = not request.study.privacy.enabled
+    reply = TrainReply(
+        site=site.name,
+        update=result.update,
+        num_examples=len(here.data.train) if exact else None,
+        loss=result.loss if exact else None,
+        epsilon=charge.epsilon,
+        noise=spend.noise,
+        ledger_head=charge.head,
+    )
+    private = {"num_examples": "private under DP", "loss": "private under DP"}
+    return Answer(
+        reply,
+        {"update": _cost_of_update(spend, charge, site)},
+        {} if exact else private,
+    )
+
+
+def evaluate(request: ModelRequest, site: SiteConfig) -> Answer:
+    """Return the global model's metric sums over held-out images, as far as they may leave."""
+    _keep_countersignature(request, site)
+    if not site.policy.release_evaluation:
+        reply = EvaluateReply(site=site.name, sums=None)
+        why = {"evaluation": "policy.release_evaluation is off"}
+        return Answer(reply, withheld=why)
+    here = _workspace(request, site)
+    found = evaluate_for_release(
+        here.model,
+        request.weights,
+        here.data.test,
+        here.task,
+        _round(request, site),
+        site.policy,
+    )
+    reply = EvaluateReply(site=site.name, sums=found.sums)
+    return Answer(reply, withheld=found.withheld)
+
+
+def _refuse_plain_training(study: StudyConfig) -> None:
+    """Never answer with a bare update where the study promises that none is seen."""
+    if study.secure_aggregation.enabled:
+        raise StudyError(
+            "Asked for a plain update by a study with secure_aggregation.enabled = true."
+        )
+
+
+def _keep_countersignature(request: ModelRequest, site: SiteConfig) -> None:
+    """Keep what the server signed about this ledger; a wrong one means that one of us is lying."""
+    if not request.countersignature:
+        return
+    try:
+        signed = Countersignature.from_json(request.countersignature)
+        Ledger(site.state_folder).keep_countersignature(signed)
+    except LedgerError as error:
+        raise SiteRefusal(RefusalReason.LEDGER, str(error)) from error
+
+
+def _trained(here: Workspace, request: ModelRequest, site: SiteConfig) -> TrainingResult:
+    """Train with noise where this site is to add it; else the server does, or nobody."""
+    if not request.study.privacy.at_sites:
+        return train_without_privacy(
+            here.model, request.weights, here.data.train, here.task, _round(request, site)
+        )
+    return train_with_privacy(
+        here.model,
+        request.weights,
+        here.data.train,
+        here.task,
+        _round(request, site),
+        seeded=site.policy.allow_seeded_noise,
+        public_num_patients=site.data.public_num_patients,
+    )
+
+
+def _cost_of_update(spend: Spend, charge: policy.Charge, site: SiteConfig) -> Cost:
+    if charge.epsilon is None:
+        return Cost("none", "exact, no DP")
+    if spend.noise == "none":
+        paid = _paid(charge.epsilon, spend.unit, site).text
+        return Cost("none", f"exact: the server is trusted to add the noise; then {paid}")
+    return _paid(charge.epsilon, spend.unit, site, seeded=spend.noise == "seeded")
+
+
+def _paid(epsilon: float, unit: str, site: SiteConfig, *, seeded: bool = False) -> Cost:
+    text = (
+        f"epsilon {epsilon:.3f} of {site.policy.max_epsilon:g} at delta "
+        f"{site.policy.target_delta:g} after this ({unit})"
+    )
+    return Cost("dp", text + ("; seeded noise: a simulation, not private" if seeded else ""))
+
+
+def _workspace(request: ModelRequest, site: SiteConfig) -> Workspace:
+    """Return what the round needs, sure that its weights are of this very model.
+
+    Checked before any charge: weights of another model must not cost the patients anything.
+    """
+    here = workspace(site, request.study, request.words)
+    check_fits(here.network.start, request.weights)
+    if here.network.frozen_sha256 != request.frozen_sha256:
+        raise StudyError(
+            "The frozen part of the model differs from the coordinator's: another weights file, "
+            "or another version of torch. Place the file that model.weights_sha256 names."
+        )
+    return here
+
+
+def _round(request: ModelRequest, site: SiteConfig) -> Round:
+    device = pick_device(request.study, site)
+    return Round(request.study, site.name, request.round_number, device)
+
+
+def _spend(request: ModelRequest, site: SiteConfig) -> Spend:
+    """What the round will have cost, under a name that only the very same release shares."""
+    parts = (
+        request.study.digest(),
+        request.run,
+        str(request.round_number),
+        digest(request.weights),
+    )
+    return policy.spend_of_round(
+        request.study,
+        site.policy,
+        run=request.run,
+        round_number=request.round_number,
+        release=hashlib.sha256("\x1f".join(parts).encode()).hexdigest(),
+    )

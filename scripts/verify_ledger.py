@@ -1,0 +1,1 @@
+../simulations/auditing/verify_ledger.py

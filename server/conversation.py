@@ -1,0 +1,182 @@
+"""What server and sites say to one another in a round, and what the server knows of each site.
+
+Every way of aggregating (in the clear, or masked in phases) asks and listens through this: one
+place numbers messages, counts bytes, reads replies, and notes who refused, failed or was rejected.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+from flwr.app import ArrayRecord, Message, RecordDict
+
+from medfed.common import messages
+from medfed.common.errors import MessageError
+from medfed.common.messages import Refusal, Reply, TrainReply
+from medfed.common.study import StudyConfig
+from medfed.server.countersigning import screen_head
+from medfed.server.participants import Participant
+from medfed.server.records import SiteRound
+
+log = logging.getLogger(__name__)
+
+
+class Conversation:
+    """One study's messages.
+
+    Args:
+        study: The study.
+        run: The run's identifier.
+        sites: All that train or evaluate.
+        words: The vocabulary of a report task.
+        frozen_sha256: Hash of what is frozen of the model.
+        stated_participants: The number of participants that sites are told, where the true one is
+            not for them to know; None for the true one.
+
+    Attributes:
+        sites: What each site did in the current round, by name.
+        left: Names of sites that refused to go on; they are not asked again.
+        heads: The ledger heads that sites sent in the current round, by name.
+        countersignatures: By name, what the next message to a site carries.
+    """
+
+    def __init__(
+        self,
+        study: StudyConfig,
+        run: str,
+        sites: Iterable[Participant],
+        *,
+        words: tuple[str, ...],
+        frozen_sha256: str,
+        stated_participants: int | None,
+    ) -> None:
+        self._study = study
+        self._run = run
+        self._by_node = {site.node_id: site for site in sites}
+        self._words = words
+        self._frozen_sha256 = frozen_sha256
+        self._stated_participants = stated_participants
+        self._asked = 0.0
+        self.sites: dict[str, SiteRound] = {}
+        self.left: set[str] = set()
+        self.heads: dict[str, str] = {}
+        self.countersignatures: Mapping[str, str] = {}
+
+    def start_round(self, chosen: Sequence[Participant]) -> None:
+        """Begin a round of training with the sites that were chosen for it."""
+        self._asked = time.perf_counter()
+        self.heads = {}
+        self.sites = {site.name: SiteRound(status="failed", reason="no answer") for site in chosen}
+
+    def model_messages(
+        self, kind: str, round_number: int, arrays: ArrayRecord, to: Sequence[Participant]
+    ) -> list[Message]:
+        """Return a message of `kind` (train or evaluate) with the model for each of the sites."""
+        stated = self._stated_participants
+        contents = messages.pack_model(
+            self._study,
+            self._run,
+            round_number,
+            arrays,
+            frozen_sha256=self._frozen_sha256,
+            words=self._words,
+            num_participants=len(to) if stated is None else stated,
+        )
+        return self.address(
+            kind,
+            round_number,
+            to,
+            lambda site: contents(self.countersignatures.get(site.name, "")),
+        )
+
+    def address(
+        self,
+        kind: str,
+        round_number: int,
+        to: Sequence[Participant],
+        content_for: Callable[[Participant], RecordDict],
+    ) -> list[Message]:
+        """Return a message of `kind` for each of the sites, and count its bytes."""
+        outgoing = []
+        for site in to:
+            content = content_for(site)
+            self.round_of(site.name).bytes_down += messages.num_bytes(content)
+            outgoing.append(
+                Message(
+                    content=content,
+                    dst_node_id=site.node_id,
+                    message_type=kind,
+                    group_id=str(round_number),
+                    # A message must not outlive its round: a late site would train for nothing.
+                    ttl=self._study.federation.round_timeout_s,
+                )
+            )
+        return outgoing
+
+    def opened(self, replies: Iterable[Message]) -> Iterator[tuple[Participant, Reply]]:
+        """Yield who answered and what; replies that say no or cannot be read are noted instead."""
+        for message in replies:
+            site = self._by_node.get(message.metadata.src_node_id)
+            if site is None:
+                continue
+            self.round_of(site.name).bytes_up += messages.num_bytes(message.content)
+            try:
+                reply = messages.unpack_reply(message.content)
+                if reply.site != site.name:
+                    raise MessageError(
+                        f"the site that joined as {site.name} calls itself another name"
+                    )
+            except MessageError as error:
+                self.reject(site.name, str(error))
+                continue
+            if isinstance(reply, Refusal):
+                self._refused(site.name, reply)
+            else:
+                yield site, reply
+
+    def note_head(self, site: Participant, head: str) -> None:
+        """Keep the ledger head that a site sent: it is countersigned, whatever else it sent.
+
+        Raises:
+            UpdateError: It is no ledger head.
+        """
+        self.heads[site.name] = screen_head(head)
+
+    def accept(self, site: Participant, reply: TrainReply, weight: int) -> None:
+        """Note that a site's update was aggregated."""
+        record = self.round_of(site.name)
+        record.status, record.reason, record.weight = "ok", "", weight
+        record.epsilon, record.noise = reply.epsilon, reply.noise
+        # Round records leave the server, and no epsilon, a site's least, covers a site's own loss.
+        record.loss = None if self._study.privacy.enabled else reply.loss
+        record.seconds = time.perf_counter() - self._asked
+
+    def reject(self, name: str, reason: str) -> None:
+        """Note that a site's reply cannot be used."""
+        record = self.round_of(name)
+        record.status, record.reason = "rejected", reason
+        log.warning("A reply of %s was rejected: %s", name, reason)
+
+    def note_failures(self, failures: Mapping[int, str]) -> None:
+        """Record why training sites, by node, gave no reply."""
+        for node_id, reason in failures.items():
+            site = self.sites.get(self._by_node[node_id].name)
+            if site is not None and site.status == "failed":
+                site.status = "late" if reason == "late" else "failed"
+                site.reason = reason
+
+    @property
+    def num_updates(self) -> int:
+        """Usable updates of the current round."""
+        return sum(site.status == "ok" for site in self.sites.values())
+
+    def round_of(self, name: str) -> SiteRound:
+        """Return what is known of a site in the current round."""
+        # A site that only evaluates in this round took no part in training: nothing went wrong.
+        return self.sites.setdefault(name, SiteRound(status="ok", reason="evaluation only"))
+
+    def _refused(self, name: str, refusal: Refusal) -> None:
+        record = self.round_of(name)
+        if record.status == "failed":
+            record.status, record.reason = "refused", refusal.reason.value
+            self.left.add(name)

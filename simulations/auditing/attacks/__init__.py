@@ -1,0 +1,1 @@
+"""Attacks that anyone could run on what a study publishes, and what their results are worth."""

@@ -1,0 +1,141 @@
+"""The ledger part: each ledger alone, then against what the run's coordinator wrote down."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+
+from medfed.common.errors import LedgerError
+from medfed.simulations.auditing import verify_ledger
+from medfed.simulations.auditing.collecting import Check
+from medfed.simulations.auditing.findings import Finding, PartResult, Status, Table
+from medfed.simulations.auditing.ledger_against_run import against_run
+from medfed.simulations.auditing.run_ledgers import ArmRecord, read_arms
+
+PART = "ledger"
+_CHAIN = (
+    "The lines are canonical, chained by SHA-256, signed, in order of time, and mean something."
+)
+_SIGNED = "Every countersignature is the coordinator's and names an entry that is there."
+
+
+def audit_ledger(path: Path, *, delta: float | None = None) -> PartResult:
+    """Check one ledger: ledger.jsonl, or the folder that holds it.
+
+    Raises:
+        LedgerError: There is nothing to check, or it cannot be read.
+    """
+    result = _examine(path, delta)
+    findings = [*_about_one(result, result["ledger"])]
+    return PartResult(PART, tuple(findings), tables=(_table([("", result, None)]),))
+
+
+def audit_run_ledgers(run: Path, *, delta: float) -> PartResult:
+    """Check every ledger of a run, alone and against the coordinator's records.
+
+    Raises:
+        RunError, LedgerError: Something cannot be read at all.
+    """
+    findings: list[Finding] = []
+    rows = []
+    for arm in read_arms(run):
+        for site, state in arm.state_folders():
+            name = f"{arm.name}/{site}"
+            result = _examine(state, delta)
+            findings += _about_one(result, name)
+            printed = _last_printed(arm, site)
+            rows.append((name, result, printed))
+        findings += against_run(arm, delta, _entries_of(arm))
+    return PartResult(PART, tuple(_merged(findings)), tables=(_table(rows),))
+
+
+def _examine(path: Path, delta: float | None) -> dict[str, Any]:
+    try:
+        return verify_ledger.examine(path, None, delta)
+    except (OSError, ValueError) as error:
+        raise LedgerError(
+            f"Expected a ledger (ledger.jsonl with ledger.pub beside it) at {path}, cannot read "
+            f"one: {error}."
+        ) from None
+
+
+def _entries_of(arm: ArmRecord) -> dict[str, list[dict[str, Any]]]:
+    """Return each site's entries; a ledger with problems is compared as far as it can be read."""
+    entries = {}
+    for site, state in arm.state_folders():
+        key = load_pem_public_key((state / "ledger.pub").read_bytes())
+        assert isinstance(key, Ed25519PublicKey)  # examine has looked
+        entries[site], _ = verify_ledger.check_entries((state / "ledger.jsonl").read_bytes(), key)
+    return entries
+
+
+def _about_one(result: dict[str, Any], name: str) -> list[Finding]:
+    chain = Check("chain and signatures", _CHAIN, result["entries"])
+    signed = Check("countersignatures kept by the site", _SIGNED, result["countersignatures"])
+    for problem in result["problems"]:
+        check = signed if problem.startswith("countersignature") else chain
+        check.problems.append(f"{name}: {problem}.")
+    if not result["entries"]:
+        chain.notes.append(f"{name}: the ledger has no entries.")
+    if result["passed"] and "seeded" in result["noise"]:
+        chain.notes.append(
+            "Some noise came from a seed that others know (a simulation): no real privacy."
+        )
+    if result["passed"] and result["epsilon"] == "infinite" and result["entries"]:
+        chain.notes.append(f"{name}: holds releases without privacy: no finite epsilon follows.")
+    return [*chain.findings(PART), *signed.findings(PART), *_epsilon(result, name)]
+
+
+def _epsilon(result: dict[str, Any], name: str) -> list[Finding]:
+    if not isinstance(result["epsilon"], float) or not result["entries"]:
+        return []
+    value, unit = result["epsilon"], result["units"][0]
+    numbers = {"epsilon": value, "delta": result["delta"], "unit": unit}
+    detail = f"{name}: epsilon {value:.4f} for a {unit} at delta {result['delta']:g}."
+    return [Finding(PART, "epsilon recomputed", Status.PASS, detail, numbers)]
+
+
+def _last_printed(arm: ArmRecord, site: str) -> float | None:
+    trained = arm.trained(site)
+    return arm.rounds[trained[-1]]["sites"][site].get("epsilon") if trained else None
+
+
+def _merged(findings: list[Finding]) -> list[Finding]:
+    """Put findings that say the same of several ledgers into one, with their counts added up."""
+    merged: dict[str, Finding] = {}
+    for finding in findings:
+        key = json.dumps([finding.check, finding.status, finding.detail])
+        if key in merged and "checked" in finding.numbers:
+            total = int(merged[key].numbers["checked"] or 0) + int(finding.numbers["checked"] or 0)
+            finding = Finding(
+                finding.part, finding.check, finding.status, finding.detail, {"checked": total}
+            )
+        merged[key] = finding
+    return list(merged.values())
+
+
+def _table(rows: list[tuple[str, dict[str, Any], float | None]]) -> Table:
+    columns = ("Ledger", "Entries", "Countersigned", "Steps", "Unit", "Noise", "Epsilon", "Printed")
+    return Table(
+        "Ledgers, and epsilon recomputed from their entries",
+        columns,
+        tuple(
+            (
+                name or Path(result["ledger"]).name,
+                result["entries"],
+                result["countersignatures"],
+                result["steps"],
+                ", ".join(result["units"]),
+                ", ".join(result["noise"]),
+                _rounded(result["epsilon"]),
+                _rounded(printed),
+            )
+            for name, result, printed in rows
+        ),
+    )
+
+
+def _rounded(value: float | str | None) -> float | str | None:
+    return round(value, 4) if isinstance(value, float) else value

@@ -1,0 +1,181 @@
+"""The empirical attacks on whole runs: of real images with privacy off and on, and sabotaged."""
+
+import csv
+import os
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from medfed.client.privacy.noise import SeededNoise
+from medfed.common.accounting import GaussianEvent, epsilon
+from medfed.simulations.auditing.findings import PartResult, Status
+from medfed.simulations.auditing.membership import attack_run, audit_membership
+from medfed.simulations.auditing.membership_page import describe
+from medfed.simulations.auditing.reconstruction import audit_reconstruction
+
+REAL_DATA = Path(
+    os.environ.get("MEDFED_TEST_DATA", Path(__file__).resolve().parents[3] / "../shared/data")
+)
+# Seven kinds of lesion, few images of each, many passes: the network learns them by heart.
+REAL = """
+[study]
+name = "attacked"
+seed = 2
+[task]
+classes = ["akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"]
+[data]
+image_size = 32
+channels = 3
+mean = 0.6
+std = 0.2
+[training]
+rounds = 4
+{training}
+[privacy]
+{privacy}
+[federation]
+min_sites = 2
+[evaluation]
+every = 4
+test_fraction = 0.5
+[simulation]
+dataset = "ham10000"
+arms = ["federated"]
+[simulation.partition]
+method = "iid"
+num_sites = 2
+"""
+SIGMA, RATE, STEPS, DELTA = 3.0, 0.5, 10, 1e-3
+
+
+def few_lesions(folder: Path) -> Path:
+    """A folder in the official layout with the first lesions of each kind, 210 at most."""
+    source = REAL_DATA / "ham10000_200x150"
+    if not source.is_dir():
+        pytest.skip(f"no real data at {source}; set MEDFED_TEST_DATA")
+    with (source / "HAM10000_metadata").open() as file:
+        reader = csv.DictReader(file)
+        rows = sorted(reader, key=lambda row: (row["lesion_id"], row["image_id"]))
+    lesions: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        if len(lesions[row["dx"]]) < 30:
+            lesions[row["dx"]].add(row["lesion_id"])
+    kept = [row for row in rows if row["lesion_id"] in lesions[row["dx"]]]
+    (folder / "images").mkdir(parents=True)
+    for row in kept:
+        name = f"{row['image_id']}.jpg"
+        (folder / "images" / name).symlink_to((source / "images" / name).resolve())
+    with (folder / "HAM10000_metadata").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(kept[0]))
+        writer.writeheader()
+        writer.writerows(kept)
+    return folder
+
+
+def run_on_real_images(medfed, tmp_path: Path, training: str, privacy: str) -> Path:  # type: ignore[no-untyped-def]
+    study = tmp_path / "attacked.toml"
+    study.write_text(REAL.format(training=training, privacy=privacy))
+    run = tmp_path / "run"
+    medfed("simulate", study, "--data", few_lesions(tmp_path / "data"), "--out", run)
+    return run
+
+
+def numbers_of(part: PartResult, check: str) -> dict[str, float]:
+    [finding] = [finding for finding in part.findings if finding.check == check]
+    return {name: float(value) for name, value in finding.numbers.items() if value is not None}
+
+
+def status_of(part: PartResult, check: str) -> Status:
+    [finding] = [finding for finding in part.findings if finding.check == check]
+    return finding.status
+
+
+@pytest.mark.slow
+def test_attacks_succeed_on_real_images_without_privacy(medfed, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    training = "local_epochs = 15\nbatch_size = 16\nlearning_rate = 0.02\nmomentum = 0.9"
+    run = run_on_real_images(medfed, tmp_path, training, 'unit = "none"')
+
+    result = attack_run(run, seed=1, num_models=4)
+    assert result.area.low > 0.6
+    assert result.points[2].tpr.low > 0.05
+    assert result.advantage > 2 * result.chance_advantage
+    assert result.without_privacy.low > 0.6
+    # Nobody in training: at chance, and by as much that the model's own result is far outside.
+    assert result.control.holds(0.5)
+    assert result.control.high < result.area.low
+    part = describe(result)
+    assert part.passed
+    assert "as is to be expected without privacy" in part.findings[2].detail
+
+    part = audit_reconstruction(run, seed=1, budget="quick")
+    assert numbers_of(part, "identification without privacy")["share"] == 1.0
+    pictures = numbers_of(part, "gradient inversion")
+    assert pictures["plain_ssim"] > pictures["control_ssim"] + 0.3
+    assert pictures["plain_psnr_db"] > pictures["control_psnr_db"] + 3
+    assert part.figures[0].png.startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_attacks_fall_to_chance_on_real_images_at_epsilon_8(medfed, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    cost = epsilon([GaussianEvent(SIGMA, RATE, 4 * STEPS)], DELTA)
+    assert cost <= 8
+    training = f"local_steps = {STEPS}\nlearning_rate = 0.1\nmomentum = 0.5"
+    privacy = (
+        f"noise_multiplier = {SIGMA}\nsample_rate = {RATE}\nexpected_batch_size = 20\n"
+        f"target_delta = {DELTA}"
+    )
+    run = run_on_real_images(medfed, tmp_path, training, privacy)
+
+    result = attack_run(run, seed=1, num_models=4)
+    assert result.claim is not None
+    assert result.claim.epsilon == pytest.approx(cost, rel=1e-3)
+    assert result.area.holds(0.5)
+    assert result.advantage < result.chance_advantage
+    part = describe(result)
+    assert part.passed
+    assert status_of(part, "attack on the published model") is Status.PASS
+
+    part = audit_reconstruction(run, seed=1, budget="quick")
+    assert part.passed
+    # The same attack on the same images, with the study's noise left out.
+    assert numbers_of(part, "identification without privacy")["share"] == 1.0
+    private = numbers_of(part, "identification under the study's privacy")
+    assert private["low"] <= private["chance"] <= private["high"]
+    pictures = numbers_of(part, "gradient inversion")
+    assert pictures["private_ssim"] < 0.1 < pictures["plain_ssim"]
+    assert pictures["private_psnr_db"] < pictures["control_psnr_db"]
+
+
+@pytest.fixture
+def tiny_run(medfed, tiny, tmp_path) -> Path:  # type: ignore[no-untyped-def]
+    medfed("simulate", tiny, "--out", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_audits_of_a_run_are_repeatable_and_find_missing_noise(tiny_run, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    first = audit_membership(tiny_run, seed=4, budget="quick")
+    assert first.passed
+    assert not first.skipped
+    assert first == audit_membership(tiny_run, seed=4, budget="quick")
+    claim = numbers_of(first, "claimed epsilon against the attack")
+    assert claim["epsilon"] == pytest.approx(epsilon([GaussianEvent(1.0, 0.3, 9)], 1e-3), rel=1e-3)
+
+    check = "identification under the study's privacy"
+    whole = audit_reconstruction(tiny_run, seed=4, budget="quick")
+    assert status_of(whole, check) is Status.PASS
+    assert len(whole.tables[0].rows) == 3
+    monkeypatch.setattr(SeededNoise, "normal_like", lambda self, like: 0.01 * np.pi * like / like)
+    broken = audit_reconstruction(tiny_run, seed=4, budget="quick")
+    assert status_of(broken, check) is Status.FAIL
+    assert numbers_of(broken, check)["share"] == 1.0
+
+
+def test_audits_without_the_data_of_sites_say_so(tmp_path, tiny_run) -> None:  # type: ignore[no-untyped-def]
+    for file in (tiny_run / "arms" / "federated" / "sites").glob("*/site.toml"):
+        file.unlink()
+    for audit in (audit_membership, audit_reconstruction):
+        part = audit(tiny_run, seed=1, budget="quick")
+        assert "no site whose data is here" in part.skipped
+        assert not part.findings
