@@ -12,6 +12,7 @@ from medfed.client import policy
 from medfed.client.data.site_data import check_population
 from medfed.client.evaluation import evaluate_for_release
 from medfed.client.releases import Cost
+from medfed.client.secure_answers import MaskedTraining, Memory
 from medfed.client.site import SiteConfig
 from medfed.client.training import (
     Round,
@@ -34,7 +35,6 @@ from medfed.common.messages import (
     WordsRequest,
 )
 from medfed.common.state_dicts import check_fits, digest
-from medfed.common.study import StudyConfig
 
 
 @dataclass(frozen=True)
@@ -75,33 +75,34 @@ def name_words(request: WordsRequest, site: SiteConfig) -> Answer:
     return Answer(reply, {"words": cost})
 
 
-def train(request: ModelRequest, site: SiteConfig) -> Answer:
-    """Charge one round, train it and return the update."""
-    _refuse_plain_training(request.study)
+def train(request: ModelRequest, site: SiteConfig, memory: Memory) -> Answer:
+    """Charge one round, train it and return the update; masked if the study says so."""
+    masked = request.study.secure_aggregation.enabled
     policy.check_participants(request.num_participants, site.policy)
     _keep_countersignature(request, site)
     here = _workspace(request, site)
+    masking = MaskedTraining(request, site, memory) if masked else None
     spend = _spend(request, site)
     # Written ahead: a crash from here on can only over-count.
     charge = policy.charge(site, spend)
     result = _trained(here, request, site)
-    # Under DP of any unit these are private; the update is what was paid for.
-    exact = not request.study.privacy.enabled
+    # Under DP of any unit these are private; the update is what was paid for. Under masks they
+    # would tell the server what it must not see of one site.
+    exact = not (request.study.privacy.enabled or masked)
     reply = TrainReply(
         site=site.name,
-        update=result.update,
+        update=masking.mask(result.update) if masking else result.update,
         num_examples=len(here.data.train) if exact else None,
         loss=result.loss if exact else None,
         epsilon=charge.epsilon,
         noise=spend.noise,
         ledger_head=charge.head,
     )
-    private = {"num_examples": "private under DP", "loss": "private under DP"}
-    return Answer(
-        reply,
-        {"update": _cost_of_update(spend, charge, site)},
-        {} if exact else private,
-    )
+    why = "private under DP" if request.study.privacy.enabled else "secure aggregation"
+    cost = _cost_of_update(spend, charge, site)
+    if masked:
+        cost = Cost(cost.protection, f"masked: the server sees sums over sites; {cost.text}")
+    return Answer(reply, {"update": cost}, {} if exact else {"num_examples": why, "loss": why})
 
 
 def evaluate(request: ModelRequest, site: SiteConfig) -> Answer:
@@ -122,14 +123,6 @@ def evaluate(request: ModelRequest, site: SiteConfig) -> Answer:
     )
     reply = EvaluateReply(site=site.name, sums=found.sums)
     return Answer(reply, withheld=found.withheld)
-
-
-def _refuse_plain_training(study: StudyConfig) -> None:
-    """Never answer with a bare update where the study promises that none is seen."""
-    if study.secure_aggregation.enabled:
-        raise StudyError(
-            "Asked for a plain update by a study with secure_aggregation.enabled = true."
-        )
 
 
 def _keep_countersignature(request: ModelRequest, site: SiteConfig) -> None:
@@ -199,12 +192,15 @@ def _round(request: ModelRequest, site: SiteConfig) -> Round:
 
 def _spend(request: ModelRequest, site: SiteConfig) -> Spend:
     """What the round will have cost, under a name that only the very same release shares."""
-    parts = (
+    parts = [
         request.study.digest(),
         request.run,
         str(request.round_number),
         digest(request.weights),
-    )
+    ]
+    if request.study.secure_aggregation.distributed_noise != "none":
+        # Each site's share of the noise, and so the very bits, depend on how many share it.
+        parts.append(str(request.num_participants))
     return policy.spend_of_round(
         request.study,
         site.policy,

@@ -9,14 +9,16 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from medfed.client import answers, policy
+from medfed.client import answers, policy, secure_answers
 from medfed.client.answers import Answer
 from medfed.client.releases import Release, list_quantities, now, write_release
+from medfed.client.secure import SiteState
+from medfed.client.secure_answers import Memory
 from medfed.client.site import SiteConfig, load_site
 from medfed.common import messages
 from medfed.common.errors import (
@@ -33,6 +35,8 @@ from medfed.common.messages import (
     JoinRequest,
     ModelRequest,
     Refusal,
+    SecureReply,
+    SecureRequest,
     TrainReply,
     WordsReply,
     WordsRequest,
@@ -42,13 +46,16 @@ log = logging.getLogger(__name__)
 
 app = ClientApp()
 
-Request = TypeVar("Request", JoinRequest, WordsRequest, ModelRequest)
+Request = TypeVar("Request", JoinRequest, WordsRequest, ModelRequest, SecureRequest)
+SecureAnswer = Callable[[SecureRequest, SiteConfig, Memory], SecureReply]
+_MEMORY = "medfed.secure"
 
 _PACK: dict[type, Callable[[Any], RecordDict]] = {
     JoinReply: messages.pack_join_reply,
     WordsReply: messages.pack_words_reply,
     TrainReply: messages.pack_train_reply,
     EvaluateReply: messages.pack_evaluate_reply,
+    SecureReply: messages.pack_secure_reply,
     Refusal: messages.pack_refusal,
 }
 
@@ -60,6 +67,24 @@ class _About:
     run: str = ""
     study: str = ""
     round_number: int = 0
+
+
+@dataclass(frozen=True)
+class _ContextMemory:
+    """Secrets between messages, in Flower's context: at a SuperNode it is memory, and stays."""
+
+    context: Context
+
+    def read(self) -> SiteState | None:
+        """Return what was kept last."""
+        record = self.context.state.get(_MEMORY)
+        if not isinstance(record, ConfigRecord) or not isinstance(record.get("state"), bytes):
+            return None
+        return SiteState.from_bytes(cast(bytes, record["state"]))
+
+    def keep(self, state: SiteState) -> None:
+        """Replace it."""
+        self.context.state[_MEMORY] = ConfigRecord({"state": state.to_bytes()})
 
 
 @app.query("join")
@@ -77,13 +102,42 @@ def name_words(message: Message, context: Context) -> Message:
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train one round and send the update."""
-    return _answer(message, context, messages.unpack_model_request, answers.train)
+
+    def trained(request: ModelRequest, site: SiteConfig) -> Answer:
+        return answers.train(request, site, _ContextMemory(context))
+
+    return _answer(message, context, messages.unpack_model_request, trained)
+
+
+@app.query("secure_keys")
+def offer_keys(message: Message, context: Context) -> Message:
+    """Secure aggregation, before training: offer public keys."""
+    return _answer_phase(message, context, secure_answers.offer_keys)
+
+
+@app.query("secure_shares")
+def share_secrets(message: Message, context: Context) -> Message:
+    """Secure aggregation, before training: share the masks' secrets among the sites."""
+    return _answer_phase(message, context, secure_answers.share_secrets)
+
+
+@app.query("secure_reveal")
+def reveal(message: Message, context: Context) -> Message:
+    """Secure aggregation, after training: reveal what unmasks the sum."""
+    return _answer_phase(message, context, secure_answers.reveal)
 
 
 @app.evaluate()
 def evaluate_model(message: Message, context: Context) -> Message:
     """Evaluate the global model on the held-out images."""
     return _answer(message, context, messages.unpack_model_request, answers.evaluate)
+
+
+def _answer_phase(message: Message, context: Context, phase: SecureAnswer) -> Message:
+    def answered(request: SecureRequest, site: SiteConfig) -> Answer:
+        return Answer(phase(request, site, _ContextMemory(context)))
+
+    return _answer(message, context, messages.unpack_secure_request, answered)
 
 
 def _answer(
@@ -111,8 +165,8 @@ def _answer(
     return Message(content, reply_to=message)
 
 
-def _about(request: JoinRequest | WordsRequest | ModelRequest) -> _About:
-    round_number = request.round_number if isinstance(request, ModelRequest) else 0
+def _about(request: JoinRequest | WordsRequest | ModelRequest | SecureRequest) -> _About:
+    round_number = 0 if isinstance(request, JoinRequest | WordsRequest) else request.round_number
     return _About(request.run, request.study.study.name, round_number)
 
 

@@ -103,6 +103,7 @@ _COSTS: Mapping[str, Mapping[str, Cost]] = {
             "ngrams", "words", "rouge_l", "meteor", "findings",
         )
     },
+    "secure reply": {"payload": Cost("public", "keys and encrypted shares; no patient's data")},
     "refusal": {"reason": Cost("none", "a code without detail: of policy, ledger or data")},
 }  # fmt: skip
 # Arrays that are one quantity, by the message's kind.

@@ -7,6 +7,7 @@ place numbers messages, counts bytes, reads replies, and notes who refused, fail
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 from flwr.app import ArrayRecord, Message, RecordDict
 
@@ -69,9 +70,26 @@ class Conversation:
         self.sites = {site.name: SiteRound(status="failed", reason="no answer") for site in chosen}
 
     def model_messages(
-        self, kind: str, round_number: int, arrays: ArrayRecord, to: Sequence[Participant]
+        self,
+        kind: str,
+        round_number: int,
+        arrays: ArrayRecord,
+        to: Sequence[Participant],
+        *,
+        parcels: Mapping[str, bytes] = MappingProxyType({}),
+        weights: Mapping[str, int] = MappingProxyType({}),
     ) -> list[Message]:
-        """Return a message of `kind` (train or evaluate) with the model for each of the sites."""
+        """Return a message of `kind` (train or evaluate) with the model for each of the sites.
+
+        Args:
+            kind: The message's type.
+            round_number: 1-based.
+            arrays: The packed model.
+            to: Sites to ask.
+            parcels: Under secure aggregation, the others' shares for each of `to`, by name.
+            weights: Under secure aggregation, the weight of each site of the round, by name; those
+                that have dropped out by now included.
+        """
         stated = self._stated_participants
         contents = messages.pack_model(
             self._study,
@@ -80,13 +98,18 @@ class Conversation:
             arrays,
             frozen_sha256=self._frozen_sha256,
             words=self._words,
-            num_participants=len(to) if stated is None else stated,
+            num_participants=(len(weights) or len(to)) if stated is None else stated,
+            total_weight=sum(weights.values()) or 1,
         )
         return self.address(
             kind,
             round_number,
             to,
-            lambda site: contents(self.countersignatures.get(site.name, "")),
+            lambda site: contents(
+                self.countersignatures.get(site.name, ""),
+                parcels=parcels.get(site.name, b""),
+                weight=weights.get(site.name, 1),
+            ),
         )
 
     def address(
@@ -164,6 +187,12 @@ class Conversation:
             if site is not None and site.status == "failed":
                 site.status = "late" if reason == "late" else "failed"
                 site.reason = reason
+
+    def note_lost(self, reason: str) -> None:
+        """Note that the round gave no sum, for sites that nothing else is known of."""
+        for site in self.sites.values():
+            if site.status == "failed" and site.reason == "no answer":
+                site.reason = f"the round was lost: {reason}"
 
     @property
     def num_updates(self) -> int:

@@ -4,6 +4,7 @@ Flower's `Strategy.start` has no start round, no checkpoint and no early stop; t
 from the last complete round with the same weights, bit for bit.
 """
 
+import logging
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -12,21 +13,30 @@ from typing import cast
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 
-from medfed.common.errors import RefusalReason, RunError
+from medfed.common import messages
+from medfed.common.errors import MessageError, RefusalReason, RunError
 from medfed.common.files import write_json
 from medfed.common.models import frozen_state_digest
 from medfed.common.state_dicts import digest, read_state, write_state
 from medfed.common.study import StudyConfig
 from medfed.server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_weights
 from medfed.server.countersigning import HEADS_FILE, SERVER_KEY, Countersigner
+from medfed.server.distributed_privacy import (
+    DistributedPrivacy,
+    masked_mean,
+    noised_by_sites,
+)
 from medfed.server.exchange import Exchange
 from medfed.server.joining import join_sites
+from medfed.server.masked import MaskedRound
 from medfed.server.participants import Participant
 from medfed.server.progress import Progress, resume
 from medfed.server.records import ArmFolder, RoundRecord, RunPlan, now
 from medfed.server.site_privacy import SitePrivacy, noised_by_server
 from medfed.server.strategy import FedAvgStrategy
 from medfed.server.words import agree_on_words
+
+log = logging.getLogger(__name__)
 
 _NO_CONFIG = ConfigRecord()
 
@@ -35,7 +45,8 @@ _NO_CONFIG = ConfigRecord()
 class _Run:
     """What stays the same from round to round.
 
-    `privacy` is the server's own, with privacy.unit = "site"; None where the server adds no noise.
+    `privacy` is that of privacy.unit = "site", where the server adds the noise or all sites do
+    together; None where each site does by itself, or nobody.
     """
 
     grid: Grid
@@ -44,7 +55,7 @@ class _Run:
     arm: ArmFolder
     strategy: FedAvgStrategy
     countersigner: Countersigner
-    privacy: SitePrivacy | None
+    privacy: SitePrivacy | DistributedPrivacy | None
 
 
 def run_study(grid: Grid, study: StudyConfig, plan: RunPlan, arm: ArmFolder) -> None:
@@ -64,10 +75,12 @@ def run_study(grid: Grid, study: StudyConfig, plan: RunPlan, arm: ArmFolder) -> 
     countersigner = Countersigner(arm.folder / HEADS_FILE, state / SERVER_KEY, plan.run)
     words = agree_on_words(grid, study, plan, arm, trainers, countersigner)
     progress = resume(study, words, checkpoint, arm)
-    privacy = None
+    privacy: SitePrivacy | DistributedPrivacy | None = None
     if noised_by_server(study):
         bound = checkpoint.update_bound if checkpoint else None
         privacy = SitePrivacy(study, plan.run, state, seeded=plan.seeded_noise, bound=bound)
+    elif noised_by_sites(study):
+        privacy = DistributedPrivacy(study, plan.run, state, seeded=plan.seeded_noise)
     strategy = FedAvgStrategy(
         study,
         plan.run,
@@ -75,7 +88,7 @@ def run_study(grid: Grid, study: StudyConfig, plan: RunPlan, arm: ArmFolder) -> 
         evaluators=_named(sites, plan.evaluate_sites),
         words=words,
         frozen_sha256=frozen_state_digest(progress.model),
-        privacy=privacy,
+        privacy=privacy if isinstance(privacy, SitePrivacy) else None,
     )
     strategy.summary()
     strategy.conversation.countersignatures = countersigner.latest
@@ -99,8 +112,9 @@ def _round(run: _Run, progress: Progress) -> str:
     reason = _spent(run, number, progress)
     if reason:
         return reason
-    arrays = _train(run, number, progress)
-    if arrays is None or (run.privacy is None and run.strategy.num_updates < run.plan.min_sites):
+    masked = run.study.secure_aggregation.enabled
+    arrays = _train_masked(run, number, progress) if masked else _train(run, number, progress)
+    if arrays is None:
         return _without_quorum(run.plan, run.strategy, number)
     progress.advance(arrays, run.study)
     metrics = _evaluate(run, progress)
@@ -148,9 +162,54 @@ def _train(run: _Run, number: int, progress: Progress) -> ArrayRecord | None:
     replies = exchange.replies(outgoing, run.study.federation.round_timeout_s)
     arrays, _ = strategy.aggregate_train(number, _announced(replies, arm, "trained", number))
     strategy.conversation.note_failures(exchange.failures)
-    run.countersigner.sign_round(number, strategy.conversation.heads)
-    strategy.conversation.countersignatures = run.countersigner.latest
+    _countersign(run, number)
+    # Under site-level privacy, who answered must not decide whether a round counts.
+    if run.privacy is None and strategy.num_updates < run.plan.min_sites:
+        return None
     return arrays
+
+
+def _train_masked(run: _Run, number: int, progress: Progress) -> ArrayRecord | None:
+    """Do the same under secure aggregation; None if the round was lost, or too few stayed."""
+    conversation, weights = run.strategy.conversation, progress.weights
+    chosen = run.strategy.choose(number)
+    run.arm.emit("round", round=number, sites=len(chosen))
+    masked = MaskedRound(run.grid, run.study, run.plan.run, number, conversation, chosen)
+    try:
+        found = masked.train(
+            progress.arrays, weights, lambda: run.arm.emit("trained", round=number)
+        )
+    except (RunError, MessageError) as error:
+        log.warning("Round %d was lost: %s", number, error)
+        conversation.note_lost(str(error))
+        return None
+    finally:
+        _countersign(run, number)
+    if len(found.replies) < run.plan.min_sites:
+        conversation.note_lost("too few sites in the sum")
+        return None
+    if isinstance(run.privacy, DistributedPrivacy):
+        new = run.privacy.release(
+            found.total,
+            found.replies.values(),
+            weights,
+            round_number=number,
+            num_participants=len(chosen),
+        )
+    else:
+        new = masked_mean(
+            run.study, found.total, weights, summed=found.weights, asked=masked.weights
+        )
+    for site in chosen:
+        if site.name in found.replies:
+            conversation.accept(site, found.replies[site.name], found.weights[site.name])
+    return messages.pack_arrays(new)
+
+
+def _countersign(run: _Run, number: int) -> None:
+    """Sign the ledger heads that came in the round; each site's next message carries its own."""
+    run.countersigner.sign_round(number, run.strategy.conversation.heads)
+    run.strategy.conversation.countersignatures = run.countersigner.latest
 
 
 def _keep(run: _Run, progress: Progress, record: RoundRecord) -> None:

@@ -71,6 +71,11 @@ class SecureRound:
         self._close(1, self._keys)
         return wire.pack_roster(self._keys)
 
+    @property
+    def offered(self) -> frozenset[str]:
+        """The sites whose keys came."""
+        return frozenset(self._keys)
+
     def on_shares(self, site: str, answer: bytes) -> None:
         """Take a site's shared secrets; MessageError if they cannot be used."""
         self._expect(site, 2)

@@ -92,6 +92,7 @@ class SiteLedger:
 
     def _spend(self, round_number: int, weights: StateDict, bound: float) -> Spend:
         study = self._study
+        distributed = study.secure_aggregation.distributed_noise == "discrete_gaussian"
         parts = (study.digest(), self._run, str(round_number), digest(weights))
         return Spend(
             release=hashlib.sha256("\x1f".join(parts).encode()).hexdigest(),
@@ -101,8 +102,9 @@ class SiteLedger:
             unit="site",
             images_per_patient=0,
             noise_multiplier=study.privacy.noise_multiplier,
-            sample_rate=study.federation.fraction,
+            sample_rate=1.0 if distributed else study.federation.fraction,
             steps=1,
             max_grad_norm=bound,
             noise=self._noise,
+            mechanism="discrete_gaussian" if distributed else "gaussian",
         )

@@ -14,10 +14,10 @@ from flwr.serverapp.strategy import Strategy
 from medfed.common import messages
 from medfed.common.errors import UpdateError
 from medfed.common.messages import EvaluateReply, TrainReply
-from medfed.common.metrics import MetricSums, add_sums
+from medfed.common.metrics import MetricSums
 from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
-from medfed.common.tasks import make_task
+from medfed.common.tasks import make_task, pooled_metrics
 from medfed.server.aggregation.fedavg import FedAvg
 from medfed.server.aggregation.rule import Rule
 from medfed.server.conversation import Conversation
@@ -84,16 +84,21 @@ class FedAvgStrategy(Strategy):
         """Training sites that have not withdrawn."""
         return [site for site in self._trainers if site.name not in self.conversation.left]
 
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> list[Message]:
-        """Return one training message for each participant of the round."""
-        self._weights = messages.unpack_arrays(arrays)
+    def choose(self, server_round: int) -> list[Participant]:
+        """Draw the participants of a round, and begin it."""
         if self._privacy is None:
             chosen = draw_participants(self.staying, self._study, server_round)
         else:
             chosen = self._privacy.draw(self.staying, server_round)
         self.conversation.start_round(chosen)
+        return chosen
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> list[Message]:
+        """Return one training message for each participant of the round."""
+        self._weights = messages.unpack_arrays(arrays)
+        chosen = self.choose(server_round)
         return self.conversation.model_messages(messages.TRAIN, server_round, arrays, chosen)
 
     def aggregate_train(
@@ -140,7 +145,7 @@ class FedAvgStrategy(Strategy):
             self.conversation.round_of(site.name).metrics = self._task.metrics(reply.sums)
         if not self.sums:
             return None
-        return MetricRecord(dict(self._task.metrics(add_sums(self.sums.values()))))
+        return MetricRecord(dict(pooled_metrics(self._task, list(self.sums.values()))))
 
     def summary(self) -> None:
         """Log what this strategy does."""

@@ -194,12 +194,14 @@ def _prepare_arm(
     own, train_sites, note = study, names, ""
     if arm != "federated":
         own, note = _alone(study)
-    paths = write_sites(folder / "sites", store, hospitals.sites, own)
     if arm == "pooled":
-        paths.append(write_pooled_site(folder / "sites", store, hospitals.sites, own))
         own, train_sites = _pooled_study(own, len(names)), (POOLED,)
     elif arm != "federated":
         own, train_sites = _local_study(own), (arm.removeprefix("local-"),)
+    # Of the arm's own study: what a site's policy allows is what that asks.
+    paths = write_sites(folder / "sites", store, hospitals.sites, own)
+    if arm == "pooled":
+        paths.append(write_pooled_site(folder / "sites", store, hospitals.sites, own))
     for path in paths:
         site = load_site(path)
         if site.name in train_sites:

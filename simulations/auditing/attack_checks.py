@@ -27,6 +27,9 @@ _CANARIES = 1000
 _GUESSES = 200
 _MAX_STEPS = 60
 _GAUSSIAN_STEPS = 2
+# The bound's own delta term keeps p above about 2 m delta / r. A mechanism that is as claimed comes
+# nowhere near: its worst epsilon is not met by a whole batch of guesses.
+_ONE_RUN_ALPHA = 1e-3
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ def _one_run(setting: Setting, scores: Scores, steps: int) -> Finding:
     return Finding(
         PART,
         "one-run bound",
-        Status.PASS if p >= ALPHA else Status.FAIL,
+        Status.PASS if p >= _ONE_RUN_ALPHA else Status.FAIL,
         f"{right} of {_GUESSES} guesses about {_CANARIES} canaries were right: epsilon of these "
         f"{steps} steps is at least {bound:.3f} (95 % confidence), claimed {claimed:.3f}. The best "
         "that this method could ever show here is "

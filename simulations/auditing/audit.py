@@ -7,6 +7,7 @@ reconstruction  attacks on an update: what did this patient's images look like?
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any, Literal
 from medfed.common.errors import RunError, StudyError
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import load_study
-from medfed.simulations.auditing.findings import Finding, PartResult, Status
+from medfed.simulations.auditing.findings import Finding, Number, PartResult, Status
 from medfed.simulations.auditing.ledger_part import audit_ledger, audit_run_ledgers
 
 PARTS = ("ledger", "mechanism", "membership", "reconstruction")
@@ -106,7 +107,7 @@ class Audit:
                             "check": finding.check,
                             "status": finding.status.value,
                             "detail": finding.detail,
-                            "numbers": dict(finding.numbers),
+                            "numbers": {n: _plain(v) for n, v in finding.numbers.items()},
                         }
                         for finding in part.findings
                     ],
@@ -114,6 +115,11 @@ class Audit:
                 for part in self.parts
             ],
         }
+
+
+def _plain(value: Number) -> Number:
+    """JSON has neither infinity nor NaN."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def run_audit(

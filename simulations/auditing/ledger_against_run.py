@@ -51,11 +51,6 @@ def _heads(arm: ArmRecord, entries: Entries) -> Check:
         "Every head that the coordinator signed is an entry of the site's ledger, in order.",
     )
     if arm.heads is None:
-        if any(entries.values()):
-            check.notes.append(
-                f"{arm.name}: the coordinator kept no heads.jsonl, so a site that signs a changed "
-                "ledger anew is found by the round records alone."
-            )
         return check
     coordinator = str(arm.heads[0].get("public_key", "")) if arm.heads else ""
     for site, own in entries.items():
@@ -116,7 +111,7 @@ def _printed(arm: ArmRecord, entries: Entries, delta: float) -> Check:
             value = arm.rounds[number]["sites"][site].get("epsilon")
             if value is None:
                 continue
-            recomputed = _composed(_until(arm, own, number), delta)
+            recomputed = epsilon(_until(arm, own, number), delta)
             check.looked_at += 1
             if not abs(recomputed - value) <= _AGREEMENT * max(value, 1e-3):
                 check.problems.append(
@@ -249,8 +244,8 @@ def _is_training(entry: dict[str, Any]) -> bool:
 
 def _until(
     arm: ArmRecord, entries: list[dict[str, Any]], round_number: int
-) -> tuple[tuple[tuple[str, Any], ...], ...]:
-    """The events up to the last entry of a round, as what can be looked up in a cache."""
+) -> list[dict[str, Any]]:
+    """Return the events up to the last entry of a round."""
     last = max(
         (
             place
@@ -259,16 +254,7 @@ def _until(
         ),
         default=-1,
     )
-    kept = ("unit", "noise_multiplier", "sample_rate", "steps", "extra_delta", "mechanism")
-    return tuple(
-        tuple((name, entry["event"][name]) for name in kept if name in entry["event"])
-        for entry in entries[: last + 1]
-    )
-
-
-@lru_cache(maxsize=4096)
-def _composed(events: tuple[tuple[tuple[str, Any], ...], ...], delta: float) -> float:
-    return epsilon([dict(event) for event in events], delta)
+    return [entry["event"] for entry in entries[: last + 1]]
 
 
 def _rounds_in_words(numbers: list[int]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from medfed.common.errors import LedgerError
+from medfed.common.errors import LedgerError, RunError
 from medfed.simulations.auditing import verify_ledger
 from medfed.simulations.auditing.collecting import Check
 from medfed.simulations.auditing.findings import Finding, PartResult, Status, Table
@@ -40,7 +40,13 @@ def audit_run_ledgers(run: Path, *, delta: float) -> PartResult:
     """
     findings: list[Finding] = []
     rows = []
-    for arm in read_arms(run):
+    arms = read_arms(run)
+    if not any(arm.rounds for arm in arms):
+        raise RunError(
+            f"{run} has no completed round: there is nothing to audit. Finish it with "
+            "`medfed simulate --resume`."
+        )
+    for arm in arms:
         for site, state in arm.state_folders():
             name = f"{arm.name}/{site}"
             result = _examine(state, delta)
@@ -48,7 +54,19 @@ def audit_run_ledgers(run: Path, *, delta: float) -> PartResult:
             printed = _last_printed(arm, site)
             rows.append((name, result, printed))
         findings += against_run(arm, delta, _entries_of(arm))
+    findings += _no_heads(arms)
     return PartResult(PART, tuple(_merged(findings)), tables=(_table(rows),))
+
+
+def _no_heads(arms: list[ArmRecord]) -> list[Finding]:
+    without = [arm.name for arm in arms if arm.heads is None and any(arm.state_folders())]
+    if not without:
+        return []
+    detail = (
+        f"The coordinator kept no heads.jsonl of {', '.join(without)}, so a site that signs a "
+        "changed ledger anew is found by the round records alone."
+    )
+    return [Finding(PART, "ledgers against the coordinator's heads", Status.NOTE, detail)]
 
 
 def _examine(path: Path, delta: float | None) -> dict[str, Any]:
@@ -105,7 +123,7 @@ def _last_printed(arm: ArmRecord, site: str) -> float | None:
 def _merged(findings: list[Finding]) -> list[Finding]:
     """Put findings that say the same of several ledgers into one, with their counts added up."""
     merged: dict[str, Finding] = {}
-    for finding in findings:
+    for finding in sorted(findings, key=lambda finding: finding.check == "epsilon recomputed"):
         key = json.dumps([finding.check, finding.status, finding.detail])
         if key in merged and "checked" in finding.numbers:
             total = int(merged[key].numbers["checked"] or 0) + int(finding.numbers["checked"] or 0)

@@ -38,7 +38,7 @@ def describe(result: "MembershipResult") -> PartResult:
 def _without_privacy(result: "MembershipResult") -> Finding:
     area, (count, passes, cut) = result.without_privacy, result.references
     works = area.low > 0.5
-    slower = "" if cut == 1 else f", at {cut:g} of its learning rate, at which they learn"
+    slower = "" if cut == 1 else f", at {cut:g} of its learning rate at the least"
     detail = (
         f"{_ATTACKS[result.attack]} on {count} reference models trained by the study's recipe but "
         f"in one place and without privacy ({passes:.3g} passes over half of the {result.unit}s"

@@ -12,6 +12,7 @@ Shapes: R releases, D coordinates.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from medfed.client.data.site_data import ImageSet
 from medfed.client.data.store import Store
 from medfed.client.training import Round, train_with_privacy
-from medfed.common.metrics import MetricSums
+from medfed.common.metrics import Families, MetricSums
 from medfed.common.state_dicts import read_state
 from medfed.common.study import PrivacySection, StudyConfig
 from medfed.common.tasks import Batch, Examples
@@ -66,6 +67,7 @@ class ProbeTask:
 
     num_outputs = 1
     figures: tuple[Figure, ...] = ()
+    families: Families = MappingProxyType({})
 
     def targets(self, examples: Examples) -> Tensor:
         """Return 1.0 for a sound image, NaN for a broken one, [B]."""

@@ -10,18 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from medfed.common.errors import DataError, StudyError
 from medfed.common.models import build_model
 from medfed.common.seeding import numpy_rng
 from medfed.common.study import StudyConfig
-from medfed.simulations.auditing.attacks.inversion import invert, pixels_of, psnr, ssim
-from medfed.simulations.auditing.attacks.rates import (
-    Interval,
-    allowed_identifications,
-    clopper_pearson,
-)
+from medfed.simulations.auditing.attacks.inversion import invert, pixels_of
+from medfed.simulations.auditing.attacks.rates import Interval, clopper_pearson
 from medfed.simulations.auditing.attacks.units import Units, load_units, reduced, site_files, subset
 from medfed.simulations.auditing.attacks.updates import (
     Target,
@@ -32,11 +27,20 @@ from medfed.simulations.auditing.attacks.updates import (
     private_update,
     restore,
 )
-from medfed.simulations.auditing.findings import Figure, Finding, PartResult, Status, Table
-from medfed.simulations.auditing.reconstruction_page import picture_figure
+from medfed.simulations.auditing.findings import Figure, PartResult
+from medfed.simulations.auditing.reconstruction_page import (
+    NAME,
+    Picture,
+    caption,
+    patient_data,
+    picture_figure,
+    picture_finding,
+    picture_table,
+    plain_finding,
+    private_finding,
+)
 from medfed.simulations.explaining.load import Trained, load_trained
 
-NAME = "reconstruction"
 # Above it an inversion's hundreds of second derivatives take minutes; identification does not.
 _LARGEST_PIXELS = 64 * 64
 _REDUCED_SIDE = {2: 48, 3: 16}
@@ -53,23 +57,6 @@ class Budget:
 
 
 _BUDGETS = {"quick": Budget(8, 2, 1, 150), "full": Budget(16, 4, 3, 400)}
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One patient's image and what was made of the updates.
-
-    Attributes:
-        truth: The image, [C, *S] in 0..1.
-        plain: From its update without privacy.
-        private: From its update as the study has it; None where the study adds no noise at sites.
-        control: From another patient's update without privacy.
-    """
-
-    truth: Tensor
-    plain: Tensor
-    private: Tensor | None
-    control: Tensor
 
 
 def audit_reconstruction(run: Path, *, seed: int, budget: str) -> PartResult:
@@ -95,23 +82,23 @@ def audit_reconstruction(run: Path, *, seed: int, budget: str) -> PartResult:
     except (DataError, StudyError) as error:
         return PartResult(NAME, skipped=f"The first weights cannot be made: {error}")
     plain = identify(target, [(c, 0) for c in range(len(chosen))], private=False, seed=seed)
-    findings = [_plain_finding(plain, trained.study)]
+    findings = [plain_finding(plain, trained.study)]
     if trained.study.privacy.at_sites:
         draws = [(c, draw) for c in range(len(chosen)) for draw in range(plan.draws)]
         private = identify(target, draws, private=True, seed=seed)
-        findings.append(_private_finding(private, len(chosen), trained.study))
+        findings.append(private_finding(private, len(chosen), trained.study))
     smaller = _small_enough(trained.study)
     if smaller is not trained.study:
         target = _target(trained, units, chosen, smaller)
     pictures = reconstruct(target, min(plan.pictures, len(chosen) - 1), plan.steps, seed)
-    findings.append(_picture_finding(pictures, trained.study, smaller))
+    findings.append(picture_finding(pictures, trained.study, smaller))
     if trained.study.simulation is None:
-        findings.append(_patient_data())
+        findings.append(patient_data())
     return PartResult(
         NAME,
         tuple(findings),
-        (_table(pictures),),
-        (Figure(_caption(pictures), picture_figure(pictures)),),
+        (picture_table(pictures),),
+        (Figure(caption(pictures), picture_figure(pictures)),),
     )
 
 
@@ -186,127 +173,3 @@ def _small_enough(study: StudyConfig) -> StudyConfig:
         return study
     side = min(section.image_size, _REDUCED_SIDE[section.dimensions])
     return study.model_copy(update={"data": section.model_copy(update={"image_size": side})})
-
-
-def _plain_finding(share: Interval, study: StudyConfig) -> Finding:
-    works = share.value == 1.0
-    detail = (
-        f"Without privacy the update of one image names its patient in {share.value:.0%} of cases. "
-    )
-    if study.privacy.at_sites:
-        detail += "This is the proof that the attack works; it is not what the study sends."
-    elif study.secure_aggregation.enabled:
-        detail += "Sites add no noise; secure aggregation keeps single updates from the server."
-    else:
-        detail += "Such updates leave the sites as they are: whoever sees them can do the same."
-    status = Status.NOTE if works and not study.privacy.at_sites else Status.PASS
-    return Finding(
-        NAME,
-        "identification without privacy",
-        status if works else Status.NOTE,
-        detail if works else f"{detail} The attack is weak here, so a low result proves little.",
-        {"share": share.value, "low": share.low, "high": share.high},
-    )
-
-
-def _private_finding(share: Interval, candidates: int, study: StudyConfig) -> Finding:
-    noise = study.privacy.noise_multiplier
-    allowed = allowed_identifications(candidates, noise)
-    chance = 1 / candidates
-    failed = share.low > allowed
-    verdict = (
-        "That is more than the noise allows: the trainer clips or adds noise other than it states."
-        if failed
-        else "That is chance."
-        if share.holds(chance)
-        else "That is above chance and within what the noise allows."
-    )
-    return Finding(
-        NAME,
-        "identification under the study's privacy",
-        Status.FAIL if failed else Status.PASS,
-        f"Of {candidates} candidates the attacker names the right one in {share.value:.0%} of "
-        f"updates (95 % interval {share.low:.0%} to {share.high:.0%}); chance is {chance:.0%}, and "
-        f"one step at noise multiplier {noise:g} allows any attacker at most {allowed:.0%}. "
-        + verdict,
-        {
-            "share": share.value,
-            "low": share.low,
-            "high": share.high,
-            "chance": chance,
-            "allowed": allowed,
-            "candidates": candidates,
-        },
-    )
-
-
-def _picture_finding(pictures: list[Picture], study: StudyConfig, used: StudyConfig) -> Finding:
-    numbers = {f"{which}_{unit}": value for which, unit, value in _means(pictures)}
-    detail = (
-        f"Inverting the update of one image: {numbers['plain_psnr_db']:.1f} dB, structural "
-        f"similarity {numbers['plain_ssim']:.2f} without privacy"
-    )
-    if "private_ssim" in numbers:
-        detail += (
-            f"; {numbers['private_psnr_db']:.1f} dB and {numbers['private_ssim']:.2f} under the "
-            "study's privacy"
-        )
-    detail += (
-        f"; the picture made of another patient's update comes to {numbers['control_psnr_db']:.1f} "
-        f"dB and {numbers['control_ssim']:.2f}."
-    )
-    if used is not study:
-        detail += (
-            f" Images were reduced from {study.data.image_size} to {used.data.image_size} pixels a "
-            "side for the pictures only: at full size an inversion takes too long for an audit."
-        )
-    return Finding(NAME, "gradient inversion", Status.NOTE, detail, numbers)
-
-
-def _means(pictures: list[Picture]) -> list[tuple[str, str, float]]:
-    means = []
-    for which in ("plain", "private", "control"):
-        pairs = [(getattr(one, which), one.truth) for one in pictures]
-        if any(image is None for image, _ in pairs):
-            continue
-        for unit, measure in (("psnr_db", psnr), ("ssim", ssim)):
-            means.append((which, unit, float(np.mean([measure(*pair) for pair in pairs]))))
-    return means
-
-
-def _table(pictures: list[Picture]) -> Table:
-    rows = []
-    for number, one in enumerate(pictures, start=1):
-        for name, image in (
-            ("its own update, without privacy", one.plain),
-            ("its own update, as the study sends it", one.private),
-            ("another patient's update, without privacy", one.control),
-        ):
-            if image is not None:
-                rows.append(
-                    (
-                        number,
-                        name,
-                        round(psnr(image, one.truth), 1),
-                        round(ssim(image, one.truth), 2),
-                    )
-                )
-    columns = ("Image", "Reconstructed from", "PSNR, dB", "SSIM")
-    return Table("Reconstruction from the update of one image", columns, tuple(rows))
-
-
-def _caption(pictures: list[Picture]) -> str:
-    middle = "" if pictures[0].private is None else " from its update as the study sends it,"
-    return (
-        "Each row one image that was trained on: the image, what its update gives away without "
-        f"privacy,{middle} and the control, made of another patient's update."
-    )
-
-
-def _patient_data() -> Finding:
-    return Finding(
-        NAME,
-        "patient data on this page",
-        Status.NOTE,
-        "The pictures show real patients' images. This page must not leave the site.",
-    )

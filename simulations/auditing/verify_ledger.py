@@ -29,6 +29,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -220,24 +221,29 @@ def epsilon(events: Sequence[Table], delta: float) -> float:
     steps: defaultdict[tuple[float, float], int] = defaultdict(int)
     for event in events:
         steps[event["noise_multiplier"], event["sample_rate"]] += event["steps"]
+    # A sum of discrete Gaussians has at most the Renyi divergence of the continuous one.
+    discrete = any(event.get("mechanism", "gaussian") != "gaussian" for event in events)
+    return _composed(tuple(sorted(steps.items())), left, discrete)
+
+
+@lru_cache(maxsize=1024)
+def _composed(
+    steps: tuple[tuple[tuple[float, float], int], ...], delta: float, renyi: bool
+) -> float:
     relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
-    if any(event.get("mechanism", "gaussian") != "gaussian" for event in events):
-        # A sum of discrete Gaussians has the Renyi divergence of the continuous one.
+    if renyi:
         accountant = RdpAccountant(neighboring_relation=relation)
     else:
-        accountant = PLDAccountant(relation, value_discretization_interval=interval(steps))
-    for (noise, rate), count in sorted(steps.items()):
+        # Ten times finer than the trainer's grid where that is cheap.
+        grid = 1e-4 if all(noise >= 0.5 for (noise, _), _ in steps) else 1e-3
+        accountant = PLDAccountant(relation, value_discretization_interval=grid)
+    for (noise, rate), count in steps:
         mechanism = dp_accounting.GaussianDpEvent(noise)
         if rate < 1:
             mechanism = dp_accounting.PoissonSampledDpEvent(rate, mechanism)
         accountant.compose(mechanism, count)
-    value = float(accountant.get_epsilon(left))
+    value = float(accountant.get_epsilon(delta))
     return 0.0 if value < 0 else value  # not max(0, value), which would turn NaN into 0
-
-
-def interval(steps: dict[tuple[float, float], int]) -> float:
-    """Return the grid of privacy losses: ten times finer than the trainer's where that is cheap."""
-    return 1e-4 if all(noise >= 0.5 for noise, _ in steps) else 1e-3
 
 
 def examine(path: Path, key_file: Path | None = None, delta: float | None = None) -> Table:

@@ -183,7 +183,7 @@ def test_study_with_secure_aggregation_gets_no_plain_update(tmp_path: Path, stor
     secure = SecureAggregationSection(enabled=True)
     study = make_study().model_copy(update={"secure_aggregation": secure})
     site = Site(tmp_path, store)
-    assert_refused(site.ask(study), RefusalReason.STUDY)
+    assert_refused(site.ask(study), RefusalReason.INTERNAL)
     assert site.ledger.entries() == ()
 
 

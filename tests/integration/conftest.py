@@ -72,6 +72,43 @@ batch_size = 8
 [privacy]
 unit = "none"
 """,
+    # The server sees the weighted sum of the updates alone.
+    "secure": _COMMON
+    + _LABELS
+    + """
+[simulation.public_num_patients]
+scanner-1 = 30
+scanner-2 = 40
+scanner-3 = 25
+[training]
+rounds = 2
+local_epochs = 2
+batch_size = 8
+[privacy]
+unit = "none"
+[secure_aggregation]
+enabled = true
+""",
+    # The same, and each site adds its share of the noise before it masks.
+    "shared noise": _COMMON
+    + _LABELS
+    + """
+[training]
+rounds = 2
+local_epochs = 2
+batch_size = 8
+[privacy]
+unit = "site"
+noise_multiplier = 0.5
+target_delta = 1e-3
+[privacy.site]
+expected_sites = 3
+max_update_norm = 0.5
+[secure_aggregation]
+enabled = true
+distributed_noise = "discrete_gaussian"
+honest_sites = 1.0
+""",
     # Masks, augmentation, and a part of the network that is frozen and never travels.
     "masks": _COMMON
     + """

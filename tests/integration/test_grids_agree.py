@@ -23,7 +23,7 @@ from medfed.common import messages
 from medfed.simulations.study import Options, run_study
 
 KINDS = ("private", "plain")
-ALL_KINDS = (*KINDS, "masks", "reports")
+ALL_KINDS = (*KINDS, "masks", "reports", "secure", "shared noise")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -33,7 +33,7 @@ def test_facts_are_complete_when_a_run_is_finished(
     found = facts(serial(kind))
     assert found["outcome"] == ("finished", "")
     ledgers = [name for name in found if name.startswith("ledger of")]
-    assert len(ledgers) == (3 if kind == "private" else 0)
+    assert len(ledgers) == 3
     assert all(len(found[name]) == 2 for name in ledgers)
     assert found["round 1"]["weights_sha256"] != found["round 2"]["weights_sha256"]
     for site in found["round 2"]["sites"].values():

@@ -216,6 +216,8 @@ def start_and_kill(medfed: Medfed, study: Path, run: Path, clock: random.Random)
     resumes = (run / "run.json").exists()
     if not resumes:
         shutil.rmtree(run, ignore_errors=True)
+    ended = run / "arms" / "federated" / "outcome.json"
+    only_report = ended.exists()
     seen = len(events_of(run))
     arguments = ["--resume", run] if resumes else [study, "--out", run]
     process = medfed.start("simulate", "--quiet", *arguments)
@@ -223,12 +225,13 @@ def start_and_kill(medfed: Medfed, study: Path, run: Path, clock: random.Random)
     events = clock.randrange(14)
     deadline = time.monotonic() + 5
     while len(events_of(run)) < seen + events and time.monotonic() < deadline:
-        if (run / "arms" / "federated" / "outcome.json").exists():
+        if ended.exists():
             break
         time.sleep(0.002)
     time.sleep(clock.uniform(0, 0.1 if events else 0.5))
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(process, signal.SIGKILL)
+    if not only_report:  # it was killed there before: else most moments fall there
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
     status = medfed.wait()
     assert status in (0, -signal.SIGKILL), medfed.log.read_text()
     return status != 0

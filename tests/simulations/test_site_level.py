@@ -187,14 +187,14 @@ def test_bad_updates_are_left_out_and_end_no_round(
         update = messages.unpack_reply(reply.content)
         assert isinstance(update, TrainReply)
         value = {"site-1": np.nan, "site-2": np.inf, "site-3": 1e30, "site-4": 0.0}.get(site, 1.0)
-        arrays = {name: array * np.float32(value) for name, array in update.update.items()}
         if site == "site-5":
             return Message(
                 messages.pack_train_reply(replace(update, ledger_head="not a head")),
                 reply_to=request,
             )
         with np.errstate(all="ignore"):
-            spoiled = replace(update, update=arrays)
+            arrays = {name: array * np.float32(value) for name, array in update.update.items()}
+        spoiled = replace(update, update=arrays)
         return Message(messages.pack_train_reply(spoiled), reply_to=request)
 
     changing(spoil)

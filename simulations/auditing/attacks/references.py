@@ -36,7 +36,8 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 _CPU = torch.device("cpu")
 # A rate chosen for clipped gradients is often too high for plain ones: training stands still.
-_RATE_CUTS = (1.0, 0.25, 0.0625, 0.015625)
+_RATE_CUTS = (1.0, 0.25, 0.0625)
+_RATE_CUTS_AFTER_CLIPPING = (0.25, 1.0, 0.0625)
 
 
 @dataclass(frozen=True)
@@ -99,13 +100,15 @@ def train_references(
         units: Whose halves they are trained on.
         task: The study's.
         study: Recipe; its privacy is left out.
-        target_N: Losses of the attacked model: they must learn at least half as much as it did.
+        target_N: Losses of the attacked model: at the study's learning rate or a
+            lower one they should learn half as much as it did, else the rate that learns most is
+            taken.
         num_models: How many.
         num_sites: Sites that trained, for the number of passes.
         seed: Of the halves and the batches.
 
     Raises:
-        RunError: They learn nothing, even at a lower learning rate.
+        RunError: One of them diverges, at a lower learning rate too.
         MedfedError: The study's pretrained weights are gone.
     """
     keep_freed_memory()
@@ -113,19 +116,26 @@ def train_references(
     passes = _passes(units, study, num_sites)
     before = image_losses(build_model(study, task.num_outputs), task, units, study)
     goal_N = np.minimum(before, (before + target_N) / 2)
+    cuts = _RATE_CUTS_AFTER_CLIPPING if study.privacy.at_sites else _RATE_CUTS
 
     def train(number: int) -> tuple[Floats, float]:
         chosen = np.concatenate([units.groups[u] for u in np.flatnonzero(halves_RU[number])])
-        for cut in _RATE_CUTS[study.privacy.at_sites :]:
+        tried: list[tuple[float, Floats, float]] = []
+        for cut in cuts:
             recipe = _recipe(study, len(chosen), passes, cut, seed)
             losses_N = _train_one(units, task, recipe, chosen, number)
-            if losses_N[chosen].mean() < goal_N[chosen].mean():
-                return losses_N, cut
-            log.info("Reference model %d stood still at %s of the learning rate.", number, cut)
-        raise RunError(
-            "A reference model of the membership attack learned nothing. Check that the study's "
-            "training.learning_rate and rounds let its network learn without privacy."
-        )
+            if np.isfinite(losses_N).all():
+                tried.append((float(losses_N[chosen].mean()), losses_N, cut))
+            if tried and tried[-1][0] < goal_N[chosen].mean():
+                break
+            log.info("Reference model %d learns little at %s of the rate.", number, cut)
+        if not tried:
+            raise RunError(
+                "A reference model of the membership attack diverged. Lower the study's "
+                "training.learning_rate."
+            )
+        _, losses_N, cut = min(tried, key=lambda one: one[0])
+        return losses_N, cut
 
     workers = min(num_models, max(1, len(os.sched_getaffinity(0))))
     with ThreadPoolExecutor(workers, thread_name_prefix="reference") as pool:
@@ -139,6 +149,8 @@ def _recipe(
 ) -> StudyConfig:
     """The study without privacy, in one place, in one round."""
     batch_size = min(study.training.batch_size, num_images)
+    if study.privacy.at_sites:
+        batch_size = min(batch_size, max(1, round(study.privacy.expected_batch_size)))
     training = study.training.model_copy(
         update={
             "rounds": 1,

@@ -1,0 +1,172 @@
+"""A round of training under secure aggregation: the server learns the sum of the updates alone.
+
+Four phases, each to those that answered the one before: keys, shares, training, reveal
+(`server.secure`). Whoever is silent in one has dropped out; the round goes on while the threshold
+of sites is there.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
+
+from flwr.app import ArrayRecord, Message
+from flwr.serverapp import Grid
+
+from medfed.common import messages
+from medfed.common.errors import MessageError, UpdateError
+from medfed.common.messages import MASKED, Reply, SecureReply, SecureRequest, TrainReply
+from medfed.common.secure_sum.from_study import context_of
+from medfed.common.secure_sum.masking import Vector
+from medfed.common.secure_sum.quantise import num_values
+from medfed.common.state_dicts import StateDict
+from medfed.common.study import StudyConfig
+from medfed.server.conversation import Conversation
+from medfed.server.exchange import Exchange
+from medfed.server.participants import Participant, site_weight
+from medfed.server.secure import SecureRound
+
+log = logging.getLogger(__name__)
+
+# Phases without training: a message is under way and a few kilobytes are encrypted.
+_PHASE_TIMEOUT_S = 300.0
+
+
+@dataclass
+class MaskedSum:
+    """What a round gave.
+
+    Attributes:
+        total: Sum of the masked vectors, masks removed, modulo 2**32.
+        weights: The public weights of the sites whose vectors are in it, by name.
+        replies: Their replies, without the vectors.
+    """
+
+    total: Vector
+    weights: dict[str, int]
+    replies: dict[str, TrainReply] = field(default_factory=dict)
+
+
+class MaskedRound:
+    """One round; `train` runs it.
+
+    Args:
+        grid: Flower's.
+        study: With secure_aggregation.enabled.
+        run: The run's identifier.
+        round_number: 1-based.
+        conversation: Notes what each site does.
+        chosen: The round's participants.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        study: StudyConfig,
+        run: str,
+        round_number: int,
+        conversation: Conversation,
+        chosen: Sequence[Participant],
+    ) -> None:
+        self._grid = grid
+        self._study = study
+        self._run = run
+        self._number = round_number
+        self._conversation = conversation
+        self._by_name = {site.name: site for site in chosen}
+        self.weights = {site.name: site_weight(site, study, chosen) or 1 for site in chosen}
+
+    def train(
+        self, arrays: ArrayRecord, weights: StateDict, trained: Callable[[], None]
+    ) -> MaskedSum:
+        """Return the sum of what the sites trained from `weights` (packed: `arrays`).
+
+        Args:
+            arrays: What is sent.
+            weights: The same, to know its size.
+            trained: Called for each site that has trained.
+
+        Raises:
+            RunError: Fewer sites than the threshold were left, or one shared out wrong secrets. The
+                round is lost.
+        """
+        chosen = list(self._by_name)
+        context = context_of(self._study, self._run, self._number, len(chosen))
+        secure = SecureRound(context, chosen, num_values(weights))
+        self._phase(messages.SECURE_KEYS, chosen, b"", secure.on_keys)
+        roster = secure.roster()
+        self._phase(messages.SECURE_SHARES, sorted(secure.offered), roster, secure.on_shares)
+        replies = self._train(secure, arrays, trained)
+        survivors = secure.survivors()
+        stayed = sorted(secure.summed)
+        self._phase(messages.SECURE_REVEAL, stayed, survivors, secure.on_reveal)
+        total = secure.result()
+        for name in sorted(secure.culprits):
+            log.warning("%s revealed wrong shares; they were left out.", name)
+        return MaskedSum(total, {name: self.weights[name] for name in stayed}, replies)
+
+    def _phase(
+        self, kind: str, to: Collection[str], payload: bytes, take: Callable[[str, bytes], None]
+    ) -> None:
+        """Ask the same of some sites and take their answers, until the deadline."""
+        content = messages.pack_secure_request(
+            SecureRequest(
+                study=self._study,
+                run=self._run,
+                round_number=self._number,
+                num_participants=len(self._by_name),
+                payload=payload,
+            )
+        )
+        sites = [self._by_name[name] for name in to]
+        outgoing = self._conversation.address(kind, self._number, sites, lambda _: content)
+        for site, reply in self._answers(outgoing, _PHASE_TIMEOUT_S):
+            if not isinstance(reply, SecureReply):
+                self._wrong_kind(site, reply)
+                continue
+            try:
+                take(site.name, reply.payload)
+            except MessageError as error:
+                self._conversation.reject(site.name, str(error))
+
+    def _train(
+        self, secure: SecureRound, arrays: ArrayRecord, trained: Callable[[], None]
+    ) -> dict[str, TrainReply]:
+        sharers = [self._by_name[name] for name in sorted(secure.sharers())]
+        outgoing = self._conversation.model_messages(
+            messages.TRAIN,
+            self._number,
+            arrays,
+            sharers,
+            parcels={site.name: secure.parcels(site.name) for site in sharers},
+            weights=self.weights,
+        )
+        replies = {}
+        for site, reply in self._answers(outgoing, self._study.federation.round_timeout_s):
+            if not isinstance(reply, TrainReply):
+                self._wrong_kind(site, reply)
+                continue
+            try:
+                self._conversation.note_head(site, reply.ledger_head)
+                if set(reply.update) != {MASKED}:
+                    raise MessageError("expected one masked vector, got other arrays")
+                secure.on_masked(site.name, cast(Vector, reply.update[MASKED]))
+            except (MessageError, UpdateError) as error:
+                self._conversation.reject(site.name, str(error))
+                continue
+            replies[site.name] = replace(reply, update={})
+            trained()
+        return replies
+
+    def _answers(
+        self, outgoing: list[Message], timeout_s: float
+    ) -> Iterator[tuple[Participant, Reply]]:
+        exchange = Exchange(self._grid)
+        limit_s = min(timeout_s, self._study.federation.round_timeout_s)
+        yield from self._conversation.opened(exchange.replies(outgoing, limit_s))
+        self._conversation.note_failures(exchange.failures)
+
+    def _wrong_kind(self, site: Participant, reply: Reply) -> None:
+        self._conversation.reject(
+            site.name, f"answered secure aggregation with {type(reply).__name__}"
+        )
