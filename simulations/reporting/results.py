@@ -33,8 +33,13 @@ def beside(run: RunData) -> "Figure":
 
 
 def federated_sums(run: RunData) -> MetricSums | None:
-    """Return the federated model's sums over all sites' held-out images, if it was evaluated."""
-    parts = run.federated.final_sums.values() if run.federated else ()
+    """Return the federated model's sums over all sites' held-out images, if it was evaluated.
+
+    Sites whose policy withholds a part of theirs are left out: what they lack cannot be added.
+    """
+    names = set(run.task.sum_shapes())
+    found = run.federated.final_sums.values() if run.federated else ()
+    parts = [sums for sums in found if set(sums) == names]
     return add_sums(parts) if parts else None
 
 

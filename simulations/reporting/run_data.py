@@ -300,15 +300,15 @@ def _read_arm(folder: Path, study: StudyConfig, task: "Task") -> Arm:
 
 
 def _sums(table: Mapping[str, Any], task: "Task") -> dict[str, MetricSums]:
-    """Each site's sums, with the shapes that the task states."""
+    """Each site's sums, with the shapes that the task states; a site may withhold some."""
     shapes = task.sum_shapes()
     read: dict[str, MetricSums] = {}
     for site, parts in table.items():
-        arrays = {name: np.asarray(parts[name], dtype=np.int64) for name in shapes}
-        for name, shape in shapes.items():
-            if arrays[name].shape != shape:
+        arrays = {name: np.asarray(values, dtype=np.int64) for name, values in parts.items()}
+        for name, array in arrays.items():
+            if array.shape != shapes.get(name):
                 raise ValueError(
-                    f"expected {name} of {site} with shape {shape}, got {arrays[name].shape}"
+                    f"expected {name} of {site} with shape {shapes.get(name)}, got {array.shape}"
                 )
         read[str(site)] = arrays
     return read
