@@ -75,10 +75,12 @@ class StudyConfig(Section):
         return self
 
     @property
+    def _agrees_on_words(self) -> bool:
+        return self.task.type == "report" and not self.task.report.vocabulary
+
+    @property
     def _names_words_without_noise(self) -> bool:
-        report = self.task.report
-        agreed = self.task.type == "report" and not report.vocabulary
-        return agreed and report.words_noise_multiplier is None
+        return self._agrees_on_words and self.task.report.words_noise_multiplier is None
 
     def _check_model(self) -> None:
         fitting = _MODELS[self.task.type]
@@ -146,6 +148,11 @@ class StudyConfig(Section):
                 f"task.report without words_noise_multiplier and with privacy.unit = "
                 f'"{self.privacy.unit}": no epsilon would cover the words that sites name. Set '
                 "task.report.words_noise_multiplier, or name a public task.report.vocabulary."
+            )
+        if self.privacy.unit == "site" and self._agrees_on_words:
+            raise ValueError(
+                'task.report without a vocabulary and with privacy.unit = "site": words that '
+                "sites name are no part of the noised sum. Name a public task.report.vocabulary."
             )
         if self.federation.weighting != "auto" and self.privacy.unit == "site":
             if self.federation.weighting != "uniform":

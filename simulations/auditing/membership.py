@@ -36,7 +36,7 @@ from medfed.simulations.auditing.membership_page import describe
 from medfed.simulations.explaining.load import load_trained
 
 NAME = "membership"
-_NUM_MODELS = {"quick": 4, "full": 8}
+_NUM_MODELS = {"quick": 4, "full": 6}
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.05, 0.1)
 
 
@@ -89,7 +89,7 @@ def audit_membership(run: Path, *, seed: int, budget: str) -> PartResult:
     Args:
         run: A finished run's folder, with the data of its sites at hand.
         seed: Of the reference models and the bootstrap.
-        budget: "quick" (4 reference models) or "full" (8).
+        budget: "quick" (4 reference models) or "full" (6).
 
     Raises:
         MedfedError: Not a finished run, or data that cannot be read.

@@ -174,6 +174,9 @@ def _plot(result: "MembershipResult") -> "Plot":
         axes.plot([x, x], ends, color=INK["blue"], linewidth=4, alpha=0.3)
     axes.set(xscale="log", yscale="log", xlim=(lowest, 1), ylim=(lowest, 1.1))
     axes.set(xlabel="False positive rate", ylabel="True positive rate")
+    for axis in (axes.xaxis, axes.yaxis):
+        # The report's figures show text as it is, and the usual labels are formulas.
+        axis.set_major_formatter(lambda rate, _: f"{100 * rate:g} %")
     axes.set_title(f"Area {_said(result.area)}")
     axes.legend(loc="lower right")
     plot: Plot = figure

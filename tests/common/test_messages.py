@@ -11,7 +11,15 @@ from hypothesis.extra import numpy as hnp
 
 from medfed.common import messages
 from medfed.common.errors import MessageError, RefusalReason, StudyError
-from medfed.common.messages import EvaluateReply, JoinReply, JoinRequest, Refusal, TrainReply
+from medfed.common.messages import (
+    EvaluateReply,
+    JoinReply,
+    JoinRequest,
+    Refusal,
+    SecureReply,
+    SecureRequest,
+    TrainReply,
+)
 from medfed.common.study_file import load_study
 
 STUDY = load_study(Path(__file__).parents[2] / "studies" / "demo.toml")
@@ -61,7 +69,34 @@ def test_requests_survive_the_wire_without_the_simulation() -> None:
     )()
     back = messages.unpack_model_request(content)
     assert (back.run, back.round_number) == ("r", 3)
+    assert (back.parcels, back.weight, back.total_weight, back.countersignature) == (b"", 1, 1, "")
     np.testing.assert_array_equal(back.weights["w"], weights["w"])
+
+
+def test_model_request_carries_what_is_one_sites_own() -> None:
+    arrays = messages.pack_arrays({"w": np.zeros(2, np.float32)})
+    contents = messages.pack_model(
+        STUDY, "r", 1, arrays, frozen_sha256="f", num_participants=3, total_weight=95
+    )
+    for name in ("one", "two"):
+        content = contents(f'{{"site": "{name}"}}', parcels=name.encode(), weight=len(name))
+        assert messages.num_bytes(content) > 0  # Flower cannot tell the size of every value
+        back = messages.unpack_model_request(content)
+        assert (back.parcels, back.countersignature) == (name.encode(), f'{{"site": "{name}"}}')
+        assert (back.weight, back.total_weight, back.num_participants) == (3, 95, 3)
+
+
+@pytest.mark.parametrize("payload", [b"", b"\x00keys"])
+def test_secure_request_survives_the_wire(payload: bytes) -> None:
+    request = SecureRequest(
+        study=STUDY.for_sites(), run="r", round_number=2, num_participants=4, payload=payload
+    )
+    content = messages.pack_secure_request(request)
+    assert messages.num_bytes(content) > 0
+    assert messages.unpack_secure_request(content) == request
+    content["medfed"]["num_participants"] = 0
+    with pytest.raises(MessageError, match="num_participants"):
+        messages.unpack_secure_request(content)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +106,7 @@ def test_requests_survive_the_wire_without_the_simulation() -> None:
         JoinReply(site="s", public_num_patients=300),
         Refusal(site="s", reason=RefusalReason.BUDGET),
         EvaluateReply(site="s", sums=None),
+        SecureReply(site="s", payload=b"\x00shares"),
     ],
 )
 def test_replies_survive_the_wire(reply: messages.Reply) -> None:
@@ -78,6 +114,7 @@ def test_replies_survive_the_wire(reply: messages.Reply) -> None:
         JoinReply: messages.pack_join_reply,
         Refusal: messages.pack_refusal,
         EvaluateReply: messages.pack_evaluate_reply,
+        SecureReply: messages.pack_secure_reply,
     }
     assert messages.unpack_reply(packers[type(reply)](reply)) == reply
 

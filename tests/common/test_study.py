@@ -27,6 +27,13 @@ def changed(section: str, **values: Any) -> dict[str, Any]:
     return table
 
 
+SHARED_NOISE = {"enabled": True, "distributed_noise": "discrete_gaussian"}
+
+
+def per_site(**values: Any) -> dict[str, Any]:
+    return changed("privacy", unit="site", site={"expected_sites": 8, **values})
+
+
 @pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda p: p.stem)
 def test_ready_made_study_is_valid_and_survives_writing(path: Path) -> None:
     study = load_study(path)
@@ -54,6 +61,40 @@ def test_ready_made_study_is_valid_and_survives_writing(path: Path) -> None:
             ["simulation.partition", "column"],
         ),
         (changed("simulation", dataset="phantom", arms=["pooled"]), ["federated"]),
+        (changed("privacy", unit="site"), ["privacy.site.expected_sites"]),
+        (
+            {**per_site(), "federation": {"weighting": "public"}},
+            ["federation.weighting", "all weigh the same"],
+        ),
+        (
+            {**per_site(), "secure_aggregation": {"enabled": True}},
+            ["secure_aggregation.distributed_noise", "cannot clip"],
+        ),
+        (
+            {**minimal(), "secure_aggregation": {"distributed_noise": "discrete_gaussian"}},
+            ['privacy.unit = "site"', "Set both"],
+        ),
+        (
+            {**per_site(), "federation": {"fraction": 0.5}, "secure_aggregation": SHARED_NOISE},
+            ["federation.fraction", "Set fraction = 1"],
+        ),
+        (
+            {**per_site(adaptive_quantile=0.5), "secure_aggregation": SHARED_NOISE},
+            ["adaptive_quantile", "Remove one"],
+        ),
+        (
+            {
+                **changed("privacy", unit="none"),
+                "federation": {"weighting": "examples"},
+                "secure_aggregation": {"enabled": True},
+            },
+            ["federation.weighting", "would be told each site's number"],
+        ),
+        (
+            {**per_site(), "task": {"type": "report"}, "model": {"name": "report_lstm"}},
+            ["vocabulary"],
+        ),
+        (changed("secure_aggregation", threshold=0.5), ["secure_aggregation.threshold"]),
     ],
 )
 def test_study_refuses_with_key_and_way_out(table: dict[str, Any], fragments: list[str]) -> None:
@@ -118,6 +159,10 @@ def test_study_for_sites_holds_no_simulation_and_digest_ignores_it() -> None:
 def test_weighting_is_public_under_privacy_and_examples_without() -> None:
     assert parse_study(minimal(), "s").weighting == "public"
     assert parse_study(changed("privacy", unit="none"), "s").weighting == "examples"
+    assert parse_study(per_site(), "s").weighting == "uniform"
+    masked = {**changed("privacy", unit="none"), "secure_aggregation": {"enabled": True}}
+    assert parse_study(masked, "s").weighting == "public"
+    assert parse_study({**per_site(), "secure_aggregation": SHARED_NOISE}, "s").privacy.enabled
 
 
 def test_every_key_is_documented() -> None:

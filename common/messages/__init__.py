@@ -1,0 +1,100 @@
+"""What travels between server and sites. The only place that packs and unpacks Flower records.
+
+Requests: `JoinRequest` (query.join), `WordsRequest` (query.words), `ModelRequest` (train and
+evaluate), `SecureRequest` (a phase of secure aggregation). Replies: `JoinReply`, `WordsReply`,
+`TrainReply`, `EvaluateReply`, `SecureReply`, or a `Refusal` with a reason code.
+
+A message holds one ConfigRecord "medfed" (version, kind and small values) and at most one
+ArrayRecord "arrays". Arrays are NumPy's own format read with pickle off; few types pass
+(`records`).
+"""
+
+from medfed.common.messages.kinds import (
+    EVALUATE,
+    JOIN,
+    MASKED,
+    SECURE_KEYS,
+    SECURE_REVEAL,
+    SECURE_SHARES,
+    TRAIN,
+    WORDS,
+    EvaluateReply,
+    JoinReply,
+    JoinRequest,
+    ModelRequest,
+    Refusal,
+    Reply,
+    SecureReply,
+    SecureRequest,
+    TrainReply,
+    WordsReply,
+    WordsRequest,
+)
+from medfed.common.messages.packing import (
+    ModelContents,
+    pack_evaluate_reply,
+    pack_join_reply,
+    pack_join_request,
+    pack_model,
+    pack_refusal,
+    pack_secure_reply,
+    pack_secure_request,
+    pack_train_reply,
+    pack_words_reply,
+    pack_words_request,
+    unpack_join_request,
+    unpack_model_request,
+    unpack_reply,
+    unpack_secure_request,
+    unpack_words_request,
+)
+from medfed.common.messages.records import (
+    MAX_WORDS,
+    MESSAGE_VERSION,
+    num_bytes,
+    pack_arrays,
+    unpack_arrays,
+)
+
+__all__ = [
+    "EVALUATE",
+    "JOIN",
+    "MASKED",
+    "MAX_WORDS",
+    "MESSAGE_VERSION",
+    "SECURE_KEYS",
+    "SECURE_REVEAL",
+    "SECURE_SHARES",
+    "TRAIN",
+    "WORDS",
+    "EvaluateReply",
+    "JoinReply",
+    "JoinRequest",
+    "ModelContents",
+    "ModelRequest",
+    "Refusal",
+    "Reply",
+    "SecureReply",
+    "SecureRequest",
+    "TrainReply",
+    "WordsReply",
+    "WordsRequest",
+    "num_bytes",
+    "pack_arrays",
+    "pack_evaluate_reply",
+    "pack_join_reply",
+    "pack_join_request",
+    "pack_model",
+    "pack_refusal",
+    "pack_secure_reply",
+    "pack_secure_request",
+    "pack_train_reply",
+    "pack_words_reply",
+    "pack_words_request",
+    "unpack_arrays",
+    "unpack_join_request",
+    "unpack_model_request",
+    "unpack_reply",
+    "unpack_secure_request",
+    "unpack_words_request",
+]

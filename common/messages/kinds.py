@@ -1,0 +1,160 @@
+"""What server and sites say to one another, as plain values."""
+
+from dataclasses import dataclass
+
+from medfed.common.errors import RefusalReason
+from medfed.common.metrics import MetricSums
+from medfed.common.state_dicts import StateDict
+from medfed.common.study import StudyConfig
+
+JOIN = "query.join"
+WORDS = "query.words"
+SECURE_KEYS = "query.secure_keys"
+SECURE_SHARES = "query.secure_shares"
+SECURE_REVEAL = "query.secure_reveal"
+TRAIN = "train"
+EVALUATE = "evaluate"
+MASKED = "masked"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinRequest:
+    """The server asks who a site is and whether it will take part in `study`."""
+
+    study: StudyConfig
+    run: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRequest:
+    """Train or evaluate `weights`.
+
+    Attributes:
+        study: The whole study.
+        run: The run's identifier.
+        round_number: 1-based.
+        weights: What trains of the global model.
+        frozen_sha256: Hash of all the rest of it, which every site has by itself.
+        words: The vocabulary of a report task.
+        num_participants: Sites that take part in this round, this one included.
+        countersignature: The server's countersignature of the ledger head that this site last
+            sent, as JSON; empty if there is none to send.
+        parcels: Under secure aggregation, the other sites' shares for this one
+            (`secure_sum.wire`); empty without.
+        weight: Under secure aggregation, this site's public weight in the mean.
+        total_weight: The weights of all participants together.
+    """
+
+    study: StudyConfig
+    run: str
+    round_number: int
+    weights: StateDict
+    frozen_sha256: str
+    words: tuple[str, ...] = ()
+    num_participants: int = 1
+    countersignature: str = ""
+    parcels: bytes = b""
+    weight: int = 1
+    total_weight: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordsRequest:
+    """The server asks which words of its reports a site will name."""
+
+    study: StudyConfig
+    run: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecureRequest:
+    """A phase of secure aggregation before or after training (`client.secure`).
+
+    Attributes:
+        study: The whole study.
+        run: The run's identifier.
+        round_number: 1-based.
+        num_participants: Sites asked in the round's first phase.
+        payload: The phase's content in `secure_sum.wire`'s format; empty when keys are asked for.
+    """
+
+    study: StudyConfig
+    run: str
+    round_number: int
+    num_participants: int
+    payload: bytes = b""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JoinReply:
+    """The site takes part."""
+
+    site: str
+    public_num_patients: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WordsReply:
+    """The words that a site names, in alphabetical order.
+
+    Attributes:
+        site: The site's name.
+        words: What its policy lets out.
+        epsilon: What this data set has spent in all, after this; None if it cost nothing.
+        ledger_head: Hash of the ledger entry that the words were charged to; empty without.
+    """
+
+    site: str
+    words: tuple[str, ...]
+    epsilon: float | None = None
+    ledger_head: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainReply:
+    """A site's update.
+
+    Attributes:
+        site: The site's name.
+        update: New minus global weights; under secure aggregation one masked vector, `MASKED`.
+        num_examples: Training images; None under DP, where it is private.
+        loss: Mean training loss; None under DP.
+        epsilon: What this data set has spent in all, after this round; None without DP.
+        noise: secure, seeded or none.
+        ledger_head: Hash of the last entry of the site's ledger, for the server to countersign.
+    """
+
+    site: str
+    update: StateDict
+    num_examples: int | None
+    loss: float | None
+    epsilon: float | None
+    noise: str
+    ledger_head: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SecureReply:
+    """A site's part in a phase of secure aggregation, in `secure_sum.wire`'s format."""
+
+    site: str
+    payload: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateReply:
+    """A site's metric sums over its held-out images; None where its policy releases none."""
+
+    site: str
+    sums: MetricSums | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """The site said no."""
+
+    site: str
+    reason: RefusalReason
+
+
+Reply = JoinReply | WordsReply | TrainReply | EvaluateReply | SecureReply | Refusal
