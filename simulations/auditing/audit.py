@@ -62,9 +62,17 @@ class Audit:
 
     @property
     def unit(self) -> str | None:
-        """Unit of the ledgers' epsilon."""
+        """Unit of the ledgers' epsilon; none if all releases were without privacy."""
         units = {str(f.numbers["unit"]) for f in self.findings if "unit" in f.numbers}
+        # An arm for comparison may train without what the study promises.
+        units = units - {"none"} or units
         return units.pop() if len(units) == 1 else None
+
+    @property
+    def claims_privacy(self) -> bool:
+        """Whether there is any differential privacy to check."""
+        stated = self.unit if self.study is None else self.study.privacy.unit
+        return stated != "none"
 
     @property
     def verdict(self) -> str:
@@ -80,6 +88,12 @@ class Audit:
         if not ran:
             return "Nothing was audited: every part was skipped."
         checks = sum(f.status is Status.PASS for f in self.findings)
+        if not self.claims_privacy:
+            return (
+                f"Passed: {checks} checks of {', '.join(ran)} found nothing wrong. All training "
+                'was without differential privacy (unit "none"): there is no privacy claim to '
+                "check."
+            )
         spent = ""
         if self.epsilon is not None and self.unit is not None:
             spent = (
@@ -97,6 +111,7 @@ class Audit:
             "epsilon": self.epsilon,
             "delta": self.delta,
             "unit": self.unit,
+            "claims_privacy": self.claims_privacy,
             "parts": [
                 {
                     "part": part.name,

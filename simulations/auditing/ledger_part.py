@@ -101,12 +101,18 @@ def _about_one(result: dict[str, Any], name: str) -> list[Finding]:
         chain.notes.append(
             "Some noise came from a seed that others know (a simulation): no real privacy."
         )
-    if result["passed"] and result["epsilon"] == "infinite" and result["entries"]:
-        chain.notes.append(f"{name}: holds releases without privacy: no finite epsilon follows.")
+    if result["passed"] and "none" in result["units"] and len(result["units"]) > 1:
+        chain.notes.append(
+            f"{name}: holds releases without privacy too: no finite epsilon covers them, and what "
+            "rounds print counts the private ones alone."
+        )
     return [*chain.findings(PART), *signed.findings(PART), *_epsilon(result, name)]
 
 
 def _epsilon(result: dict[str, Any], name: str) -> list[Finding]:
+    if result["passed"] and result["units"] == ["none"]:
+        detail = "All releases were without privacy: no epsilon is claimed, and none follows."
+        return [Finding(PART, "epsilon recomputed", Status.NOTE, detail, {"unit": "none"})]
     if not isinstance(result["epsilon"], float) or not result["entries"]:
         return []
     value, unit = result["epsilon"], result["units"][0]
@@ -116,8 +122,8 @@ def _epsilon(result: dict[str, Any], name: str) -> list[Finding]:
 
 
 def _last_printed(arm: ArmRecord, site: str) -> float | None:
-    trained = arm.trained(site)
-    return arm.rounds[trained[-1]]["sites"][site].get("epsilon") if trained else None
+    released = arm.released(site)
+    return arm.printed(site, released[-1])[0] if released else None
 
 
 def _merged(findings: list[Finding]) -> list[Finding]:

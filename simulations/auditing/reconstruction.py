@@ -122,6 +122,12 @@ def identify(target: Target, draws: list[tuple[int, int]], *, private: bool, see
             if private
             else plain_update(target, candidate)
         )
+        if not update_P.isfinite().all():
+            # An attack that found nothing in it would pass for privacy.
+            raise DataError(
+                "The trainer's update is not finite: this study's network cannot be attacked, nor "
+                "trained. Look at its learning rate and data."
+            )
         right += int(cosines(update_P, gradients_NP).argmax()) == candidate
     return clopper_pearson(right, len(draws))
 

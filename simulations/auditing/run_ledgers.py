@@ -12,6 +12,8 @@ from typing import Any
 from medfed.common.errors import RunError
 
 Table = dict[str, Any]
+SERVER = "(server)"
+"""Stands for the coordinator among the names of sites; no site can be called so."""
 _EVALUATION_ONLY = "evaluation only"
 
 
@@ -26,6 +28,9 @@ class ArmRecord:
         rounds: Records of completed rounds, by number.
         heads: Lines of heads.jsonl; None if the coordinator kept none.
         begun: When the arm first started; None if unknown.
+        server_state: Folder of the coordinator's own ledger, which it keeps under site-level
+            privacy.
+        attempts: By number, when a round was first begun; a round that failed is begun again.
     """
 
     folder: Path
@@ -34,6 +39,8 @@ class ArmRecord:
     rounds: dict[int, Table]
     heads: tuple[Table, ...] | None
     begun: datetime | None
+    server_state: Path
+    attempts: dict[int, datetime]
 
     @property
     def name(self) -> str:
@@ -52,32 +59,67 @@ class ArmRecord:
         assert isinstance(table, dict)  # read_arm has looked
         return table
 
+    @property
+    def site_level(self) -> bool:
+        """Whether whole sites are hidden, so that the coordinator keeps a ledger too."""
+        return bool(self.study["privacy"]["unit"] == "site")
+
+    @property
+    def distributed(self) -> bool:
+        """Whether all sites add the noise together, each a share."""
+        secure = self.study.get("secure_aggregation", {})
+        return bool(secure.get("distributed_noise", "none") != "none")
+
     def state_folders(self) -> Iterator[tuple[str, Path]]:
-        """Yield (site, state folder) of each site that has a ledger."""
+        """Yield (name, state folder) of each ledger: the sites', then the coordinator's."""
         for site in sorted((self.folder / "sites").glob("*/state/ledger.jsonl")):
             yield site.parent.parent.name, site.parent
+        if (self.server_state / "ledger.jsonl").exists():
+            yield SERVER, self.server_state
 
-    def trained(self, site: str) -> list[int]:
-        """Return the rounds in which the site trained and its update was used."""
+    def asked(self, round_number: int) -> list[str]:
+        """Return the sites that were asked to train in a completed round."""
+        sites = self.rounds[round_number]["sites"]
+        return sorted(n for n, entry in sites.items() if entry.get("reason") != _EVALUATION_ONLY)
+
+    def released(self, name: str) -> list[int]:
+        """Return the rounds that a ledger must hold: those in which the site's update was used.
+
+        The coordinator's must hold them all: who took part does not matter.
+        """
+        if name == SERVER:
+            return sorted(self.rounds) if self.site_level else []
         return [
             number
             for number, record in sorted(self.rounds.items())
-            if (entry := record["sites"].get(site)) is not None
-            and entry["status"] == "ok"
-            and entry.get("reason") != _EVALUATION_ONLY
+            if record["sites"].get(name, {}).get("status") == "ok" and name in self.asked(number)
         ]
 
-    def weights_before(self, round_number: int) -> str | None:
-        """Return the digest of the weights that a round started from; None of the first."""
-        record = self.rounds.get(round_number - 1)
-        return None if record is None else str(record["weights_sha256"])
+    def printed(self, name: str, round_number: int) -> tuple[float | None, str]:
+        """Return the epsilon and the source of noise that a round stated, of `released`."""
+        record = self.rounds[round_number]
+        if name == SERVER:
+            return record.get("site_epsilon"), record.get("site_noise", "none")
+        site = record["sites"][name]
+        return site.get("epsilon"), site.get("noise", "none")
+
+    def signed(self, name: str) -> list[Table]:
+        """Return the heads of a site that the coordinator signed, in its order."""
+        return [head for head in self.heads or () if head.get("site") == name]
 
     def earliest(self, round_number: int) -> datetime | None:
-        """Return what a round is later than: when the round before it, or the arm, began."""
+        """Return what a round is later than: when the round before it, or the arm, began.
+
+        Of a round that was repeated, when it was first begun, if that is earlier still: seeded
+        noise is not charged again.
+        """
         before = self.rounds.get(round_number - 1)
-        if before is None:
-            return self.begun if round_number == 1 else None
-        return moment(before["started"])
+        known = [self.attempts.get(round_number)]
+        if before is not None:
+            known.append(moment(before["started"]))
+        elif round_number == 1:
+            known.append(self.begun)
+        return min((time for time in known if time is not None), default=None)
 
     def latest(self, round_number: int) -> datetime | None:
         """Return when a round was over."""
@@ -115,13 +157,20 @@ def _read_arm(folder: Path) -> ArmRecord:
         rounds = {int(line["round_number"]): line for line in _lines(folder / "rounds.jsonl") or ()}
         heads = _lines(folder / "heads.jsonl")
         events = _lines(folder / "events.jsonl") or ()
+        plan = json.loads((folder / "plan.json").read_text("utf-8"))
+        attempts: dict[int, datetime] = {}
+        for event in events:
+            if event["event"] == "round":
+                attempts.setdefault(int(event["round"]), moment(event["time"]))
         return ArmRecord(
             folder=folder,
             study_text=study_text,
-            run=str(json.loads((folder / "plan.json").read_text("utf-8"))["run"]),
+            run=str(plan["run"]),
             rounds=rounds,
             heads=heads,
             begun=moment(events[0]["time"]) if events else None,
+            server_state=Path(plan.get("server_state") or folder / "server_state"),
+            attempts=attempts,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(

@@ -15,8 +15,8 @@ itself with --key. It checks
 - epsilon: recomputed from the entries by Google's privacy loss distributions, pessimistically
   rounded, neighbouring relation add or remove one unit. Distributed discrete noise is accounted by
   Renyi DP, and everything composed with it. `extra_delta` is taken off delta first. An entry of
-  unit "none" (training without noise) makes epsilon infinite, and entries of different units have
-  no common epsilon.
+  unit "none" (no privacy) makes epsilon infinite; different units have no common epsilon.
+A resumed run may charge a round twice, or (seeded noise) once, with a later entry as its head.
 
 Exit code: 0 all checks passed, 7 at least one finding, 2 the input cannot be read.
 """
@@ -49,7 +49,6 @@ EVENT = {
 # Entries from before distributed noise existed lack the field.
 OPTIONAL = {"mechanism": "gaussian"}
 COUNTERSIGNATURE = {"run", "site", "round_number", "head", "time", "public_key", "signature"}
-UNITS = ("patient", "record", "site", "none")
 PURPOSE = b"medfed countersignature 1\n"
 # How far the hospital's clock may be off the coordinator's.
 CLOCK_TOLERANCE = timedelta(minutes=10)
@@ -105,16 +104,18 @@ def _wrong_with_event(event: Table) -> list[str]:
     if missing:
         raise ValueError(f"its event lacks {', '.join(sorted(missing))}")
     mechanism, private = event.get("mechanism", OPTIONAL["mechanism"]), event["unit"] != "none"
-    rate = event["sample_rate"]
+    noise, rate = event["noise"], event["sample_rate"]
+    # Nobody noises what has no privacy; a site's own book says none where the server adds it.
+    bare = event["unit"] in ("none", "site") if noise == "none" else private
     checks = {
-        "unit": event["unit"] in UNITS,
-        "noise": event["noise"] in ("secure", "seeded", "none"),
+        "unit": event["unit"] in ("patient", "record", "site", "none"),
+        "noise": noise in ("secure", "seeded", "none") and bare,
         "kind": event["kind"] in ("training", "words"),
         "mechanism": mechanism in ("gaussian", "discrete_gaussian"),
         "round_number": type(event["round_number"]) is int and event["round_number"] >= 0,
         "steps": type(event["steps"]) is int and event["steps"] >= private,
         "extra_delta": 0 <= event["extra_delta"] < 1,
-        "noise_multiplier": event["noise_multiplier"] > 0 or not private,
+        "noise_multiplier": 0 < event["noise_multiplier"] < math.inf or not private,
         "sample_rate": (0 < rate <= 1 and (rate == 1 or mechanism == "gaussian")) or not private,
     }
     return [f"has the unknown field {name}" for name in sorted(set(event) - EVENT)] + [
@@ -126,17 +127,15 @@ def _wrong_with_event(event: Table) -> list[str]:
 
 def _signed(key: Ed25519PublicKey, signature: str, digest: str) -> bool:
     try:
-        raw = bytes.fromhex(signature)
-        key.verify(raw, bytes.fromhex(digest))
+        key.verify(bytes.fromhex(signature), bytes.fromhex(digest))
     except (InvalidSignature, ValueError):
         return False
-    return raw.hex() == signature  # fromhex also reads capitals and spaces
+    return bytes.fromhex(signature).hex() == signature  # fromhex also reads capitals and spaces
 
 
 def _time(now: str, before: str) -> bool:
     """Whether `now` is a time in UTC that is not before `before` ("" for the first entry)."""
-    moment = datetime.fromisoformat(now)
-    if moment.utcoffset() != timedelta(0):
+    if (moment := datetime.fromisoformat(now)).utcoffset() != timedelta(0):
         raise ValueError("its time is not in UTC")
     return not before or moment >= datetime.fromisoformat(before)
 
@@ -179,9 +178,8 @@ def _wrong_with_countersignature(
     except InvalidSignature:
         return ["is not signed by the coordinator's key"]
     place = {entry["hash"]: index for index, entry in enumerate(entries)}
-    if table["head"] not in place:
+    if (index := place.get(table["head"])) is None:
         return ["the ledger lacks the entry that the coordinator signed"]
-    index = place[table["head"]]
     round_of = (table["run"], table["round_number"])
     checks = {
         f"no entry of that round up to entry {index}, which it signs": any(
@@ -213,10 +211,8 @@ def epsilon(events: Sequence[Table], delta: float) -> float:
     """Return the epsilon of all `events` together at `delta`; infinite if no finite one follows."""
     if not events:
         return 0.0
-    if len({event["unit"] for event in events}) > 1 or events[0]["unit"] == "none":
-        return math.inf
     left = delta - math.fsum(event["extra_delta"] for event in events)
-    if left <= 0:
+    if left <= 0 or len({event["unit"] for event in events}) > 1 or events[0]["unit"] == "none":
         return math.inf
     steps: defaultdict[tuple[float, float], int] = defaultdict(int)
     for event in events:
@@ -266,8 +262,7 @@ def examine(path: Path, key_file: Path | None = None, delta: float | None = None
         problems += wrong
     if len(units := {entry["event"]["unit"] for entry in entries} - {"none"}) > 1:
         problems.append(f"units are mixed ({', '.join(sorted(units))}): no common epsilon")
-    facts = folder / "facts.json"
-    if delta is None and facts.exists():
+    if delta is None and (facts := folder / "facts.json").exists():
         delta = json.loads(facts.read_text("utf-8")).get("target_delta")
     delta = 1e-5 if delta is None else float(delta)
     return {
@@ -302,11 +297,12 @@ def _in_words(result: Table) -> str:
     lines += [f"FINDING  {problem}" for problem in result["problems"]]
     if not result["passed"]:
         return "\n".join([*lines, "No epsilon can be stated from a ledger with findings."])
-    units = result["units"]
-    value = result["epsilon"]
+    units, value = result["units"], result["epsilon"]
     value = f"{value:.4f}" if isinstance(value, float) else value
     per = f"a {units[0]}" if len(units) == 1 else f"mixed units ({', '.join(units) or 'no entry'})"
     lines.append(f"epsilon {value} for {per} at delta {result['delta']:g}, add or remove one")
+    if "none" in units:
+        lines.append("Some releases were without privacy: no epsilon is claimed for those.")
     if "seeded" in result["noise"]:
         lines.append("Some noise was drawn from a seed that others know: that is not private.")
     return "\n".join([*lines, "All checks passed."])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from medfed.common.errors import RunError
 from medfed.common.files import write_atomically
 from medfed.common.study import to_plain
-from medfed.simulations.reporting import conduct, results, training_plots
+from medfed.simulations.reporting import conduct, results, spending, training_plots
 from medfed.simulations.reporting.drawing import draw
 from medfed.simulations.reporting.figures import metric_curve
 from medfed.simulations.reporting.headline import unfinished_arms
@@ -148,12 +148,13 @@ def _dataset(run: RunData) -> str:
 def _privacy(run: RunData) -> tuple[str, str]:
     """The unit with where noise came from, and epsilon at delta."""
     privacy = run.study.privacy
+    masked = ", secure aggregation" if run.study.secure_aggregation.enabled else ""
     if not privacy.enabled:
-        return "none", ABSENT
-    noise = "+".join(sorted(conduct.noise_kinds(run.federated)))
-    epsilon = figure(conduct.worst_epsilon(run), 2)
+        return f"none{masked}", ABSENT
+    noise = "+".join(sorted(spending.noise_kinds(run)))
+    epsilon = figure(spending.stated_epsilon(run), 2)
     unit = f"{privacy.unit}, {noise} noise" if noise else privacy.unit
-    return unit, f"{epsilon} @ {small(privacy.target_delta)}"
+    return f"{unit}{masked}", f"{epsilon} @ {small(privacy.target_delta)}"
 
 
 def _differing(names: Sequence[str], runs: Sequence[RunData]) -> Table:
@@ -191,7 +192,7 @@ def _page(names: Sequence[str], runs: Sequence[RunData], comparison: Comparison)
     notices = [
         f"{name}: {line}"
         for name, run in zip(names, runs, strict=True)
-        for line in unfinished_arms(run)
+        for line in (*unfinished_arms(run), *results.baseline_notes(run))
     ]
     if len({run.study.task.type for run in runs}) > 1:
         notices.append("The runs have different tasks: their figures cannot be compared.")
@@ -256,9 +257,9 @@ def _csv(names: Sequence[str], runs: Sequence[RunData], differing: Table) -> str
             run.study.federation.algorithm,
             len(rounds),
             privacy.unit,
-            conduct.worst_epsilon(run),
+            spending.stated_epsilon(run),
             privacy.target_delta if privacy.enabled else None,
-            "+".join(sorted(conduct.noise_kinds(run.federated))),
+            "+".join(sorted(spending.noise_kinds(run))),
             *_scores(run, shown),
             conduct.total_bytes(run.federated),
             sum(record.seconds for record in rounds),

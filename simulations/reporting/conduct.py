@@ -1,158 +1,17 @@
-"""What the run cost and who did what: privacy, bytes, time, participation, data, reproduction."""
+"""Who did what, and what it took: bytes, time, participation, data, reproduction."""
 
 from collections import Counter
 from collections.abc import Mapping
 from statistics import fmean
 
-from medfed.server.records import SiteRound
-from medfed.simulations.reporting.ledgers import LedgerCheck, check_ledgers
 from medfed.simulations.reporting.results import arm_title
-from medfed.simulations.reporting.run_data import FEDERATED, Arm, RunData, in_order, is_training
-from medfed.simulations.reporting.tables import (
-    ABSENT,
-    Table,
-    figure,
-    num_bytes,
-    seconds,
-    small,
-    whole,
-)
+from medfed.simulations.reporting.run_data import Arm, RunData, in_order, is_training
+from medfed.simulations.reporting.spending import is_update
+from medfed.simulations.reporting.tables import ABSENT, Table, figure, num_bytes, seconds, whole
 
 _STATES = ("ok", "refused", "failed", "late", "rejected")
 # A whole history of answers would bury the page.
 _MAX_REASONS = 6
-
-
-def spent_by_round(arm: Arm | None) -> dict[str, list[tuple[int, float]]]:
-    """Return (round, epsilon so far) of each site that stated one."""
-    spent: dict[str, list[tuple[int, float]]] = {}
-    for record in arm.rounds if arm else ():
-        for name, site in record.sites.items():
-            if site.epsilon is not None:
-                spent.setdefault(name, []).append((record.round_number, site.epsilon))
-    return {site: spent[site] for site in sorted(spent, key=in_order)}
-
-
-def last_spent(arm: Arm | None) -> dict[str, float]:
-    """Return each site's last stated epsilon."""
-    return {site: points[-1][1] for site, points in spent_by_round(arm).items()}
-
-
-def worst_epsilon(run: RunData) -> float | None:
-    """Return the highest epsilon that any site of the federated arm stated."""
-    return max(last_spent(run.federated).values(), default=None)
-
-
-def noise_kinds(arm: Arm | None) -> frozenset[str]:
-    """Return where the DP noise of the arm's updates came from: secure, seeded or none."""
-    records = arm.rounds if arm else ()
-    return frozenset(site.noise for r in records for site in r.sites.values() if _is_update(site))
-
-
-def _is_update(site: SiteRound) -> bool:
-    return site.status == "ok" and is_training(site)
-
-
-def privacy_statement(run: RunData) -> tuple[str, ...]:
-    """Say in plain words what is protected, by how much, and what is not."""
-    privacy, kinds = run.study.privacy, noise_kinds(run.federated)
-    if not privacy.enabled:
-        return (
-            "No privacy: updates were sent without differential privacy. What an update reveals "
-            "about a patient is not bounded.",
-            *_uncovered(run),
-        )
-    cover = (
-        "everything one patient contributes (all images together)"
-        if privacy.unit == "patient"
-        else "one image; a patient with several images is protected less"
-    )
-    epsilon = worst_epsilon(run)
-    amount = "no site has stated an ε yet" if epsilon is None else (
-        f"the highest ε over the sites is {figure(epsilon, 2)} at δ = {small(privacy.target_delta)}"
-    )  # fmt: skip
-    unit = f"Unit of privacy: {privacy.unit}. One ε covers {cover}; {amount}."
-    return (unit, *_noise_statement(kinds), *_uncovered(run))
-
-
-def _noise_statement(kinds: frozenset[str]) -> tuple[str, ...]:
-    if "none" in kinds:
-        return ("Some updates were sent without noise although the study asks for it. They are "
-                "not private.",)  # fmt: skip
-    if "seeded" in kinds:
-        return ("Noise was seeded: this simulation is not private itself. The figure is what a "
-                "deployment with these settings would cost.",)  # fmt: skip
-    if "secure" in kinds:
-        return ("Noise was secure: drawn from the operating system's generator at each site.",)
-    return ()
-
-
-def _uncovered(run: RunData) -> tuple[str, ...]:
-    """What sites released besides updates, that no epsilon covers."""
-    released = []
-    if any(arm.evaluated for arm in run.arms.values()):
-        released.append(
-            "the exact counts on the held-out images, which the sites released for the figures on "
-            "this page"
-        )
-    words = run.federated.vocabulary if run.federated else None
-    if words and words.sites and run.study.task.report.words_noise_multiplier is None:
-        released.append(
-            "the words that the sites named for the vocabulary, where a threshold keeps rare ones "
-            "back"
-        )
-    if not released:
-        return ()
-    return (f"Not covered by differential privacy: {'; and '.join(released)}.",)
-
-
-def epsilon_table(run: RunData) -> Table:
-    """Return epsilon so far by round (rows) and site (columns)."""
-    spent = {site: dict(points) for site, points in spent_by_round(run.federated).items()}
-    rounds = [record.round_number for record in run.federated.rounds] if run.federated else []
-    rows = tuple(
-        (str(number), *(figure(points.get(number), 4) for points in spent.values()))
-        for number in rounds
-    )
-    return Table(("Round", *spent), rows if spent else ())
-
-
-def ledger_checks(run: RunData, arm: Arm | None) -> tuple[LedgerCheck, ...]:
-    """Recompute epsilon from each ledger of `arm` and compare."""
-    if arm is None:
-        return ()
-    ledgers = {site: arm.ledgers[site] for site in sorted(arm.ledgers, key=in_order)}
-    # A site that has named words and not trained yet, or trains without noise, stated this last.
-    words = arm.vocabulary.sites if arm.vocabulary else {}
-    named = {site: facts.epsilon for site, facts in words.items() if facts.epsilon is not None}
-    return check_ledgers(ledgers, named | last_spent(arm), run.study.privacy.target_delta)
-
-
-def other_ledgers(run: RunData) -> str:
-    """Say how many ledgers of the pooled and local arms agree, and which do not."""
-    others = [arm for name, arm in run.arms.items() if name != FEDERATED]
-    checks = [(arm.name, check) for arm in others for check in ledger_checks(run, arm)]
-    bad = [f"{name}: {check.verdict}" for name, check in checks if not check.agrees]
-    text = f"Ledgers of the pooled and local arms: {len(checks) - len(bad)} of {len(checks)} agree."
-    return " ".join([text, *bad]) if checks else ""
-
-
-def ledger_table(checks: tuple[LedgerCheck, ...]) -> Table:
-    """Return the checks as a table."""
-    rows = tuple(
-        (
-            check.site,
-            str(check.entries),
-            whole(check.steps),
-            figure(check.printed, 4),
-            figure(check.recomputed, 4),
-            check.verdict,
-        )
-        for check in checks
-    )
-    columns = ("Site", "Entries", "Steps", "ε printed", "ε recomputed (PLD)", "Verdict")
-    bad = frozenset(i for i, check in enumerate(checks) if not check.agrees)
-    return Table(columns, rows, strong=bad, text=frozenset({0, 5}))
 
 
 def traffic(arm: Arm | None) -> dict[str, tuple[int, int]]:
@@ -188,7 +47,7 @@ def traffic_table(run: RunData) -> Table:
 def slowest_sites(arm: Arm | None) -> list[tuple[int, float]]:
     """Return (round, seconds until the last site had answered) where any site trained."""
     times = [
-        (r.round_number, max((s.seconds for s in r.sites.values() if _is_update(s)), default=0.0))
+        (r.round_number, max((s.seconds for s in r.sites.values() if is_update(s)), default=0.0))
         for r in (arm.rounds if arm else ())
     ]
     return [(number, value) for number, value in times if value > 0]
@@ -296,6 +155,11 @@ def reproduction_rows(run: RunData) -> tuple[tuple[str, str], ...]:
             (f"weights SHA-256, {name}", arm.rounds[-1].weights_sha256)
             for name, arm in run.arms.items()
             if arm.rounds
+        ),
+        *(
+            (f"SHA-256 of their average, {name}", arm.rounds[-1].average_sha256)
+            for name, arm in run.arms.items()
+            if arm.rounds and arm.rounds[-1].average_sha256
         ),
         *((key, run.environment.get(key)) for key in (*first, *rest)),
     ]

@@ -3,7 +3,7 @@
 from functools import partial
 from typing import TYPE_CHECKING
 
-from medfed.simulations.reporting import conduct, data_plots, results, training_plots
+from medfed.simulations.reporting import conduct, data_plots, results, spending, training_plots
 from medfed.simulations.reporting.details import Plots, detail_of
 from medfed.simulations.reporting.dot_plots import ARM_SERIES, dot_plot
 from medfed.simulations.reporting.drawing import Drawing, draw
@@ -27,7 +27,7 @@ def draw_figures(run: RunData) -> dict[str, Drawing]:
             f"{first} and {second} of each site under the federated, pooled and own model.",
             partial(_sites, run),
         ),
-        "epsilon": ("Epsilon spent by round and site, with the budget.", partial(_epsilon, run)),
+        "epsilon": ("Epsilon spent by round, with the budget.", partial(_epsilon, run)),
         "traffic": ("Bytes between the server and each site.", partial(_traffic, run)),
         "times": ("Seconds of each federated round.", partial(_times, run)),
         "partition": (detail.counts, partial(_partition, run)),
@@ -72,11 +72,8 @@ def _sites(run: RunData) -> "Figure | None":
 
 
 def _epsilon(run: RunData) -> "Figure | None":
-    simulation = run.study.simulation
     return training_plots.epsilon_by_round(
-        conduct.spent_by_round(run.federated),
-        simulation.max_epsilon if simulation else None,
-        run.study.training.rounds,
+        spending.curves(run), spending.budget(run), run.study.training.rounds
     )
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from medfed.simulations.reporting import conduct, results
+from medfed.simulations.reporting import conduct, privacy, results, spending
 from medfed.simulations.reporting.run_data import RunData
 from medfed.simulations.reporting.tables import counted, figure, num_bytes, small
 
@@ -47,7 +47,7 @@ def _sentence(run: RunData) -> str:
         f"{figure(federated)} on the held-out images of all sites."
     )
     more = [
-        f"{text}: {figure(value)}{end}."
+        f"{text}{_bare(run)}: {figure(value)}{end}."
         for text, value, end in (
             ("Trained on all data in one place", pooled, ""),
             ("Trained on one site's data alone", local, " on average"),
@@ -55,6 +55,11 @@ def _sentence(run: RunData) -> str:
         if value is not None
     ]
     return " ".join([start, *more])
+
+
+def _bare(run: RunData) -> str:
+    """What to say beside the pooled and local arms of a study that hides sites among others."""
+    return ", without privacy" if run.study.privacy.unit == "site" else ""
 
 
 def _tiles(run: RunData) -> tuple[Tile, ...]:
@@ -65,11 +70,11 @@ def _tiles(run: RunData) -> tuple[Tile, ...]:
     traffic = conduct.total_bytes(run.federated)
     return (
         Tile(f"{first.title}, federated", figure(federated), "all sites' data"),
-        Tile(f"{first.title}, pooled", figure(pooled), "data in one place"),
+        Tile(f"{first.title}, pooled", figure(pooled), f"data in one place{_bare(run)}"),
         Tile(
             f"{first.title}, local only",
             figure(local),
-            f"mean of {counted(num_local, 'model')}" if num_local else "no local model",
+            f"mean of {counted(num_local, 'model')}{_bare(run)}" if num_local else "no local model",
         ),
         privacy_tile(run),
         Tile(
@@ -86,16 +91,19 @@ def _tiles(run: RunData) -> tuple[Tile, ...]:
 
 
 def privacy_tile(run: RunData) -> Tile:
-    """Return the highest epsilon over the sites, with its unit, delta and kind of noise."""
-    privacy = run.study.privacy
-    if not privacy.enabled:
-        return Tile("Privacy ε", "none", "no differential privacy")
-    kinds = conduct.noise_kinds(run.federated)
-    seeded = ", seeded noise" if "seeded" in kinds else ""
+    """Return epsilon with its unit, delta, whose noise it counts on and of what kind that is."""
+    study = run.study
+    if not study.privacy.enabled:
+        masked = "; secure aggregation" if study.secure_aggregation.enabled else ""
+        return Tile("Privacy ε", "none", f"no differential privacy{masked}")
+    whose = "highest site"
+    if study.privacy.unit == "site":
+        whose = "noise of all sites" if privacy.by_all_sites(study) else "noise of the server"
+    seeded = ", seeded noise" if "seeded" in spending.noise_kinds(run) else ""
     return Tile(
-        f"ε at δ = {small(privacy.target_delta)}",
-        figure(conduct.worst_epsilon(run), 2),
-        f"per {privacy.unit}, highest site{seeded}",
+        f"ε at δ = {small(study.privacy.target_delta)}",
+        figure(spending.stated_epsilon(run), 2),
+        f"per {study.privacy.unit}, {whose}{seeded}",
     )
 
 
@@ -117,7 +125,7 @@ def _notices(run: RunData) -> tuple[str, ...]:
         notices.append("This run is not complete. `medfed simulate --resume` goes on with it.")
     if not run.simulation:
         notices.append("simulation.json is missing: nothing is known of data and partition.")
-    bad = [check for check in conduct.ledger_checks(run, run.federated) if not check.agrees]
+    bad = [check for check in spending.ledger_checks(run, run.federated) if not check.agrees]
     if bad:
         notices.append(
             "ε from the ledger does not agree with what the rounds printed: "

@@ -1,4 +1,4 @@
-"""The simulated sites' ledgers, read for the report: verified, and epsilon recomputed by PLD.
+"""The ledgers of sites and server, read for the report: verified, and epsilon recomputed.
 
 A ledger that cannot be trusted does not stop the report: the page says so.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from medfed.common.accounting import epsilon
 from medfed.common.errors import LedgerError
 from medfed.common.ledger import Spend, Summary, read_ledger
+from medfed.simulations.reporting.tables import counted
 
 # The inline figure and this one use the same accountant: only another processor's rounding differs.
 AGREEMENT = 1e-3
@@ -17,7 +18,7 @@ AGREEMENT = 1e-3
 
 @dataclass(frozen=True)
 class LedgerFacts:
-    """One site's ledger.
+    """One ledger, a site's or the server's.
 
     Attributes:
         spends: Its entries, oldest first; empty if it cannot be trusted.
@@ -28,7 +29,7 @@ class LedgerFacts:
     problem: str = ""
 
     def epsilon(self, delta: float) -> float:
-        """Return what all private entries together cost at `delta`, by PLD."""
+        """Return what all private entries together cost at `delta`."""
         return epsilon(Summary.of(self.spends).events, delta)
 
     @property
@@ -38,7 +39,7 @@ class LedgerFacts:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps, each one Gaussian release; naming words is none."""
+        """Optimiser steps, or with unit site rounds, each one release; naming words is none."""
         return sum(s.steps for s in self.spends if s.kind == "training" and s.unit != "none")
 
 
@@ -47,10 +48,10 @@ class LedgerCheck:
     """Epsilon as the rounds printed it beside epsilon from the ledger.
 
     Attributes:
-        site: The site.
+        site: The site, or the server.
         entries: Entries of the ledger.
         steps: Optimiser steps over all entries.
-        recomputed: From the ledger, by PLD; None if the ledger cannot be trusted, or holds
+        recomputed: From the ledger; None if the ledger cannot be trusted, or holds
             nothing but releases without privacy.
         printed: The last that the rounds printed; None if none did.
         without_privacy: Releases that no epsilon covers.
@@ -84,7 +85,7 @@ class LedgerCheck:
         if self.recomputed is None or self.printed is None:
             return "no round to compare with"
         if self.agrees:
-            besides = f"; besides, {self.without_privacy} releases without privacy"
+            besides = f"; besides, {counted(self.without_privacy, 'release')} without privacy"
             return f"agrees{besides if self.without_privacy else ''}"
         more = self.recomputed > self.printed
         # An entry is written before training: a killed round leaves one with no record.
@@ -100,11 +101,8 @@ def read_ledgers(folder: Path) -> dict[str, LedgerFacts]:
     """Read `<site>/state/ledger.jsonl` of every site folder in `folder`, by site name."""
     if not folder.is_dir():
         return {}
-    return {
-        site.name: _read(site / "state")
-        for site in sorted(folder.iterdir())
-        if (site / "state" / "ledger.jsonl").is_file()
-    }
+    found = {site.name: read_ledger_of(site / "state") for site in sorted(folder.iterdir())}
+    return {site: facts for site, facts in found.items() if facts is not None}
 
 
 def check_ledgers(
@@ -131,7 +129,10 @@ def _recompute(facts: LedgerFacts, delta: float) -> float | None:
     return facts.epsilon(delta)
 
 
-def _read(state: Path) -> LedgerFacts:
+def read_ledger_of(state: Path) -> LedgerFacts | None:
+    """Read and verify the ledger in a state folder; None if there is none."""
+    if not (state / "ledger.jsonl").is_file():
+        return None
     # Not `Ledger(state)`: that makes a key where there is none, and a report changes nothing.
     try:
         copy = read_ledger(state)

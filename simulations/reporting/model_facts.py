@@ -77,10 +77,39 @@ def model_rows(run: "RunData") -> tuple[tuple[str, str], ...]:
     if size is not None:
         sent = f"{whole(size.trained)} numbers ({num_bytes(size.trained * _NUMBER_BYTES)})"
         rows += [("Trains and is sent", sent), ("Frozen", _frozen(size))]
-    rows += [("Weights start from", _weights(study)), ("Augmentation", _changes(study))]
+    rows += [("What trains", _trains(study)), ("Weights start from", _weights(study))]
+    rows.append(("Augmentation", _changes(study)))
     if study.augmentation.enabled and study.augmentation.multiplicity > 1:
         rows.append(("Versions of an image in a step", _versions(study)))
+    if study.federation.ema_decay:
+        rows.append(("Published", published(study)))
     return tuple(rows)
+
+
+def published(study: StudyConfig) -> str:
+    """Say that what is published is an average over rounds; empty where it is not."""
+    decay = study.federation.ema_decay
+    if not decay:
+        return ""
+    return (
+        f"the exponential moving average of the global weights over the rounds (decay {decay:g}), "
+        "which is evaluated too; sites go on from the latest weights"
+    )
+
+
+def _trains(study: StudyConfig) -> str:
+    freeze, rank = study.model.freeze, study.model.low_rank
+    frozen = {
+        "none": "all weights",
+        "backbone": "the last layer; the backbone is frozen",
+        "weights": "biases, the affine part of normalisation and the last layer (BitFiT)",
+    }
+    what = f"all but what is named {', '.join([freeze] if isinstance(freeze, str) else freeze)}"
+    if isinstance(freeze, str) and freeze in frozen:
+        what = frozen[freeze]
+    if rank is None:
+        return what
+    return f"{what}; of convolutions and linear layers a product of rank {rank} beside them (LoRA)"
 
 
 def _network(study: StudyConfig) -> str:
@@ -88,6 +117,8 @@ def _network(study: StudyConfig) -> str:
     parts = [f"{model.name} on {model.encoder}" if model.name in REPORTERS else model.name]
     if model.feature_network not in WITHOUT_NORM:
         parts.append(f"{model.norm} normalisation")
+    if model.weight_standardisation:
+        parts.append("weight standardisation of convolutions")
     if study.uses_fusion:
         parts.append(f"{model.fusion} fusion")
     return ", ".join(parts)

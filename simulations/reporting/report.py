@@ -7,16 +7,16 @@ from typing import Any
 from medfed.common.errors import RunError
 from medfed.common.files import write_atomically
 from medfed.common.study_file import study_to_toml
-from medfed.simulations.reporting import conduct, results
+from medfed.simulations.reporting import conduct, privacy, results, spending
 from medfed.simulations.reporting.details import detail_of
 from medfed.simulations.reporting.details.words import vocabulary_statement, vocabulary_table
 from medfed.simulations.reporting.drawing import Drawing
 from medfed.simulations.reporting.figures import draw_figures
 from medfed.simulations.reporting.headline import headline
-from medfed.simulations.reporting.model_facts import model_rows
+from medfed.simulations.reporting.model_facts import model_rows, published
 from medfed.simulations.reporting.rendering import render
 from medfed.simulations.reporting.run_data import RunData, load_run
-from medfed.simulations.reporting.tables import small, whole
+from medfed.simulations.reporting.tables import whole
 
 _SECTIONS = (
     ("convergence", "Convergence"),
@@ -89,11 +89,7 @@ def _values(run: RunData, figures: dict[str, Drawing]) -> dict[str, Any]:
         **_quality(run),
         "model": model_rows(run),
         "examples": run.examples,
-        "privacy": conduct.privacy_statement(run),
-        "epsilon": conduct.epsilon_table(run),
-        "ledgers": conduct.ledger_table(conduct.ledger_checks(run, run.federated)),
-        "other_ledgers": conduct.other_ledgers(run),
-        "delta": small(run.study.privacy.target_delta),
+        **_privacy(run),
         "dataset": _dataset(run),
         "licence": (run.simulation.get("dataset") or {}).get("licence"),
         "quarantine": conduct.quarantine_line(run),
@@ -104,6 +100,20 @@ def _values(run: RunData, figures: dict[str, Drawing]) -> dict[str, Any]:
         "participation": conduct.participation_table(run),
         "reproduction": conduct.reproduction_rows(run),
         "study_toml": study_to_toml(run.shown_study),
+    }
+
+
+def _privacy(run: RunData) -> dict[str, Any]:
+    """What was protected, what that cost, and whether the ledgers say the same."""
+    server = run.federated.server_ledger if run.federated else None
+    return {
+        "privacy": privacy.privacy_statement(run),
+        "privacy_facts": privacy.privacy_facts(run),
+        "epsilon": spending.epsilon_table(run),
+        "ledger_introduction": privacy.ledger_introduction(run),
+        "ledgers": spending.ledger_table(run),
+        "server_ledger_missing": run.study.privacy.unit == "site" and server is None,
+        "other_ledgers": spending.other_ledgers(run),
     }
 
 
@@ -121,6 +131,9 @@ def _quality(run: RunData) -> dict[str, Any]:
         "comparison": results.comparison_table(run),
         "sites": results.sites_table(run),
         "note": detail.note,
+        "baseline_notes": results.baseline_notes(run),
+        "withholding": results.withholding_sites(run),
+        "published": published(run.study),
         "counts": detail.counts,
         "detail": None if sums is None else detail.values(run, sums),
         "vocabulary": vocabulary_statement(run),

@@ -79,6 +79,23 @@ def by_arm(run: RunData, key: str) -> tuple[float | None, ...]:
     return final(run, FEDERATED, key), final(run, POOLED, key), local_mean(run, key)
 
 
+def baseline_notes(run: RunData) -> tuple[str, ...]:
+    """Say what the pooled and the local arms leave out of the study, equal ones together."""
+    notes: dict[str, list[str]] = {}
+    for name, arm in run.arms.items():
+        title = arm_title(name) if name in (FEDERATED, POOLED) else "Local arms"
+        if arm.note and title not in notes.setdefault(arm.note, []):
+            notes[arm.note].append(title)
+    return tuple(f"{' and '.join(titles)}: {note}" for note, titles in notes.items())
+
+
+def withholding_sites(run: RunData) -> tuple[str, ...]:
+    """Return the sites that kept a part of their figures back at the last evaluation."""
+    names = set(run.task.sum_shapes())
+    found = run.federated.final_sums if run.federated else {}
+    return tuple(site for site in run.site_names if site in found and set(found[site]) != names)
+
+
 def arms_table(run: RunData) -> Table:
     """Return every arm with its state: what ran, how far, how good."""
     first = leading(run)

@@ -17,9 +17,9 @@ from medfed.common.files import read_json
 from medfed.common.metrics import MetricSums
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import load_study
-from medfed.server.records import ArmFolder, RoundRecord, SiteRound
+from medfed.server.records import ArmFolder, RoundRecord, RunPlan, SiteRound
 from medfed.simulations.reporting.examples import Example, read_examples
-from medfed.simulations.reporting.ledgers import LedgerFacts, read_ledgers
+from medfed.simulations.reporting.ledgers import LedgerFacts, read_ledger_of, read_ledgers
 from medfed.simulations.reporting.model_facts import ModelSize, read_model_size
 from medfed.simulations.reporting.vocabulary import VocabularyFacts, read_vocabulary_facts
 
@@ -67,7 +67,9 @@ class Arm:
         rounds: Completed rounds, in order.
         final_sums: Held-out sums of the last evaluation by test site.
         outcome: state (finished or failed), reason, time; None while it has not ended.
-        ledgers: What each site's ledger says, by site; empty without DP.
+        ledgers: What each site's ledger says, by site.
+        server_ledger: What the server's says; None without site-level privacy.
+        note: What this arm leaves out of the study.
         planned_rounds: Rounds the study asks for.
         vocabulary: The words of a report task; None before they are agreed, and for other tasks.
         model_size: How much of the model is sent; None before the first round is saved.
@@ -81,6 +83,8 @@ class Arm:
     planned_rounds: int
     vocabulary: VocabularyFacts | None = None
     model_size: ModelSize | None = None
+    server_ledger: LedgerFacts | None = None
+    note: str = ""
 
     @property
     def evaluated(self) -> tuple[RoundRecord, ...]:
@@ -287,6 +291,8 @@ def _read_arm(folder: Path, study: StudyConfig, task: "Task") -> Arm:
     rounds = _checked(folder / "rounds.jsonl", files.read_rounds)
     sums = folder / "final_sums.json"
     words, state = folder / "vocabulary.json", files.checkpoint / "state.json"
+    path = folder / "plan.json"
+    plan = _checked(path, files.read_plan) if path.exists() else RunPlan(run="", arm=folder.name)
     return Arm(
         name=folder.name,
         rounds=tuple(rounds),
@@ -296,6 +302,8 @@ def _read_arm(folder: Path, study: StudyConfig, task: "Task") -> Arm:
         planned_rounds=study.training.rounds,
         vocabulary=_checked(words, lambda: read_vocabulary_facts(_optional_json(words))),
         model_size=_checked(state, lambda: read_model_size(folder, _optional_json(state))),
+        server_ledger=read_ledger_of(files.server_state(plan)),
+        note=plan.note,
     )
 
 

@@ -24,6 +24,8 @@ from medfed.simulations.study import Options, run_study
 
 KINDS = ("private", "plain")
 ALL_KINDS = (*KINDS, "masks", "reports", "secure", "shared noise")
+# On a real SuperLink a message takes seconds; both kinds of masked rounds have the same five phases.
+DEPLOYED = (*KINDS, "masks", "reports", "shared noise")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,7 +79,7 @@ def test_ray_agrees_with_local_grid(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ALL_KINDS)
+@pytest.mark.parametrize("kind", DEPLOYED)
 def test_superlink_agrees_with_local_grid(
     kind: str,
     serial: Callable[[str], Path],

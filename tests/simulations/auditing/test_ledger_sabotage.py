@@ -127,7 +127,7 @@ def test_server_replaying_an_old_model_is_found(run: Path, state: Path):
 
 
 def test_server_replaying_the_first_weights_is_found(run: Path, state: Path):
-    from medfed.simulations.auditing.ledger_against_run import _initial_weights
+    from medfed.simulations.auditing.ledger_weights import _initial_weights
     from medfed.simulations.auditing.run_ledgers import read_arms
 
     first = _initial_weights(read_arms(run)[0])
@@ -155,7 +155,7 @@ def test_server_that_hides_a_round_is_a_note(run: Path):
     _write_rounds(run, _rounds(run)[:-1])
     result = audit_run_ledgers(run, delta=DELTA)
     notes = [f.detail for f in result.findings if f.status is Status.NOTE and f.check == CHARGED]
-    assert any("round 4 charged and not completed" in note for note in notes)
+    assert any("round 4 charged and not used" in note for note in notes)
     assert failed(run) == set()
 
 

@@ -57,7 +57,7 @@ def test_ledger_check_counts_private_entries_and_names_the_others() -> None:
     cost = epsilon([GaussianEvent(1.5, 1.0, 1, 1e-6)], 1e-5)
     found = check((WORDS, OPEN), {"north": cost})
     assert found.agrees
-    assert found.verdict == "agrees; besides, 1 releases without privacy"
+    assert found.verdict == "agrees; besides, 1 release without privacy"
     assert check((WORDS, TRAINED), {"north": cost}).verdict == (
         "differs: the ledger holds more (a round was charged and not recorded)"
     )

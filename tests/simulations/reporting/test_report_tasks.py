@@ -12,9 +12,9 @@ from medfed.common.errors import RunError
 from medfed.common.ledger import Ledger, Spend
 from medfed.common.metrics import add_sums, quadratic_kappa
 from medfed.server.records import ArmFolder
-from medfed.simulations.reporting.conduct import ledger_checks
 from medfed.simulations.reporting.report import write_report
 from medfed.simulations.reporting.run_data import load_run
+from medfed.simulations.reporting.spending import ledger_checks
 from medfed.simulations.reporting.tables import ABSENT
 
 MakeRun = Callable[..., Path]

@@ -47,7 +47,7 @@ def test_load_run_refuses_what_is_no_run_folder(tmp_path: Path, exists: bool) ->
         ("arms/federated/rounds.jsonl", "[1]\n"),
         ("arms/federated/rounds.jsonl", "half a line\n"),
         ("arms/federated/outcome.json", "no"),
-        ("arms/federated/final_sums.json", '{"site-1": {"count": 3}}'),
+        ("arms/federated/final_sums.json", '{"site-1": {"count": [3]}}'),
         ("arms/federated/final_sums.json", '{"site-1": [1]}'),
         ("examples/examples.json", '[{"image": "000.png"}]'),
         ("examples/examples.json", "{"),
