@@ -103,9 +103,9 @@ def _masks(run: RunData) -> tuple[str, ...]:
     sums = f"the sum of the updates of at least {least} of {of}" if asked else "sums of updates"
     return (
         f"Secure aggregation: the server could see {sums}, who they were and when they answered, "
-        "but no site's update alone, nor what its training loss or number of images was. A site that tells the server "
-        "what it knows takes itself out of that sum; a server that hands out keys of its own would "
-        "see every update.",
+        "but no site's update alone, nor what its training loss or number of images was. A site "
+        "that tells the server what it knows takes itself out of that sum; a server that hands out "
+        "keys of its own would see every update.",
     )
 
 

@@ -17,7 +17,8 @@ def print_comparison(runs: Sequence[Path], out: Path) -> None:
     comparison = compare_runs(runs, out)
     # A column for each run: there are few runs and many figures, and terminals are narrow.
     table = Table(title="Runs side by side", show_header=False)
-    table.add_column(style="dim")
+    # Keys that begin alike must not be cut to the same text.
+    table.add_column(style="dim", overflow="fold")
     for quantity, *values in zip(comparison.columns, *comparison.rows, strict=True):
         table.add_row(quantity, *values)
     if comparison.differing.rows:

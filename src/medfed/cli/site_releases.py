@@ -33,33 +33,27 @@ def print_releases(site_file: Path, *, last: int | None = None, as_json: bool = 
         }
         typer.echo(json.dumps(table, indent=1))
         return
-    console = Console()
-    if shown:
-        console.print(_list_table(shown))
+    console = Console(highlight=False)
+    for release in shown:
+        _print_release(release, console)
     console.print(_totals_table(totals, len(releases)))
     if torn:
         console.print(f"{torn} half-written line(s) were skipped: those replies did not leave.")
 
 
-def _list_table(releases: tuple[Release, ...]) -> Table:
-    table = Table(title="What left this site")
-    for column in ("Time (UTC)", "Study", "Run", "Round", "Reply", "Quantity"):
-        table.add_column(column, overflow="fold")
-    table.add_column("Bytes", justify="right")
-    table.add_column("Privacy", overflow="fold")
-    for release in releases:
-        about: tuple[str, ...] = (
-            release.time[:19].replace("T", " "),
-            release.study,
-            release.run,
-            str(release.round_number or ""),
-            release.kind,
-        )
-        for row in _rows(release):
-            table.add_row(*about, *row)
-            about = ("",) * len(about)
-        table.add_section()
-    return table
+def _print_release(release: Release, console: Console) -> None:
+    """Print a heading and a row for each kind of quantity: terminals are narrow."""
+    place = f", round {release.round_number}" if release.round_number else ""
+    about = f"{release.run}{place}" if release.run else "request not understood"
+    when = release.time[:19].replace("T", " ")
+    console.print(f"{when} UTC  {about}: {release.kind}", style="bold", markup=False)
+    table = Table(box=None, show_header=False, padding=(0, 1), pad_edge=False)
+    table.add_column(justify="right", width=13, no_wrap=True)
+    table.add_column(max_width=28, overflow="fold")
+    table.add_column(overflow="fold")
+    for names, size, cost in _rows(release):
+        table.add_row(size, names, cost)
+    console.print(table)
 
 
 def _rows(release: Release) -> list[tuple[str, str, str]]:
@@ -70,7 +64,7 @@ def _rows(release: Release) -> list[tuple[str, str, str]]:
     rows = [
         (
             ", ".join(quantity.name for quantity in group),
-            f"{sum(quantity.num_bytes for quantity in group):,}",
+            f"{sum(quantity.num_bytes for quantity in group):,} B",
             f"{_TITLES[protection]}: {cost}",
         )
         for (protection, cost), group in alike.items()
