@@ -81,7 +81,6 @@ def spend_of_round(
     run: str,
     round_number: int,
     release: str,
-    sum_noise_multiplier: float | None = None,
 ) -> Spend:
     """Return what one round of `study` will have cost this site, before it starts.
 
@@ -91,13 +90,11 @@ def spend_of_round(
         run: The run's identifier.
         round_number: 1-based.
         release: Names the release: the same name, the same bits if noise is seeded.
-        sum_noise_multiplier: With distributed noise, what the sum of the honest sites' noise is
-            accounted as, if that is less than the study's noise_multiplier.
     """
     if study.privacy.unit == "none":
         return _without_privacy(study, run, round_number, release)
     if study.privacy.unit == "site":
-        return _spend_per_site(study, policy, run, round_number, release, sum_noise_multiplier)
+        return _spend_per_site(study, policy, run, round_number, release)
     privacy = study.privacy
     assert study.training.local_steps is not None  # StudyConfig requires it under DP at sites
     return Spend(
@@ -190,10 +187,8 @@ def _spend_per_site(
     run: str,
     round_number: int,
     release: str,
-    sum_noise_multiplier: float | None,
 ) -> Spend:
     distributed = study.secure_aggregation.distributed_noise == "discrete_gaussian"
-    stated = study.privacy.noise_multiplier
     return Spend(
         release=release,
         study=study.digest(),
@@ -201,7 +196,7 @@ def _spend_per_site(
         round_number=round_number,
         unit="site",
         images_per_patient=0,
-        noise_multiplier=stated if sum_noise_multiplier is None else sum_noise_multiplier,
+        noise_multiplier=study.privacy.noise_multiplier,
         sample_rate=1.0,
         steps=1,
         max_grad_norm=study.privacy.site.max_update_norm,

@@ -101,18 +101,27 @@ def _gaussian(setting: Setting) -> Finding:
     """At a rate of 1 the mechanism is Gaussian exactly, so the bound is nearly tight."""
     everyone = setting.with_privacy(sample_rate=1.0)
     scores = _attack(everyone, _GAUSSIAN_STEPS, "gaussian")
-    threshold = _GAUSSIAN_STEPS / 2  # set before looking
-    guessed = scores.values > threshold
+    mu = math.sqrt(_GAUSSIAN_STEPS) / setting.privacy.noise_multiplier
+    delta = setting.privacy.target_delta
+    return gaussian_bound(scores, steps=_GAUSSIAN_STEPS, claimed_mu=mu, delta=delta)
+
+
+def gaussian_bound(scores: Scores, *, steps: int, claimed_mu: float, delta: float) -> Finding:
+    """Return the bound that an attacker proves on `steps` releases which are mu-GDP together.
+
+    Args:
+        scores: How much of each canary was seen in all: about `steps` if present, 0 if not.
+        steps: Releases, with everyone in each.
+        claimed_mu: mu of all of them.
+        delta: At which epsilon is stated.
+    """
+    guessed = scores.values > steps / 2  # set before looking
     seen = {
         "false_alarms": int((guessed & ~scores.present).sum()),
         "outs": int((~scores.present).sum()),
         "misses": int((~guessed & scores.present).sum()),
         "ins": int(scores.present.sum()),
     }
-    delta, claimed_mu = (
-        setting.privacy.target_delta,
-        math.sqrt(_GAUSSIAN_STEPS) / setting.privacy.noise_multiplier,
-    )
     refuting = gaussian_mu(**seen, confidence=1 - ALPHA)
     bound = gaussian_epsilon(gaussian_mu(**seen), delta)
     claimed = gaussian_epsilon(claimed_mu, delta)
@@ -120,9 +129,9 @@ def _gaussian(setting: Setting) -> Finding:
         PART,
         "Gaussian bound",
         Status.PASS if refuting <= claimed_mu else Status.FAIL,
-        f"With everyone in each of {_GAUSSIAN_STEPS} steps, {seen['false_alarms']} of "
+        f"With everyone in each of {steps} releases, {seen['false_alarms']} of "
         f"{seen['outs']} absent canaries were taken for present and {seen['misses']} of "
-        f"{seen['ins']} present ones for absent: epsilon of these steps is at least {bound:.3f} "
+        f"{seen['ins']} present ones for absent: epsilon of that is at least {bound:.3f} "
         f"(95 % confidence), claimed {claimed:.3f}.",
-        {**seen, "steps": _GAUSSIAN_STEPS, "bound": bound, "claimed": claimed},
+        {**seen, "steps": steps, "bound": bound, "claimed": claimed},
     )

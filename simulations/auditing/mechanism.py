@@ -1,5 +1,7 @@
 """The mechanism part: canaries through the installed trainer, at the study's own settings."""
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -7,33 +9,64 @@ from medfed.common.study import PrivacySection, StudyConfig
 from medfed.simulations.auditing.attack_checks import Scores, check_attacks
 from medfed.simulations.auditing.clipping_checks import check_clipping
 from medfed.simulations.auditing.findings import Figure, Finding, PartResult, Status
-from medfed.simulations.auditing.mechanism_figures import bells, bins, piles
+from medfed.simulations.auditing.masked_checks import check_masks
+from medfed.simulations.auditing.mechanism_figures import (
+    DRAWS_CAPTION,
+    NOISE_CAPTION,
+    bells,
+    bins,
+    piles,
+)
 from medfed.simulations.auditing.noise_checks import PART, check_noise
 from medfed.simulations.auditing.probe import Setting
-from medfed.simulations.auditing.sampling_checks import check_sampling
+from medfed.simulations.auditing.sampling_checks import NUM_PATIENTS, check_sampling
+from medfed.simulations.auditing.site_mechanism import audit_shared_noise, audit_site_level
+from medfed.simulations.auditing.site_probe import SiteSetting
 
 _BUILT_IN_STEPS = 60
 
 
 def audit_mechanism(study: StudyConfig | None, *, seed: int) -> PartResult:
-    """Check noise, clipping, sampling and divisor of the installed trainer, and attack it.
+    """Check noise, clipping, sampling and divisor where they are made, and attack the result.
+
+    That is the installed trainer, where sites add the noise by themselves; the installed server,
+    or the sites' side of secure aggregation, where whole sites are hidden.
 
     Args:
         study: Whose settings are claimed; None for a small built-in one.
         seed: Of canaries and of seeded noise. Secure noise is new at every audit.
     """
-    if study is not None and not study.privacy.at_sites:
-        return PartResult(
+    if study is None:
+        return _of_training(Setting(PrivacySection(), seed), _BUILT_IN_STEPS, built_in=True)
+    privacy, secure = study.privacy, study.secure_aggregation
+    sites = SiteSetting(privacy, study.federation.fraction, secure, seed)
+    masks = tuple(check_masks(sites)) if secure.enabled else ()
+    if privacy.at_sites:
+        steps = _BUILT_IN_STEPS
+        if study.training.local_steps is not None:
+            steps = study.training.rounds * study.training.local_steps
+        result = _of_training(Setting(privacy, seed), steps, built_in=False)
+        return replace(result, findings=(*result.findings, *masks))
+    if privacy.unit == "site":
+        return audit_shared_noise(sites, masks) if secure.enabled else audit_site_level(sites)
+    if masks:
+        about = Finding(
             PART,
-            skipped=f'The study has privacy.unit = "{study.privacy.unit}": no site trains with '
-            "noise of its own, so there is no mechanism at the sites to audit.",
+            "what was audited",
+            Status.NOTE,
+            "Secure aggregation as it is installed here, without differential privacy: no noise is "
+            "added by anyone, so there is none to check.",
         )
-    privacy = PrivacySection() if study is None else study.privacy
-    steps = _BUILT_IN_STEPS
-    if study is not None and study.training.local_steps is not None:
-        steps = study.training.rounds * study.training.local_steps
-    setting = Setting(privacy, seed)
-    findings: list[Finding] = [_about(setting, built_in=study is None)]
+        return PartResult(PART, (about, *masks))
+    return PartResult(
+        PART,
+        skipped='The study has privacy.unit = "none": nobody adds noise, so there is no mechanism '
+        "to audit.",
+    )
+
+
+def _of_training(setting: Setting, steps: int, *, built_in: bool) -> PartResult:
+    findings: list[Finding] = [_about(setting, built_in=built_in)]
     noises, counts = {}, {}
     for seeded in (False, True):
         source = "seeded" if seeded else "secure"
@@ -74,16 +107,8 @@ def _figures(
     scores: Scores,
 ) -> tuple[Figure, ...]:
     return (
-        Figure(
-            "Noise as it was released, divided by what is claimed, and the normal distribution "
-            "that it should follow.",
-            bells(noise),
-        ),
-        Figure(
-            "How many of the canaries were drawn at a step, and the binomial distribution that "
-            "Poisson sampling makes.",
-            bins(counts, setting.privacy.sample_rate),
-        ),
+        Figure(NOISE_CAPTION, bells(noise)),
+        Figure(DRAWS_CAPTION, bins(counts, NUM_PATIENTS, setting.privacy.sample_rate)),
         Figure(
             "One-run attack: how often each canary seems to have been counted. The more the two "
             "piles overlap, the less an attacker learns.",

@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _WIDTH, _HEIGHT = 6.4, 3.0
-_PATIENTS = 200
+NOISE_CAPTION = (
+    "Noise as it was released, divided by what is claimed, and the normal distribution that it "
+    "should follow."
+)
+DRAWS_CAPTION = (
+    "How many of the canaries were drawn each time, and the binomial distribution that Poisson "
+    "sampling makes."
+)
 Values = npt.NDArray[np.float64]
 
 
@@ -25,7 +32,7 @@ def bells(noise: Values) -> bytes:
         x = np.linspace(-4.5, 4.5, 200)
         density = np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
         axes.plot(x, density, color=INK["ink"], label="claimed")
-        axes.set_xlabel("noise / (noise_multiplier x max_grad_norm)")
+        axes.set_xlabel("noise / claimed deviation")
         axes.set_ylabel("density")
         axes.legend()
         return figure
@@ -33,23 +40,23 @@ def bells(noise: Values) -> bytes:
     return _png("noise", plot)
 
 
-def bins(counts: Values, rate: float) -> bytes:
-    """Draw how many canaries were drawn in each step, with the binomial."""
+def bins(counts: Values, num_canaries: int, rate: float) -> bytes:
+    """Draw how many canaries were drawn each time, with the binomial."""
     from scipy import stats
 
     def plot() -> "Figure":
         figure, axes = new_figure(_WIDTH, _HEIGHT)
-        middle, spread = _PATIENTS * rate, 5 * np.sqrt(_PATIENTS * rate * (1 - rate)) + 2
+        middle, spread = num_canaries * rate, 5 * np.sqrt(num_canaries * rate * (1 - rate)) + 2
         low = int(max(0, min(middle - spread, counts.min())))
-        high = int(min(_PATIENTS, max(middle + spread, counts.max())))
+        high = int(min(num_canaries, max(middle + spread, counts.max())))
         edges = np.arange(low, high + 2) - 0.5
         axes.hist(counts, bins=edges, density=True, color=INK["sky"], label="drawn")
         x = np.arange(low, high + 1)
         axes.plot(
-            x, stats.binom(_PATIENTS, rate).pmf(x), color=INK["ink"], marker=".", label="claimed"
+            x, stats.binom(num_canaries, rate).pmf(x), color=INK["ink"], marker=".", label="claimed"
         )
-        axes.set_xlabel(f"patients in a step, of {_PATIENTS}")
-        axes.set_ylabel("share of steps")
+        axes.set_xlabel(f"canaries drawn, of {num_canaries}")
+        axes.set_ylabel("share of draws")
         whole_numbers(axes.xaxis)
         axes.legend()
         return figure

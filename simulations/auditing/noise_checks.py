@@ -39,15 +39,9 @@ def check_noise(setting: Setting, *, seeded: bool) -> tuple[list[Finding], npt.N
         ]
     )
     again = release(setting, data, round_number=1, site=_SITES[0], seeded=seeded)[_PATIENTS:]
-    # The last coordinate is a parameter of its own: a fault can spare or hit it alone.
-    findings = [
-        _deviation(noise_RD[:, :-1], claimed, source, "pixels"),
-        _deviation(noise_RD[:, -1], claimed, source, "parameter of dimension 0"),
-        _normality(noise_RD[:, :-1], claimed, source),
-        _neighbours(noise_RD[:, :-1], source),
-        _releases(noise_RD, source),
-        *([] if seeded else [_repeated(noise_RD[0], again)]),
-    ]
+    findings = check_released_noise(noise_RD, claimed, source)
+    if not seeded:
+        findings.append(check_repeated(noise_RD[0], again))
     for steps in _LONG_STEPS:
         long_RD = np.stack(
             [
@@ -59,20 +53,47 @@ def check_noise(setting: Setting, *, seeded: bool) -> tuple[list[Finding], npt.N
     return findings, noise_RD[:, :-1].ravel() / claimed
 
 
+def check_released_noise(
+    noise_RD: npt.NDArray[np.float64],
+    claimed: float,
+    source: str,
+    *,
+    bound: str = "max_grad_norm",
+    where: str = "pixels",
+) -> list[Finding]:
+    """Return the findings on the noise of R independent releases.
+
+    Args:
+        noise_RD: Noise over `bound`; the last coordinate is a parameter of dimension 0.
+        claimed: Its standard deviation.
+        source: secure or seeded.
+        bound: What the noise is set against.
+        where: What the other coordinates are.
+    """
+    return [
+        # The last coordinate is a parameter of its own: a fault can spare or hit it alone.
+        _deviation(noise_RD[:, :-1], claimed, f"{source}, {where}", bound),
+        _deviation(noise_RD[:, -1], claimed, f"{source}, parameter of dimension 0", bound),
+        _normality(noise_RD[:, :-1], claimed, source),
+        _neighbours(noise_RD[:, :-1], source),
+        _releases(noise_RD, source),
+    ]
+
+
 def _finding(check: str, p: float, detail: str, **numbers: float | int | str) -> Finding:
     status = Status.PASS if p >= ALPHA else Status.FAIL
     return Finding(PART, check, status, detail, {**numbers, "p_value": p})
 
 
-def _deviation(noise: npt.NDArray[np.float64], claimed: float, source: str, where: str) -> Finding:
+def _deviation(noise: npt.NDArray[np.float64], claimed: float, where: str, bound: str) -> Finding:
     values = noise.ravel()
     p = variance_p(values, claimed)
     low, high = std_interval(values) if np.any(values) else (0.0, 0.0)
     measured = float(np.sqrt(np.square(values).mean()))
     return _finding(
-        f"noise standard deviation ({source}, {where})",
+        f"noise standard deviation ({where})",
         p,
-        f"Claimed {claimed:g} times max_grad_norm, measured {measured:.4g} "
+        f"Claimed {claimed:g} times {bound}, measured {measured:.4g} "
         f"(99 % interval {low:.4g} to {high:.4g}, {values.size} samples).",
         claimed=claimed,
         measured=measured,
@@ -119,12 +140,13 @@ def _releases(noise_RD: npt.NDArray[np.float64], source: str) -> Finding:
     )
 
 
-def _repeated(first: npt.NDArray[np.float64], again: npt.NDArray[np.float64]) -> Finding:
+def check_repeated(first: npt.NDArray[np.float64], again: npt.NDArray[np.float64]) -> Finding:
+    """Return whether a round that is asked again gets noise of its own."""
     correlation, p = correlation_p(first, again)
     return _finding(
         "same round asked again (secure)",
         p,
-        f"The same round of the same site, trained twice, correlates by {correlation:+.4f}. Secure "
+        f"The noise of the same round, released twice, correlates by {correlation:+.4f}. Secure "
         "noise must be fresh each time; seeded noise repeats by design and is charged once.",
         correlation=correlation,
     )

@@ -21,7 +21,7 @@ from medfed.simulations.auditing.statistics import (
     rate_interval,
 )
 
-_PATIENTS = 200
+NUM_PATIENTS = 200
 _RELEASES = 250
 _LONG_RELEASES = 60
 LOW_NOISE = 0.1
@@ -32,30 +32,37 @@ def check_sampling(
 ) -> tuple[list[Finding], npt.NDArray[np.float64]]:
     """Return the findings on sampling by one source, and how many were drawn in each release."""
     quiet, source = setting.with_privacy(noise_multiplier=LOW_NOISE), _source(seeded)
-    rate, data = setting.privacy.sample_rate, one_pixel_each(_PATIENTS)
+    rate, data = setting.privacy.sample_rate, one_pixel_each(NUM_PATIENTS)
     values_RP = np.stack(
         [
-            release(quiet, data, round_number=number, seeded=seeded)[:_PATIENTS]
+            release(quiet, data, round_number=number, seeded=seeded)[:NUM_PATIENTS]
             for number in range(_RELEASES)
         ]
     )
     drawn_RP = values_RP > 0.5
     pairs_RP = np.stack(
         [
-            release(quiet, data, round_number=1000 + number, steps=2, seeded=seeded)[:_PATIENTS]
+            release(quiet, data, round_number=1000 + number, steps=2, seeded=seeded)[:NUM_PATIENTS]
             for number in range(_LONG_RELEASES)
         ]
     )
     counts_R = drawn_RP.sum(axis=1).astype(np.float64)
     findings = [
-        _rate(drawn_RP, rate, source),
-        _spread(counts_R, rate, source),
-        _alike(drawn_RP, rate, source),
-        _between_rounds(drawn_RP, rate, source),
+        *check_draws(drawn_RP, rate, source),
         _between_steps(pairs_RP, rate, source),
         _size(values_RP, drawn_RP, source),
     ]
     return findings, counts_R
+
+
+def check_draws(drawn_RP: npt.NDArray[np.bool_], rate: float, source: str) -> list[Finding]:
+    """Return whether each of P units was drawn alone, at the claimed rate, in R draws."""
+    return [
+        _rate(drawn_RP, rate, source),
+        _spread(drawn_RP.sum(axis=1).astype(np.float64), drawn_RP.shape[1], rate, source),
+        _alike(drawn_RP, rate, source),
+        _between_rounds(drawn_RP, rate, source),
+    ]
 
 
 def _source(seeded: bool) -> str:
@@ -82,12 +89,12 @@ def _rate(drawn_RP: npt.NDArray[np.bool_], rate: float, source: str) -> Finding:
     )
 
 
-def _spread(counts_R: npt.NDArray[np.float64], rate: float, source: str) -> Finding:
-    ratio, p = dispersion_p(counts_R, _PATIENTS, rate)
+def _spread(counts_R: npt.NDArray[np.float64], num_units: int, rate: float, source: str) -> Finding:
+    ratio, p = dispersion_p(counts_R, num_units, rate)
     return _finding(
         f"spread of the batch size ({source})",
         p,
-        f"The number of patients a step varies {ratio:.3f} times as much as the binomial that "
+        f"The number of units drawn varies {ratio:.3f} times as much as the binomial that "
         "Poisson sampling makes. Batches of a fixed size would give 0.",
         variance_ratio=ratio,
     )
@@ -96,9 +103,9 @@ def _spread(counts_R: npt.NDArray[np.float64], rate: float, source: str) -> Find
 def _alike(drawn_RP: npt.NDArray[np.bool_], rate: float, source: str) -> Finding:
     ratio, p = dispersion_p(drawn_RP.sum(axis=0).astype(np.float64), len(drawn_RP), rate)
     return _finding(
-        f"all patients are drawn alike ({source})",
+        f"all units are drawn alike ({source})",
         p,
-        f"How often a patient was drawn varies between patients {ratio:.3f} times as much as "
+        f"How often a unit was drawn varies between units {ratio:.3f} times as much as "
         "chance. Passes over a shuffled list give 0, favourites more than 1.",
         variance_ratio=ratio,
     )

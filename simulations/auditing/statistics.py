@@ -1,7 +1,7 @@
 """Tests of hypotheses: each returns the probability of data at least as odd if all is as claimed.
 
-All are two-sided. `ALPHA` is small because an audit makes some dozens of tests: a correct run fails
-one of them with a probability of less than 1e-4 in all.
+All but one are two-sided. `ALPHA` is small because an audit makes some dozens of tests: a correct
+run fails one of them with a probability of less than 1e-4 in all.
 """
 
 import math
@@ -19,6 +19,11 @@ Values = npt.NDArray[np.float64]
 def variance_p(values: Values, std: float) -> float:
     """Probability of the values' mean square if they are normal, mean 0, of deviation `std`."""
     return _two_sided(stats.chi2(values.size), float(np.square(values / std).sum()))
+
+
+def too_small_p(values: Values, std: float) -> float:
+    """Probability of so small a mean square, one-sided, if the values' deviation is `std`."""
+    return float(stats.chi2(values.size).cdf(float(np.square(values / std).sum())))
 
 
 def std_interval(values: Values, confidence: float = 0.99) -> tuple[float, float]:

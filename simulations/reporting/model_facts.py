@@ -109,7 +109,11 @@ def _trains(study: StudyConfig) -> str:
         what = frozen[freeze]
     if rank is None:
         return what
-    return f"{what}; of convolutions and linear layers a product of rank {rank} beside them (LoRA)"
+    if freeze == "none":  # common/models freezes what the matrices stand beside
+        what = "the last layer"
+    return (
+        f"{what}; beside each frozen convolution and linear layer a product of rank {rank} (LoRA)"
+    )
 
 
 def _network(study: StudyConfig) -> str:

@@ -64,7 +64,8 @@ def _against(study: StudyConfig) -> tuple[str, ...]:
         if study.federation.fraction < 1:
             text += (
                 " It counts on the draw of each round's sites being secret, and does not hold "
-                "against readers of this page, which shows it."
+                "against readers of this page, which shows it; against them the sites' own ledgers "
+                "count, below."
             )
         return (text,)
     if by_all_sites(study):
@@ -265,8 +266,8 @@ def _own_ledgers(study: StudyConfig) -> str:
     )
     if study.federation.fraction < 1:
         text += (
-            " It counts each round that the site was asked in as certain, not drawn, so its ε may "
-            "be another than the server's."
+            " It counts each round that the site was asked in as certain, not drawn: its ε bounds "
+            "what the models tell about its updates those who know who was drawn."
         )
     return text
 

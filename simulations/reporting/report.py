@@ -109,6 +109,7 @@ def _privacy(run: RunData) -> dict[str, Any]:
     return {
         "privacy": privacy.privacy_statement(run),
         "privacy_facts": privacy.privacy_facts(run),
+        "budget": spending.budget(run),
         "epsilon": spending.epsilon_table(run),
         "ledger_introduction": privacy.ledger_introduction(run),
         "ledgers": spending.ledger_table(run),

@@ -151,7 +151,7 @@ def test_the_same_patients_each_round_are_found(
 ):
     _draw_by(monkeypatch, lambda size: np.random.default_rng(3).random(size))
     findings, _ = check_sampling(setting(), seeded=False)
-    assert {"draws of successive rounds", "all patients are drawn alike"} <= failed(findings)
+    assert {"draws of successive rounds", "all units are drawn alike"} <= failed(findings)
 
 
 def _draw_by(monkeypatch: pytest.MonkeyPatch, draw: Callable[[int], np.ndarray]) -> None:
