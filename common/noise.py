@@ -63,10 +63,11 @@ class SecureNoise:
     def _normals(self, pairs: int) -> npt.NDArray[np.float64]:
         """2 * `pairs` normals by Box-Muller from 53-bit uniforms in (0, 1]."""
         bits = np.frombuffer(self._stream.update(_ZEROS[: 16 * pairs]), dtype=np.uint64)
-        uniforms = ((bits >> np.uint64(11)) + 1.0) * 2.0**-53
-        radius = np.sqrt(-2.0 * np.log(uniforms[:pairs]))
-        angle = 2.0 * np.pi * uniforms[pairs:]
-        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+        # torch's functions of float64 take half the time of NumPy's.
+        uniforms = torch.from_numpy(((bits >> np.uint64(11)) + 1.0) * 2.0**-53)
+        radius = uniforms[:pairs].log_().mul_(-2.0).sqrt_()
+        angle = uniforms[pairs:].mul_(2.0 * np.pi)
+        return torch.cat([radius * angle.cos(), radius * angle.sin()]).numpy()
 
 
 class SecureUniform:

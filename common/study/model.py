@@ -57,11 +57,12 @@ class ModelSection(Section):
     normalisation, and the last layer: BitFiT); or patterns of parameter names, e.g.
     ["features.*"]. What is frozen never travels; its hash is checked at every site."""
     weight_standardisation: bool = False
-    """Convolutions see their weights with mean 0 and variance 1 per output channel. Helps
-    GroupNorm, most of all under DP."""
+    """Convolutions (not the last layer) see their weights with mean 0 and variance 1.71**2 / fan-in
+    per output channel. Meant for GroupNorm under DP; docs/utility.md has what it did here."""
     low_rank: PositiveInt | None = None
     """Train a product of two matrices of this rank beside each convolution and linear layer, which
-    stays as it is (LoRA); the last layer trains whole. For pretrained weights."""
+    stays as it is (LoRA); the last layer trains whole. For pretrained weights. freeze says which
+    layers: none for all of them, patterns for those that they match."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -49,7 +49,7 @@ class PrivacySection(Section):
     """K: at most so many of a patient's images enter a step, chosen at random."""
     target_delta: Annotated[float, Field(gt=0, lt=1)] = 1e-5
     """Delta at which epsilon is stated."""
-    chunk: PositiveInt = 16
+    chunk: PositiveInt = 32
     """Units whose gradients are held at once; bounds memory, changes no result beyond rounding."""
 
     site: SiteLevelSection = SiteLevelSection()

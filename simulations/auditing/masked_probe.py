@@ -126,9 +126,9 @@ class Federation:
         return MaskedSum(masked, secure.result())
 
     def release(self, found: MaskedSum, round_number: int, state: Path) -> Values:
-        """Return what the server makes of a sum with distributed noise, [D]: the sum over the bound.
+        """Return what the server makes of a sum with distributed noise: that sum over the bound.
 
-        That is the change of the global weights times the claimed divisor.
+        It is the change of the global weights, [D], times the claimed divisor.
         """
         noise = "seeded" if self.seeded else "secure"
         replies = [

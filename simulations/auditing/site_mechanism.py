@@ -74,13 +74,13 @@ def audit_shared_noise(setting: SiteSetting, masks: Sequence[Finding]) -> PartRe
 
 def _about(setting: SiteSetting, who: str) -> Finding:
     privacy = setting.privacy
-    adaptive = privacy.site.adaptive_quantile is not None
+    bound = "bound" if privacy.site.adaptive_quantile is None else "first bound"
     return Finding(
         PART,
         "what was audited",
         Status.NOTE,
         f"{who}, at the study's own settings: unit site, noise multiplier "
-        f"{privacy.noise_multiplier:g}, bound {setting.bound:g}{' (adaptive)' if adaptive else ''}, "
+        f"{privacy.noise_multiplier:g}, {bound} {setting.bound:g}, "
         f"{setting.divisor:g} expected sites. It shows what this installation does, not what was "
         "run elsewhere.",
         {

@@ -121,8 +121,7 @@ class Server:
     """
 
     def __init__(self, setting: SiteSetting, state: Path, *, seeded: bool) -> None:
-        self._setting = setting
-        self._make = lambda: SitePrivacy(setting.study, RUN, state, seeded=seeded)
+        self._setting, self._state, self._seeded = setting, state, seeded
 
     def release(self, updates: Iterable[Values], round_number: int) -> Values:
         """Return what a round of these updates releases, [D]: the noisy sum over the bound.
@@ -157,3 +156,7 @@ class Server:
         sites = [Participant(f"site-{n:04d}", n, None) for n in range(num_sites)]
         drawn = {site.node_id for site in self._make().draw(sites, round_number)}
         return np.array([site.node_id in drawn for site in sites])
+
+    def _make(self) -> SitePrivacy:
+        # Anew each time: adaptive clipping would move the bound from round to round.
+        return SitePrivacy(self._setting.study, RUN, self._state, seeded=self._seeded)

@@ -42,7 +42,6 @@ column = "scanner"
 """
 
 
-
 _PATIENTS = SMALL[SMALL.index("[privacy]") : SMALL.index("[simulation]")]
 _PER_SITE = """
 [privacy]
