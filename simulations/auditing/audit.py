@@ -87,12 +87,12 @@ class Audit:
             )
         if not ran:
             return "Nothing was audited: every part was skipped."
-        checks = sum(f.status is Status.PASS for f in self.findings)
+        passed = sum(f.status is Status.PASS for f in self.findings)
+        checks = f"{passed} check{'' if passed == 1 else 's'} of {', '.join(ran)}"
         if not self.claims_privacy:
             return (
-                f"Passed: {checks} checks of {', '.join(ran)} found nothing wrong. All training "
-                'was without differential privacy (unit "none"): there is no privacy claim to '
-                "check."
+                f"Passed: {checks} found nothing wrong. All training was without differential "
+                'privacy (unit "none"): there is no privacy claim to check.'
             )
         spent = ""
         if self.epsilon is not None and self.unit is not None:
@@ -100,7 +100,7 @@ class Audit:
                 f"; the ledgers say at most epsilon {self.epsilon:.2f} for a {self.unit} at delta "
                 f"{self.delta:g}"
             )
-        return f"Passed: {checks} checks of {', '.join(ran)} found nothing wrong{spent}."
+        return f"Passed: {checks} found nothing wrong{spent}."
 
     def to_json(self) -> dict[str, Any]:
         """Return the audit as a table for programs."""

@@ -1,6 +1,7 @@
 """The ledger part: each ledger alone, then against what the run's coordinator wrote down."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from medfed.simulations.auditing.ledger_against_run import against_run
 from medfed.simulations.auditing.run_ledgers import ArmRecord, read_arms
 
 PART = "ledger"
+RECOMPUTED = "epsilon recomputed"
 _CHAIN = (
     "The lines are canonical, chained by SHA-256, signed, in order of time, and mean something."
 )
@@ -111,14 +113,14 @@ def _about_one(result: dict[str, Any], name: str) -> list[Finding]:
 
 def _epsilon(result: dict[str, Any], name: str) -> list[Finding]:
     if result["passed"] and result["units"] == ["none"]:
-        detail = "All releases were without privacy: no epsilon is claimed, and none follows."
-        return [Finding(PART, "epsilon recomputed", Status.NOTE, detail, {"unit": "none"})]
+        detail = f"{name}: without privacy; no epsilon is claimed, and none follows."
+        return [Finding(PART, RECOMPUTED, Status.NOTE, detail, {"unit": "none", "ledgers": 1})]
     if not isinstance(result["epsilon"], float) or not result["entries"]:
         return []
     value, unit = result["epsilon"], result["units"][0]
-    numbers = {"epsilon": value, "delta": result["delta"], "unit": unit}
+    numbers = {"epsilon": value, "delta": result["delta"], "unit": unit, "ledgers": 1}
     detail = f"{name}: epsilon {value:.4f} for a {unit} at delta {result['delta']:g}."
-    return [Finding(PART, "epsilon recomputed", Status.PASS, detail, numbers)]
+    return [Finding(PART, RECOMPUTED, Status.PASS, detail, numbers)]
 
 
 def _last_printed(arm: ArmRecord, site: str) -> float | None:
@@ -129,15 +131,28 @@ def _last_printed(arm: ArmRecord, site: str) -> float | None:
 def _merged(findings: list[Finding]) -> list[Finding]:
     """Put findings that say the same of several ledgers into one, with their counts added up."""
     merged: dict[str, Finding] = {}
-    for finding in sorted(findings, key=lambda finding: finding.check == "epsilon recomputed"):
-        key = json.dumps([finding.check, finding.status, finding.detail])
-        if key in merged and "checked" in finding.numbers:
-            total = int(merged[key].numbers["checked"] or 0) + int(finding.numbers["checked"] or 0)
-            finding = Finding(
-                finding.part, finding.check, finding.status, finding.detail, {"checked": total}
-            )
+    for finding in sorted(findings, key=lambda finding: finding.check == RECOMPUTED):
+        numbers = dict(finding.numbers)
+        alike = numbers.get("epsilon") if "ledgers" in numbers else finding.detail
+        key = json.dumps([finding.check, finding.status, alike, numbers.get("unit")])
+        if key in merged:
+            known = merged[key].numbers
+            for name in ("checked", "ledgers"):
+                if name in numbers:
+                    numbers[name] = int(known[name] or 0) + int(numbers[name] or 0)
+            finding = replace(merged[key], numbers=numbers)
         merged[key] = finding
-    return list(merged.values())
+    return [_with_the_others(finding) for finding in merged.values()]
+
+
+def _with_the_others(finding: Finding) -> Finding:
+    """Say of how many other ledgers the same holds: there may be hundreds."""
+    others = int(finding.numbers.get("ledgers") or 1) - 1
+    if others == 0:
+        return finding
+    name, rest = finding.detail.split(": ", 1)
+    same = f"{others} other{'s' if others > 1 else ''} of the ledgers below"
+    return replace(finding, detail=f"{name} and {same}: {rest}")
 
 
 def _table(rows: list[tuple[str, dict[str, Any], float | None]]) -> Table:

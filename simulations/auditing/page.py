@@ -15,7 +15,7 @@ PAGE, FACTS = "audit.html", "audit.json"
 _HERE = Path(__file__).parent
 _TITLES = {
     "ledger": "Ledger: what was charged",
-    "mechanism": "Mechanism: does the trainer do what is charged?",
+    "mechanism": "Mechanism: does this installation do what is charged?",
     "membership": "Membership: can one tell who was in the training?",
     "reconstruction": "Reconstruction: can one see a patient's images in an update?",
 }

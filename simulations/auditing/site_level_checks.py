@@ -28,7 +28,7 @@ from medfed.simulations.auditing.site_probe import (
 from medfed.simulations.auditing.statistics import ALPHA, variance_p
 
 _RELEASES = 24
-_SMALL_RELEASES = 400
+_SMALL_RELEASES = 4000  # of one number each: so many show that a tenth of the noise is missing
 NUM_SITES, _DRAWS = 100, 150
 _CANARIES = 1000
 HUGE = "one huge value"

@@ -4,13 +4,14 @@ Terms are those of NIST SP 800-226 (March 2025), Guidelines for Evaluating Diffe
 Guarantees, https://doi.org/10.6028/NIST.SP.800-226.
 """
 
+from medfed.common.study import StudyConfig
 from medfed.simulations.auditing.audit import Audit
 
 _COVERED = {
     "patient": "one patient with all of that patient's images",
     "record": "one image; a patient with several images has a larger epsilon",
     "site": "one hospital with all its patients",
-    "none": "nobody: there is no differential privacy",
+    "none": "there is no differential privacy, and nobody is hidden",
 }
 _NEIGHBOURS = {
     "patient": "one patient, with all images, is added or removed",
@@ -24,10 +25,10 @@ def guarantee(audit: Audit) -> list[tuple[str, str]]:
     """Return what is claimed, line by line: unit, neighbours, parameters, against whom."""
     unit = audit.unit or ("none" if audit.study is None else audit.study.privacy.unit)
     rows = [
-        ("Unit of privacy", f"{unit}: what is hidden is the presence of {_COVERED[unit]}."),
+        ("Unit of privacy", f"{unit}: {_hidden(audit, unit)}."),
         (
             "Neighbouring data sets",
-            f"Two data sets are neighbours if {_NEIGHBOURS[unit]} (unbounded DP).",
+            f"Two data sets are neighbours if {_neighbours(audit, unit)}.",
         ),
     ]
     if audit.epsilon is not None:
@@ -40,10 +41,13 @@ def guarantee(audit: Audit) -> list[tuple[str, str]]:
                 f"{unit} taking part, but for a chance of about delta.",
             )
         )
+    if not audit.claims_privacy:
+        return [*rows, ("Threat model", _threat(audit, unit))]
     rows += [
         (
             "Delta",
-            f"{audit.delta:g}. It should be well below one over the number of {unit}s at a site; "
+            f"{audit.delta:g}. It should be well below one over the number of "
+            f"{'sites' if unit == 'site' else unit + 's at a site'}; "
             "the ledger does not hold that number, so the auditor must ask for it.",
         ),
         ("Threat model", _threat(audit, unit)),
@@ -51,31 +55,93 @@ def guarantee(audit: Audit) -> list[tuple[str, str]]:
     return rows
 
 
+def _hidden(audit: Audit, unit: str) -> str:
+    if unit == "site" and audit.study is not None and _shared(audit.study):
+        return "what is hidden is what one hospital sent, made of all its patients"
+    if unit == "none":
+        return _COVERED[unit]
+    return f"what is hidden is the presence of {_COVERED[unit]}"
+
+
+def _neighbours(audit: Audit, unit: str) -> str:
+    if unit == "site" and audit.study is not None and _shared(audit.study):
+        return (
+            "one hospital's update is its own in one and zero in the other: that it takes part is "
+            "known"
+        )
+    return _NEIGHBOURS[unit] + (" (unbounded DP)" if unit != "none" else "")
+
+
+def _shared(study: StudyConfig) -> bool:
+    return study.secure_aggregation.distributed_noise != "none"
+
+
 def _threat(audit: Audit, unit: str) -> str:
+    masked = audit.study is not None and audit.study.secure_aggregation.enabled
     if unit in ("patient", "record"):
         return (
             "Each site adds its noise before anything leaves (a local trust model for sites, a "
             "central one within each hospital). It holds against the coordinator, the other sites "
             "and everyone who gets the model, alone or together, whatever else they know. It does "
             "not hold against the hospital itself, who holds the images."
+            + (f" {_MASKS}" if masked else "")
         )
+    if unit == "site" and audit.study is not None:
+        return _shared_threat(audit.study) if masked else _central_threat(audit.study)
     if unit == "site":
-        secure = audit.study is not None and audit.study.secure_aggregation.enabled
-        if secure:
-            return (
-                "All sites together add the noise, and the coordinator sees the sum alone. It "
-                "holds against the coordinator if the stated share of the sites is honest."
-            )
         return (
-            "The coordinator adds the noise (a central trust model): it sees every update and is "
-            "trusted. It holds against the other sites and everyone who gets the model."
+            "By who adds the noise (the ledger's column Noise): the coordinator, who then sees "
+            "every update and is trusted, or all sites together. In either case it holds against "
+            "whoever sees the models alone."
         )
-    return "None is claimed. Whoever sees updates or the model may learn about patients."
+    return (
+        "No differential privacy is claimed. Whoever sees the model, or an update, may learn about "
+        "patients." + (f" {_MASKS}" if masked else "")
+    )
+
+
+_MASKS = (
+    "Secure aggregation hides each update from a coordinator that is curious and keeps to the "
+    "protocol: it sees the sum. That is no bound on what the sum or the model tells, and it does "
+    "not hold against a coordinator that invents sites or hands out keys of its own."
+)
+
+
+def _central_threat(study: StudyConfig) -> str:
+    text = (
+        "The coordinator adds the noise (a central trust model): it sees every update and is "
+        "trusted with it. It holds against the other sites and everyone who gets the models, all "
+        "rounds together. It does not hold against the coordinator, nor against readers of its "
+        "records, which name who answered."
+    )
+    if study.federation.fraction < 1:
+        text += (
+            " The coordinator's epsilon counts on nobody knowing which sites a round drew: against "
+            "those who do (each site knows of itself, and its own ledger counts that) the epsilon "
+            "is that of federation.fraction = 1."
+        )
+    return text
+
+
+def _shared_threat(study: StudyConfig) -> str:
+    secure = study.secure_aggregation
+    return (
+        f"Each site adds a share of the noise before it masks its update, and the coordinator "
+        f"sees the sum alone. It holds against everyone who gets the models and against a "
+        f"coordinator that is curious and keeps to the protocol, if at least "
+        f"{secure.honest_sites:.0%} of the sites asked in a round add their noise and keep it to "
+        "themselves; sites beyond those may tell the coordinator all they know (a site that is "
+        "curious about another is one of them: it knows its own share), and as many may "
+        f"drop out as leave {secure.threshold:.0%} of all. It does not hold against a coordinator "
+        "that invents sites or hands out keys of its own: it would see each update with that one "
+        "site's share of the noise."
+    )
 
 
 def not_covered(audit: Audit) -> list[str]:
     """Return what no epsilon on this page covers."""
     return [
+        *_not_covered_per_site(audit),
         "Counts of held-out patients. Evaluation metrics leave exactly, without noise, if the "
         "site's policy lets them (release_evaluation).",
         "That a hospital takes part at all, in which rounds, and when: the coordinator sees it.",
@@ -95,6 +161,16 @@ def not_covered(audit: Audit) -> list[str]:
     ]
 
 
+def _not_covered_per_site(audit: Audit) -> list[str]:
+    if audit.unit != "site":
+        return []
+    return [
+        "One patient, beyond what hiding the whole hospital gives: an update is made without noise "
+        "at the hospital, and whoever sees it alone sees what any update shows.",
+        "Which sites joined, were asked and answered: the coordinator's records hold it.",
+    ]
+
+
 def terms(audit: Audit) -> list[tuple[str, str]]:
     """Return the terms of NIST SP 800-226 and where each stands here."""
     return [
@@ -104,7 +180,8 @@ def terms(audit: Audit) -> list[tuple[str, str]]:
         ),
         (
             "Unit of privacy",
-            "patient is the guide's user level where users are patients; record is event level.",
+            "patient is the guide's user level where users are patients, site where they are "
+            "hospitals; record is event level.",
         ),
         ("Unbounded DP", "Neighbours differ by adding or removing a unit, not by replacing one."),
         (
@@ -113,11 +190,7 @@ def terms(audit: Audit) -> list[tuple[str, str]]:
             "rounds, runs, tasks and retries.",
         ),
         ("Trust model", "See the threat model above: who must be trusted with what."),
-        (
-            "Mechanism",
-            "The Gaussian mechanism on clipped gradients (DP-SGD) with Poisson sampling; "
-            "sensitivity is max_grad_norm, and the mechanism part measures it.",
-        ),
+        ("Mechanism", _mechanism(audit)),
         (
             "Privacy hazards",
             "Wrong sensitivity, re-used or missing noise, sampling that is not what was accounted, "
@@ -128,6 +201,33 @@ def terms(audit: Audit) -> list[tuple[str, str]]:
             "The base of the guide's pyramid: of the hospital's own house, and not audited here.",
         ),
     ]
+
+
+def _mechanism(audit: Audit) -> str:
+    if not audit.claims_privacy:
+        return "None."
+    if audit.unit == "site" and audit.study is not None and _shared(audit.study):
+        return (
+            "The distributed discrete Gaussian mechanism on clipped updates; sensitivity is "
+            "max_update_norm and what rounding adds to it, and the mechanism part measures both."
+        )
+    if audit.unit == "site":
+        return (
+            "The Gaussian mechanism on clipped updates (DP-FedAvg), sites drawn by Poisson "
+            "sampling; sensitivity is max_update_norm, and the mechanism part measures it."
+        )
+    return (
+        "The Gaussian mechanism on clipped gradients (DP-SGD) with Poisson sampling; "
+        "sensitivity is max_grad_norm, and the mechanism part measures it."
+    )
+
+
+_SERVERS_LEDGER = (
+    "The coordinator keeps a ledger of its own (server_state): what the noisy sums have cost, all "
+    "sites together. The same script checks it. A site's own book counts the rounds it was "
+    "asked in, at a rate of 1; where the coordinator adds the noise, the site vouches for none of "
+    "it (noise none).",
+)
 
 
 def recomputing(audit: Audit) -> list[str]:
@@ -144,6 +244,7 @@ def recomputing(audit: Audit) -> list[str]:
         "over a Poisson sample at `sample_rate`. Compose all of them at this delta, less the sum "
         "of `extra_delta`, in any accountant for add or remove one (Opacus' PRV, Microsoft's "
         "prv_accountant, TensorFlow Privacy). Renyi accountants give more.",
+        *(_SERVERS_LEDGER if audit.unit == "site" else ()),
         "Ask the coordinator for its heads.jsonl and compare it with the ledger: a site that signs "
         "a changed ledger anew can be found by that alone.",
     ]

@@ -32,6 +32,7 @@ from medfed.common.messages import (
     JoinRequest,
     Refusal,
     Reply,
+    SecureReply,
     TrainReply,
     WordsReply,
     WordsRequest,
@@ -77,6 +78,11 @@ REPLIES: dict[str, tuple[Reply, Callable[[Any], RecordDict], dict[str, set[str]]
         ),
         messages.pack_evaluate_reply,
         {"sums": {"count", "scores"}},
+    ),
+    "secure reply": (
+        SecureReply(site="one", payload=b"keys"),
+        messages.pack_secure_reply,
+        {},
     ),
     "refusal": (Refusal(site="one", reason=RefusalReason.BUDGET), messages.pack_refusal, {}),
 }

@@ -312,6 +312,7 @@ def test_training_with_privacy_takes_everyone_at_rate_one_and_at_most_k_images()
     assert len(choices) > 25
 
 
+@pytest.mark.slow
 def test_training_with_privacy_chooses_a_patients_images_uniformly() -> None:
     data = make_data((4,))
     train_privately(private_study(sample_rate=1.0, images_per_patient=1, local_steps=400), data)

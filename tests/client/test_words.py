@@ -146,8 +146,11 @@ def test_release_words_without_noise_is_written_as_a_release_without_privacy(
 
 
 def test_release_words_refuses_a_study_that_hides_sites(tmp_path: Path) -> None:
-    # Words with noise hide a patient, not a hospital that alone has a word.
-    study = make_study("site", **NOISE)
+    # Words with noise hide a patient, not a hospital that alone has a word. No such study can be
+    # written; the gate does not count on that.
+    study = make_study(**NOISE)
+    privacy = study.privacy.model_copy(update={"unit": "site"})
+    study = study.model_copy(update={"privacy": privacy})
     assert_refused(make_site(tmp_path, unit="site"), study, RefusalReason.STUDY)
 
 

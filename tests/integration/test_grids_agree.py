@@ -24,7 +24,7 @@ from medfed.simulations.study import Options, run_study
 
 KINDS = ("private", "plain")
 ALL_KINDS = (*KINDS, "masks", "reports", "secure", "shared noise")
-# On a real SuperLink a message takes seconds; both kinds of masked rounds have the same five phases.
+# On a real SuperLink a message takes seconds, and both masked kinds have the same five phases.
 DEPLOYED = (*KINDS, "masks", "reports", "shared noise")
 
 

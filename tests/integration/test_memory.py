@@ -9,6 +9,7 @@ from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from medfed.common import messages
+from medfed.common.errors import RefusalReason
 from medfed.common.messages import TrainReply
 from medfed.common.study_file import load_study
 from medfed.server.exchange import Exchange
@@ -63,13 +64,11 @@ def test_grid_closes_while_replies_are_waiting() -> None:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         answered.set()
-        content = messages.pack_refusal(
-            messages.Refusal(site="s", reason=messages.RefusalReason.DATA)
-        )
+        content = messages.pack_refusal(messages.Refusal(site="s", reason=RefusalReason.DATA))
         return Message(content, reply_to=message)
 
     nodes = range(2, 12)
-    content = messages.pack_refusal(messages.Refusal(site="s", reason=messages.RefusalReason.DATA))
+    content = messages.pack_refusal(messages.Refusal(site="s", reason=RefusalReason.DATA))
     with LocalGrid(app, {node: Path("unused") for node in nodes}) as grid:
         grid.push_messages([Message(content, node, messages.TRAIN) for node in nodes])
         assert answered.wait(10)

@@ -1,0 +1,16 @@
+"""What all tests share."""
+
+import pytest
+
+# Tens of seconds each on two cores. The shallow networks stay with `make test`; these are for
+# `make test-slow`, which CI runs too.
+_DEEP = ("densenet121", "resnet50", "inception_v3", "vgg16")
+_NETWORK_TESTS = ("tests/common/models/", "tests/common/test_models.py", "tests/client/privacy/")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests of deep networks as slow, so that no list of them has to be kept in each file."""
+    for item in items:
+        place = item.nodeid.startswith(_NETWORK_TESTS)
+        if place and any(name in item.name for name in _DEEP):
+            item.add_marker(pytest.mark.slow)
