@@ -121,7 +121,8 @@ class Server:
     """
 
     def __init__(self, setting: SiteSetting, state: Path, *, seeded: bool) -> None:
-        self._setting, self._state, self._seeded = setting, state, seeded
+        self._setting, self._study = setting, setting.study
+        self._state, self._seeded = state, seeded
 
     def release(self, updates: Iterable[Values], round_number: int) -> Values:
         """Return what a round of these updates releases, [D]: the noisy sum over the bound.
@@ -159,4 +160,4 @@ class Server:
 
     def _make(self) -> SitePrivacy:
         # Anew each time: adaptive clipping would move the bound from round to round.
-        return SitePrivacy(self._setting.study, RUN, self._state, seeded=self._seeded)
+        return SitePrivacy(self._study, RUN, self._state, seeded=self._seeded)
