@@ -17,6 +17,8 @@ from .ledger_forgery import read
 DELTA = 1e-3
 CHARGED = "every training was charged"
 
+pytestmark = pytest.mark.slow
+
 
 class PowerCutError(Exception):
     """Stands for whatever stops the server."""
