@@ -13,7 +13,7 @@ test: $(READY)  ## the tests, without those marked slow
 	$(BIN)/pytest -m "not slow" -n auto
 
 test-slow: $(READY)  ## the end-to-end tests: Ray, a real SuperLink, kill and resume
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n 2 --dist loadfile
 
 check: $(READY)  ## what CI checks besides the tests
 	scripts/check
