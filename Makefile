@@ -10,10 +10,10 @@ demo: $(READY)  ## a federated study on embedded data, ending in a report to loo
 	$(BIN)/medfed simulate studies/demo.toml
 
 test: $(READY)  ## the tests, without those marked slow
-	$(BIN)/pytest -m "not slow" -n auto
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto
 
 test-slow: $(READY)  ## the end-to-end tests: Ray, a real SuperLink, kill and resume
-	$(BIN)/pytest -m slow -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 2 --dist loadfile
 
 check: $(READY)  ## what CI checks besides the tests
 	scripts/check
