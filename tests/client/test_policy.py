@@ -175,8 +175,8 @@ LIMITS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = 
     ),
     "max_megapixels of patients": (
         {"max_megapixels": 128 * 64 * 64 / 1e6},
-        {"augmentation": {"zoom": 0.1, "multiplicity": 3}},
-        {"augmentation": {"zoom": 0.1, "multiplicity": 2}},
+        {"augmentation": {"zoom": 0.1, "multiplicity": 3}, "privacy": {"chunk": 16}},
+        {"augmentation": {"zoom": 0.1, "multiplicity": 2}, "privacy": {"chunk": 16}},
         "million pixels",
     ),
     "max_megapixels of batches": (
