@@ -185,3 +185,45 @@ def test_shared_noise_moves_the_mean_by_as_much_as_it_says(
     spread = 5 / math.sqrt(2 * noise.size)
     assert float(noise.std()) == pytest.approx(expected, rel=spread + 1e-3)
     assert abs(float(noise.mean())) < 5 * expected / math.sqrt(noise.size)
+
+
+def test_masks_change_nothing_about_privacy_per_patient(
+    prepare: Prepare, serial: Callable[[str], Path]
+) -> None:
+    run = prepare("private", "secure_aggregation.enabled=true")
+    run_study(run, Options(grid="local", workers=1))
+    ours, theirs = weights_of(run), weights_of(serial("private"))
+    assert max(float(np.abs(ours[name] - theirs[name]).max()) for name in theirs) < 1e-5
+    for site in (1, 2, 3):
+        spends = [
+            [entry.spend for entry in Ledger(arm / f"scanner-{site}" / "state").entries()]
+            for arm in (r / "arms" / "federated" / "sites" for r in (run, serial("private")))
+        ]
+        assert [s.event for s in spends[0]] == [s.event for s in spends[1]]
+        assert len(spends[0]) == 2
+
+
+class _MadeUpWeight(ClientApp):
+    """Hands one site a weight in the mean that the server made up."""
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        site = Path(str(context.node_config["site"])).parent.name
+        if site == "scanner-2" and message.metadata.message_type == messages.TRAIN:
+            message.content["medfed"]["weight"] = 39
+        return client_app(message, context)
+
+
+def test_site_refuses_a_weight_that_it_never_stated(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = prepare("secure", "training.rounds=1")
+    monkeypatch.setattr("medfed.simulations.study.client_app", _MadeUpWeight())
+    run_study(run, Options(grid="local", workers=1))
+    [record] = ArmFolder(run / "arms" / "federated").read_rounds()
+    assert (record.sites["scanner-2"].status, record.sites["scanner-2"].reason) == (
+        "refused",
+        "study",
+    )
+    state = run / "arms" / "federated" / "sites" / "scanner-2" / "state"
+    assert Ledger(state).entries() == ()
+    assert {record.sites[name].status for name in ("scanner-1", "scanner-3")} == {"ok"}
