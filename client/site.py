@@ -114,6 +114,26 @@ class SiteComputeSection(Section):
     """Folder with pretrained weights files, relative to site.toml; studies name them by hash."""
 
 
+class ConnectionSection(Section):
+    """`[connection]`: how this site reaches its coordinator. All connections go outward."""
+
+    address: str = ""
+    """host:port of the coordinator; `medfed site enroll` writes it."""
+    ca: str = "keys/ca.pem"
+    """Certificate authority that the coordinator's certificate must come from, relative to
+    site.toml. No other is trusted."""
+    key: str = "keys/node.key"
+    """This site's private key towards the coordinator, relative to site.toml. It never leaves."""
+    bundles: tuple[str, ...] = ()
+    """SHA-256 of the bundles accepted; empty: that of the installed medfed alone. A bundle only
+    names programs that this site installed: no code in it is ever run."""
+    message_timeout_s: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """A message that takes longer is given up and its process ended; 0: the message's own
+    deadline."""
+    metrics_port: int | None = Field(default=None, ge=1, le=65535)
+    """Port on 127.0.0.1 for Prometheus; unset: none."""
+
+
 class SiteConfig(Section):
     """All of `site.toml`."""
 
@@ -122,6 +142,7 @@ class SiteConfig(Section):
     data: SiteDataSection
     policy: PolicySection = PolicySection()
     compute: SiteComputeSection = SiteComputeSection()
+    connection: ConnectionSection = ConnectionSection()
     state: str = "state"
     """Folder of this site's ledger, keys and release list, relative to site.toml. Back it up;
     never share it."""

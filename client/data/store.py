@@ -16,8 +16,9 @@ its text mentions.
 Shapes: N images, C channels of all views, *S spatial, P patients, L labels, V views.
 """
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -148,6 +149,34 @@ def _assemble(
         else None,
         present=np.array([row["present"] for row in rows], dtype=np.uint8) if views else None,
     )
+
+
+def copy_rows(store: Store, rows: Sequence[int], folder: Path) -> None:
+    """Write a new store in `folder` that holds only images `rows` of another, in this order.
+
+    Raises:
+        OSError: The folder cannot be written.
+    """
+    header, chosen = _read_header(store.folder), list(rows)
+    records = _read_rows(store.folder / "records.jsonl")
+    kept = [records[row] for row in chosen]
+    folder.mkdir(parents=True)
+    np.save(folder / "images.npy", store.images_NCHW[chosen], allow_pickle=False)
+    if store.masks_NHW is not None:
+        np.save(folder / "masks.npy", store.masks_NHW[chosen], allow_pickle=False)
+    lines = "".join(json.dumps(record, sort_keys=True) + "\n" for record in kept)
+    (folder / "records.jsonl").write_text(lines, encoding="utf-8")
+    (folder / "quarantine.jsonl").write_text("", encoding="utf-8")
+    content = {
+        **header,
+        # Of these images and no others.
+        "key": hashlib.sha256(f"{header['key']}\n{lines}".encode()).hexdigest(),
+        "num_images": len(kept),
+        "num_patients": len({record["patient"] for record in kept}),
+        "num_quarantined": 0,
+    }
+    # Last: it says that all of the store is there.
+    (folder / "store.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
 
 
 def read_quarantine(folder: Path) -> list[dict[str, str]]:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from medfed.cli import data_trial, site_agent
 from medfed.cli.privacy import privacy_app
 from medfed.cli.site_ledger import ledger_app
 from medfed.common.errors import MedfedError
@@ -20,10 +21,14 @@ app = typer.Typer(
 )
 study_app = typer.Typer(help="Look at study files.", no_args_is_help=True)
 app.add_typer(study_app, name="study")
-site_app = typer.Typer(help="What a hospital keeps and what left it.", no_args_is_help=True)
+site_app = typer.Typer(help="A hospital's side of a federation.", no_args_is_help=True)
 app.add_typer(site_app, name="site")
 site_app.add_typer(ledger_app, name="ledger")
 app.add_typer(privacy_app, name="privacy")
+data_app = typer.Typer(help="Prepare and look at data.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+data_trial.add_to(data_app)
+site_agent.add_to(site_app)
 
 Overrides = Annotated[
     list[str] | None,

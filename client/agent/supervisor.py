@@ -1,0 +1,229 @@
+"""`medfed site start`: keeps a SuperNode and a worker running, and says how they are.
+
+    supervisor ── flower-supernode   the connection outward: TLS, this site's key
+               └─ worker             answers messages (`client.agent.worker`)
+
+Whatever dies is started again. A worker whose message has run over its deadline, or that gives no
+sign of life, is killed: the next one answers the next message. If the supervisor itself is killed,
+its children die with it.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+
+from medfed.client.agent.folder import AgentFolder, State, Status, WorkerState, clock, now
+from medfed.client.agent.reaching import Reach
+from medfed.client.audit_log import AuditLog
+from medfed.client.site import SiteConfig
+from medfed.common.errors import MedfedError, SiteConfigError
+from medfed.common.keeping import KeptChild
+from medfed.common.locking import held_alone
+from medfed.common.processes import programs_folder, quiet_flower
+
+log = logging.getLogger(__name__)
+
+_TICK_S = 0.5
+_PATIENCE_S = 8.0
+# Loading torch on a busy machine takes tens of seconds.
+_START_S = 240.0
+_SILENT_S = 60.0
+
+
+def run_agent(site: SiteConfig, site_file: Path) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Raises:
+        SiteConfigError: The site is not enrolled, or has left.
+        RunError: Another supervisor serves this site.
+    """
+    check_connection(site)
+    folder = AgentFolder(site)
+    folder.make()
+    with held_alone(folder.lock_file, f"Site {site.name} is running already"):
+        _Agent(site, site_file.resolve(), folder).run()
+
+
+def check_connection(site: SiteConfig) -> None:
+    """Raise SiteConfigError unless the site knows its coordinator."""
+    connection = site.connection
+    if not connection.address:
+        raise SiteConfigError(
+            "Expected [connection] address in site.toml, found none. Enrol first: "
+            "medfed site enroll INVITE"
+        )
+    for what, file in (("CA certificate", connection.ca), ("key", connection.key)):
+        if not site.path(file).is_file():
+            raise SiteConfigError(
+                f"Expected the {what} at {site.path(file)}, found none. Enrol first: "
+                "medfed site enroll INVITE"
+            )
+
+
+class _Agent:
+    def __init__(self, site: SiteConfig, site_file: Path, folder: AgentFolder) -> None:
+        self._site, self._site_file, self._folder = site, site_file, folder
+        self._audit = AuditLog(site.state_folder)
+        self._supernode = KeptChild("supernode", folder.logs)
+        self._worker = KeptChild("worker", folder.logs)
+        self._address = ""
+        self._environment = quiet_flower(folder.flower_home)
+        self._reach = Reach(site)
+        self._stop = threading.Event()
+        self._status = Status(pid=os.getpid(), state="starting", since=now())
+        self._answered = 0
+        self._last_count = 0
+        self._connected: bool | None = None
+
+    def run(self) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._asked_to_stop)
+        self._audit.write("started", pid=self._status.pid)
+        self._folder.new_secret()
+        self._reach.start()
+        try:
+            while not self._stop.is_set():
+                self._tick()
+                self._stop.wait(_TICK_S)
+        finally:
+            self._say("stopped", "")
+            # What the worker has in hand is given up: the SuperNode tells that this site is gone.
+            self._worker.stop(_PATIENCE_S)
+            self._supernode.stop(_PATIENCE_S)
+            self._reach.stop()
+            with suppress(MedfedError, OSError):
+                self._audit.write("stopped")
+            self._say("stopped", "")
+
+    def _asked_to_stop(self, number: int, frame: FrameType | None) -> None:
+        self._stop.set()
+
+    def _tick(self) -> None:
+        self._keep_supernode()
+        self._keep_worker()
+        self._note_connection()
+        worker = self._folder.read_worker()
+        self._watch(worker)
+        self._say(*self._state(worker), worker)
+
+    def _keep_supernode(self) -> None:
+        if self._supernode.has_ended():
+            log.warning("The SuperNode ended with %s.", self._supernode.exit_code)
+            # It kept messages in memory: those in the worker's hands have nowhere to go.
+            self._worker.kill()
+        if self._supernode.is_due:
+            self._address = f"127.0.0.1:{_free_port()}"
+            self._supernode.start(self._supernode_command(), self._environment)
+
+    def _supernode_command(self) -> list[str | os.PathLike[str]]:
+        connection, site = self._site.connection, self._site
+        host, _, port = self._address.rpartition(":")
+        return [
+            programs_folder() / "flower-supernode",
+            *("--superlink", connection.address),
+            *("--root-certificates", site.path(connection.ca)),
+            *("--auth-supernode-private-key", site.path(connection.key)),
+            *("--isolation", "process"),
+            *("--superexec-auth-secret-file", self._folder.secret_file),
+            *("--host", host, "--port", port),
+        ]
+
+    def _keep_worker(self) -> None:
+        if self._worker.has_ended():
+            log.warning("The worker ended with %s.", self._worker.exit_code)
+            self._audit.write("worker_died", code=self._worker.exit_code or 0)
+        if self._worker.is_due and self._supernode.runs:
+            self._folder.worker_file.unlink(missing_ok=True)
+            module = "medfed.client.agent.worker"
+            self._worker.start(
+                [sys.executable, "-m", module, self._site_file, self._address], self._environment
+            )
+
+    def _watch(self, worker: WorkerState | None) -> None:
+        """Kill a worker that hangs."""
+        if not self._worker.runs:
+            return
+        if worker is None or worker.pid != self._worker.pid:
+            if self._worker.age_s > _START_S:
+                self._end_worker("did not start")
+        elif worker.deadline and clock() > worker.deadline:
+            self._end_worker("over its deadline")
+        elif clock() - worker.beat > _SILENT_S:
+            self._end_worker("no sign of life")
+
+    def _end_worker(self, why: str) -> None:
+        log.error("The worker is killed: %s.", why)
+        self._worker.kill()
+        self._audit.write("worker_killed", reason=why)
+
+    def _note_connection(self) -> None:
+        connected = self._reach.connected and self._supernode.runs
+        if connected != self._connected:
+            self._audit.write("connected" if connected else "disconnected")
+            self._connected = connected
+
+    def _state(self, worker: WorkerState | None) -> tuple[State, str]:
+        if self._folder.paused:
+            return "paused", "every message is answered with: paused"
+        if not self._reach.connected:
+            return "connecting", self._reach.problem
+        if not self._supernode.runs:
+            return "connecting", _reason_of(self._supernode.last_words())
+        if worker is None or worker.pid != self._worker.pid:
+            return "starting", "the worker is loading"
+        return ("working", "") if worker.working else ("waiting", "")
+
+    def _say(self, state: State, reason: str, worker: WorkerState | None = None) -> None:
+        """Write the status; a full disk must not end the agent."""
+        status = self._status
+        since = status.since if state == status.state else now()
+        if worker is not None:
+            # A new worker counts from zero.
+            self._answered += max(0, worker.messages - self._last_count)
+            self._last_count = worker.messages
+            status = replace(
+                status,
+                study=worker.study,
+                run=worker.run,
+                kind=worker.kind,
+                round_number=worker.round_number,
+            )
+        self._status = replace(
+            status,
+            state=state,
+            reason=reason,
+            since=since,
+            heartbeat=now(),
+            supernode_pid=self._supernode.pid,
+            worker_pid=self._worker.pid,
+            worker_restarts=self._worker.restarts,
+            messages=self._answered,
+        )
+        try:
+            self._folder.write_status(self._status)
+        except OSError as error:
+            log.error("The status cannot be written: %s", error)
+
+
+def _reason_of(words: str) -> str:
+    """Say in words why a SuperNode ended, from the end of its log."""
+    if "could not be found" in words or "401" in words or "Invalid SuperNode" in words:
+        return "the coordinator does not accept this site's key: not yet approved, or revoked"
+    if "already" in words.lower() and "305" in words:
+        return "the coordinator still counts an earlier connection as alive: up to a minute"
+    if "certificate" in words.lower():
+        return "the coordinator's certificate does not verify against keys/ca.pem"
+    return "the connection ended; it is tried again"
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -1,0 +1,193 @@
+"""The warm worker: one process that answers a site's messages and keeps model, data and GPU warm.
+
+`python -m medfed.client.agent.worker SITE.toml ADDRESS` takes messages from the SuperNode at
+ADDRESS (loopback). A message whose bundle this site did not approve is refused, a paused site
+answers that it is paused; everything else goes to `client.app`, the code that this site installed.
+The supervisor ends a worker that hangs, and starts the next.
+"""
+
+import logging
+import os
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+from flwr.app import ConfigRecord, Message, RecordDict
+from medfed.common.bundle import bundle_digest
+
+from medfed.client.agent.folder import AgentFolder, WorkerState, clock, now
+from medfed.client.agent.runtime import Received, Task, TaskSource, in_hand, leftover
+from medfed.client.app import app as client_app
+from medfed.client.audit_log import AuditLog
+from medfed.client.site import SiteConfig, load_site
+from medfed.common import messages
+from medfed.common.errors import MedfedError, RefusalReason
+from medfed.common.messages import Refusal, TrainReply, WordsReply
+from medfed.common.study_file import parse_study_json
+
+log = logging.getLogger(__name__)
+
+_PAUSE_S = 0.2
+_PATIENCE_S = 5.0
+_BEAT_S = 2.0
+# A message may end a little after its deadline: its sender's clock is not ours.
+_GRACE_S = 30.0
+
+
+def main(site_file: Path, address: str) -> None:
+    """Answer messages for ever."""
+    site = load_site(site_file)
+    folder = AgentFolder(site)
+    worker = Worker(site_file, folder)
+    abandoned = leftover(folder.task_file)
+    if abandoned is not None:
+        abandoned.give_up()
+    source = TaskSource(address, folder.secret_file.read_bytes())
+    while True:
+        try:
+            task = source.take()
+        except httpx.HTTPError as error:
+            # It is starting, or has ended; the supervisor knows which.
+            log.info("The SuperNode gives no messages: %s", type(error).__name__)
+            time.sleep(_PATIENCE_S)
+            continue
+        if task is None:
+            time.sleep(_PAUSE_S)
+            continue
+        with task:
+            worker.answer(task, address)
+
+
+class Worker:
+    """Answers one message after the other."""
+
+    def __init__(self, site_file: Path, folder: AgentFolder) -> None:
+        self._site_file = site_file
+        self._folder = folder
+        self._state = WorkerState(pid=os.getpid(), beat=clock())
+        self._lock = threading.Lock()
+        threading.Thread(target=self._beat, name="worker heartbeat", daemon=True).start()
+
+    def answer(self, task: Task, address: str) -> None:
+        """Answer one message. Whatever goes wrong, the worker lives to answer the next."""
+        try:
+            received = task.receive()
+        except (httpx.HTTPError, RuntimeError) as error:
+            log.error("A message did not arrive whole: %s", error)
+            return
+        metadata = received.message.metadata
+        started = time.perf_counter()
+        try:
+            # Read anew: a policy that was changed counts from the next message on.
+            site = load_site(self._site_file)
+            with in_hand(self._folder.task_file, address, task, metadata):
+                reply = self._judged(received, site)
+                task.reply(reply, received.context)
+            self._note_answer(reply, site, time.perf_counter() - started)
+        except Exception as error:  # one bad message must not cost the site its worker
+            # The traceback may hold paths or values of patients: it stays in this log.
+            log.error("A message was not answered: %s", error, exc_info=error)
+            self._give_up(task, received)
+        finally:
+            self._folder.task_file.unlink(missing_ok=True)
+            self._change(working=False, deadline=0.0, messages=self._state.messages + 1)
+
+    def _judged(self, received: Received, site: SiteConfig) -> Message:
+        """Return the reply to a message, or the refusal."""
+        message = received.message
+        study, run, kind = _about(message)
+        round_number = int(message.metadata.group_id) if message.metadata.group_id.isdigit() else 0
+        limit_s = site.connection.message_timeout_s or message.metadata.ttl
+        self._change(
+            working=True,
+            deadline=clock() + limit_s + _GRACE_S,
+            study=study,
+            run=run,
+            kind=kind,
+            round_number=round_number,
+            since=now(),
+        )
+        audit = AuditLog(site.state_folder)
+        size = messages.num_bytes(message.content) if message.has_content() else 0
+        about = {"study": study, "run": run, "kind": kind, "round_number": round_number}
+        audit.write("asked", **about, bytes=size)
+        if received.bundle_sha256 not in (site.connection.bundles or (bundle_digest(),)):
+            log.warning("Refused: the bundle %s is not approved.", received.bundle_sha256)
+            audit.write("bundle_refused", sha256=received.bundle_sha256)
+            return _refusal(message, site, RefusalReason.POLICY)
+        if self._folder.paused:
+            return _refusal(message, site, RefusalReason.PAUSED)
+        received.context.node_config = {"site": str(self._site_file)}
+        return client_app(message, received.context)
+
+    def _note_answer(self, reply: Message, site: SiteConfig, seconds: float) -> None:
+        state, audit = self._state, AuditLog(site.state_folder)
+        about = {
+            "study": state.study,
+            "run": state.run,
+            "kind": state.kind,
+            "round_number": state.round_number,
+        }
+        answer = messages.unpack_reply(reply.content)
+        if isinstance(answer, Refusal):
+            audit.write("refused", **about, reason=answer.reason.value)
+            return
+        facts: dict[str, int | float] = {
+            "bytes": messages.num_bytes(reply.content),
+            "seconds": round(seconds, 3),
+        }
+        if isinstance(answer, TrainReply | WordsReply) and answer.epsilon is not None:
+            facts["epsilon"] = answer.epsilon
+        audit.write("answered", **about, **facts)
+
+    def _give_up(self, task: Task, received: Received) -> None:
+        try:
+            task.fail(received.message.metadata, received.context)
+        except (httpx.HTTPError, RuntimeError) as error:
+            log.error("Nor could the coordinator be told: %s", type(error).__name__)
+        try:
+            AuditLog(load_site(self._site_file).state_folder).write("failed", kind=self._state.kind)
+        except (MedfedError, OSError) as error:
+            log.error("Nor could it be written down: %s", error)
+
+    def _beat(self) -> None:
+        while True:
+            self._change(beat=clock())
+            time.sleep(_BEAT_S)
+
+    def _change(self, **changes: int | float | str | bool) -> None:
+        with self._lock:
+            self._state = replace(self._state, **changes)  # type: ignore[arg-type]
+            try:
+                self._folder.write_worker(self._state)
+            except OSError as error:
+                log.error("The worker's state cannot be written: %s", error)
+
+
+def _about(message: Message) -> tuple[str, str, str]:
+    """Return study, run and kind as far as they can be read."""
+    kind = message.metadata.message_type.removeprefix("query.")
+    record = message.content.get("medfed") if message.has_content() else None
+    if not isinstance(record, ConfigRecord):
+        return "", "", kind
+    try:
+        study = parse_study_json(str(record.get("study", ""))).study.name
+    except MedfedError:
+        study = ""
+    return study, str(record.get("run", "")), kind
+
+
+def _refusal(message: Message, site: SiteConfig, reason: RefusalReason) -> Message:
+    content: RecordDict = messages.pack_refusal(Refusal(site=site.name, reason=reason))
+    return Message(content, reply_to=message)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    main(Path(sys.argv[1]), sys.argv[2])

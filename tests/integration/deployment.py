@@ -1,0 +1,263 @@
+"""A federation of real processes on loopback, set up by the very commands that people type.
+
+Every process carries this session's mark in its environment; at the end those, and only those, are
+killed.
+"""
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from superlink import free_port
+
+_BINARIES = Path(sys.executable).parent
+_MARK = "MEDFED_TEST_DEPLOYMENT"
+_POLL_S = 0.3
+
+
+class DeploymentError(Exception):
+    """A command failed, or something did not happen in time; the logs' ends are in the message."""
+
+
+@dataclass
+class Deployment:
+    """A coordinator and its sites.
+
+    Attributes:
+        folder: Everything.
+        port: Public port of the coordinator.
+        processes: What was started here, by name.
+    """
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    control_port: int = field(default_factory=free_port)
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    sites: dict[str, Path] = field(default_factory=dict)
+
+    @property
+    def home(self) -> Path:
+        """The coordinator's folder."""
+        return self.folder / "federation"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Environment of all of this deployment's processes."""
+        return {
+            **os.environ,
+            "PATH": os.pathsep.join([str(_BINARIES), os.environ.get("PATH", "")]),
+            "MEDFED_FEDERATION": str(self.home),
+            "OMP_NUM_THREADS": "1",
+            _MARK: str(self.folder),
+        }
+
+    def medfed(self, *arguments: str | Path, check: bool = True, timeout_s: float = 120) -> str:
+        """Run a command to its end and return what it printed.
+
+        Raises:
+            DeploymentError: It ended with another exit code than 0 and `check` is on.
+        """
+        done = subprocess.run(
+            [str(_BINARIES / "medfed"), *map(str, arguments)],
+            cwd=self.folder,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        said = done.stdout + done.stderr
+        if check and done.returncode:
+            command = " ".join(map(str, arguments))
+            raise DeploymentError(f"medfed {command} ended with {done.returncode}:\n{said}")
+        return said
+
+    def start(self, name: str, *arguments: str | Path) -> None:
+        """Start a command that stays."""
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [str(_BINARIES / "medfed"), *map(str, arguments)],
+                cwd=self.folder,
+                env=self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def found(self) -> None:
+        """Found the federation, as its coordinator does."""
+        self.medfed("federation", "init", f"127.0.0.1:{self.port}", "--name", "loopback")
+        config = self.home / "federation.toml"
+        text = re.sub(r"(?m)^control_port\s*=.*$", "", config.read_text())
+        config.write_text(f"control_port = {self.control_port}\n{text}")
+
+    def enrol(self, sites: Mapping[str, Path]) -> None:
+        """Invite, enrol and approve sites, by the folders that hold their site.toml."""
+        for name, folder in sites.items():
+            invite = self.folder / f"invite-{name}"
+            self.medfed("federation", "invite", name, "--out", invite)
+            self.medfed("site", "enroll", invite, folder / "site.toml")
+            self.medfed("federation", "approve", name, "--yes")
+            self.sites[name] = folder
+
+    def start_coordinator(self) -> None:
+        """Start the coordinator, and wait until sites can reach it."""
+        self.start("coordinator", "federation", "start")
+        self.wait_for("the coordinator", lambda: _up(self.home / "supervisor.json"))
+
+    def start_site(self, name: str) -> None:
+        """Start a site's agent."""
+        self.start(f"site-{name}", "site", "start", self.sites[name] / "site.toml", "-v")
+
+    def start_sites(self) -> None:
+        """Start all sites and wait until they are connected."""
+        for name in self.sites:
+            self.start_site(name)
+        self.wait_for("the sites", lambda: all(self.is_ready(name) for name in self.sites))
+
+    def is_ready(self, name: str) -> bool:
+        """Whether a site's agent waits for messages, or works on one."""
+        return self.site_status(name).get("state") in ("waiting", "working")
+
+    def site_status(self, name: str) -> dict[str, Any]:
+        """Return what a site's agent says of itself."""
+        state = self.sites[name] / "state" / "agent" / "status.json"
+        return _table(state)
+
+    def run(self, study: Path, name: str, *, timeout_s: float = 400) -> Path:
+        """Run a study to its end and return its federated arm's folder."""
+        self.medfed("federation", "run", study, "--name", name, timeout_s=timeout_s)
+        return self.arm(name)
+
+    def submit(self, study: Path, name: str) -> Path:
+        """Queue a study and return its federated arm's folder."""
+        self.medfed("federation", "run", study, "--name", name, "--detach")
+        return self.arm(name)
+
+    def arm(self, name: str) -> Path:
+        """The federated arm of a run."""
+        return self.home / "runs" / name / "arms" / "federated"
+
+    def run_state(self, name: str) -> str:
+        """Return waiting, running, finished, failed or stopped."""
+        return str(_table(self.home / "runs" / name / "queue.json").get("state", ""))
+
+    def wait_for_run(self, name: str, timeout_s: float = 400) -> None:
+        """Wait until a run has finished.
+
+        Raises:
+            DeploymentError: It failed, or did not finish in time.
+        """
+        self.wait_for(
+            f"run {name}",
+            lambda: self.run_state(name) in ("finished", "failed", "stopped"),
+            timeout_s,
+        )
+        if self.run_state(name) != "finished":
+            raise DeploymentError(f"Run {name} is {self.run_state(name)}.\n{self.logs()}")
+
+    def wait_for(self, what: str, happened: Callable[[], bool], timeout_s: float = 90) -> None:
+        """Wait until something has happened.
+
+        Raises:
+            DeploymentError: It did not in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not happened():
+            if time.monotonic() > deadline:
+                raise DeploymentError(f"{what}: not within {timeout_s:.0f} s.\n{self.logs()}")
+            time.sleep(_POLL_S)
+
+    def kill(self, name: str) -> None:
+        """kill -9 a command that was started here."""
+        self.processes[name].kill()
+        self.processes[name].wait()
+
+    def kill_pid(self, pid: int) -> None:
+        """kill -9 any process of this deployment."""
+        assert pid > 1
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    def pids(self, program: str) -> list[int]:
+        """Return this deployment's processes whose command line holds `program`."""
+        return [pid for pid in self._processes() if program in _command(pid)]
+
+    def logs(self) -> str:
+        """Return the end of every log."""
+        ends = []
+        for path in sorted(self.folder.rglob("*.log")):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            ends.append(f"----- {path.relative_to(self.folder)}\n{text[-3000:]}")
+        return "\n".join(ends)
+
+    def stop(self) -> None:
+        """Kill every process of this deployment and wait until none is left."""
+        deadline = time.monotonic() + 60
+        while processes := self._processes():
+            for process in processes:
+                self.kill_pid(process)
+            if time.monotonic() > deadline:
+                raise DeploymentError(f"Processes {processes} cannot be killed.")
+            time.sleep(0.05)
+        for started in self.processes.values():
+            started.wait(60)
+
+    def _processes(self) -> list[int]:
+        mark = f"{_MARK}={self.folder}".encode()
+        found = []
+        for environment in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if mark in environment.read_bytes().split(b"\0"):
+                    found.append(int(environment.parent.name))
+        return found
+
+
+@contextlib.contextmanager
+def deployment(folder: Path) -> Iterator[Deployment]:
+    """A federation in `folder` for the time of the block; nothing of it is left running."""
+    folder.mkdir(parents=True, exist_ok=True)
+    deployed = Deployment(folder)
+    try:
+        yield deployed
+    finally:
+        deployed.stop()
+
+
+def sites_of(run: Path, into: Path) -> dict[str, Path]:
+    """Copy the sites of a prepared simulation, as hospitals of their own, and return them."""
+    found = {}
+    for site in sorted((run / "arms" / "federated" / "sites").iterdir()):
+        shutil.copytree(site, into / site.name, symlinks=True)
+        shutil.rmtree(into / site.name / "state", ignore_errors=True)
+        found[site.name] = into / site.name
+    return found
+
+
+def _up(file: Path) -> bool:
+    children = _table(file).get("processes", {})
+    return bool(children) and all(child.get("state") == "running" for child in children.values())
+
+
+def _table(file: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(file.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _command(pid: int) -> str:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    return ""
