@@ -91,6 +91,7 @@ class RefusalReason(StrEnum):
     LEDGER = "ledger"
     STUDY = "study"
     INTERNAL = "internal"
+    PAUSED = "paused"
 
 
 class SiteRefusal(MedfedError):  # noqa: N818 - a refusal is an answer, not a failure

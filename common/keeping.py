@@ -4,6 +4,7 @@ import os
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from medfed.common.processes import kill_child, start_child, stop_child
@@ -11,6 +12,7 @@ from medfed.common.processes import kill_child, start_child, stop_child
 _FIRST_BACKOFF_S = 1.0
 _LONGEST_BACKOFF_S = 60.0
 _STEADY_S = 60.0
+_LARGE_LOG_BYTES = 8 << 20
 
 
 class KeptChild:
@@ -77,6 +79,9 @@ class KeptChild:
         """
         if self._started:
             self.restarts += 1
+        with suppress(FileNotFoundError):
+            if self.log.stat().st_size > _LARGE_LOG_BYTES:
+                self.log.replace(self.log.with_suffix(".log.1"))
         self._started = time.monotonic()
         self._process = start_child(command, environment=environment, log=self.log)
 

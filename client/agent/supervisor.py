@@ -1,6 +1,6 @@
 """`medfed site start`: keeps a SuperNode and a worker running, and says how they are.
 
-    supervisor ── flower-supernode   the connection outward: TLS, this site's key
+    supervisor ── SuperNode          the connection outward: TLS, this site's key
                └─ worker             answers messages (`client.agent.worker`)
 
 Whatever dies is started again. A worker whose message has run over its deadline, or that gives no
@@ -26,7 +26,7 @@ from medfed.client.site import SiteConfig
 from medfed.common.errors import MedfedError, SiteConfigError
 from medfed.common.keeping import KeptChild
 from medfed.common.locking import held_alone
-from medfed.common.processes import programs_folder, quiet_flower
+from medfed.common.processes import quiet_flower
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class _Agent:
         self._audit = AuditLog(site.state_folder)
         self._supernode = KeptChild("supernode", folder.logs)
         self._worker = KeptChild("worker", folder.logs)
-        self._address = ""
+        self._address = f"127.0.0.1:{_free_port()}"
         self._environment = quiet_flower(folder.flower_home)
         self._reach = Reach(site)
         self._stop = threading.Event()
@@ -85,7 +85,7 @@ class _Agent:
     def run(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._asked_to_stop)
-        self._audit.write("started", pid=self._status.pid)
+        self._audit.write("started", address=self._site.connection.address)
         self._folder.new_secret()
         self._reach.start()
         try:
@@ -115,18 +115,26 @@ class _Agent:
 
     def _keep_supernode(self) -> None:
         if self._supernode.has_ended():
-            log.warning("The SuperNode ended with %s.", self._supernode.exit_code)
-            # It kept messages in memory: those in the worker's hands have nowhere to go.
-            self._worker.kill()
+            log.warning("The SuperNode ended: %s.", _reason_of(self._supernode.last_words()))
+            if "address already in use" in self._supernode.last_words():
+                self._address = f"127.0.0.1:{_free_port()}"
+                self._worker.kill()
+            # Else the worker stays, warm: what it has in hand it finishes and keeps, for the
+            # coordinator will ask for it again.
         if self._supernode.is_due:
-            self._address = f"127.0.0.1:{_free_port()}"
             self._supernode.start(self._supernode_command(), self._environment)
+
+    @property
+    def _is_active(self) -> bool:
+        """Whether the SuperNode was let in; Flower says so in its log alone."""
+        words = self._supernode.last_words().rpartition("Starting Flower SuperNode")[2]
+        return self._supernode.runs and ("SuperNode ID:" in words or self._supernode.age_s > 30)
 
     def _supernode_command(self) -> list[str | os.PathLike[str]]:
         connection, site = self._site.connection, self._site
         host, _, port = self._address.rpartition(":")
         return [
-            programs_folder() / "flower-supernode",
+            *(sys.executable, "-m", "medfed.client.agent.supernode"),
             *("--superlink", connection.address),
             *("--root-certificates", site.path(connection.ca)),
             *("--auth-supernode-private-key", site.path(connection.key)),
@@ -138,8 +146,8 @@ class _Agent:
     def _keep_worker(self) -> None:
         if self._worker.has_ended():
             log.warning("The worker ended with %s.", self._worker.exit_code)
-            self._audit.write("worker_died", code=self._worker.exit_code or 0)
-        if self._worker.is_due and self._supernode.runs:
+            self._audit.write("worker_died", exit_code=self._worker.exit_code or 0)
+        if self._worker.is_due:
             self._folder.worker_file.unlink(missing_ok=True)
             module = "medfed.client.agent.worker"
             self._worker.start(
@@ -152,19 +160,19 @@ class _Agent:
             return
         if worker is None or worker.pid != self._worker.pid:
             if self._worker.age_s > _START_S:
-                self._end_worker("did not start")
+                self._end_worker("hung", "it did not start")
         elif worker.deadline and clock() > worker.deadline:
-            self._end_worker("over its deadline")
+            self._end_worker("deadline", "its message is over its deadline")
         elif clock() - worker.beat > _SILENT_S:
-            self._end_worker("no sign of life")
+            self._end_worker("hung", "it gives no sign of life")
 
-    def _end_worker(self, why: str) -> None:
+    def _end_worker(self, reason: str, why: str) -> None:
         log.error("The worker is killed: %s.", why)
         self._worker.kill()
-        self._audit.write("worker_killed", reason=why)
+        self._audit.write("worker_killed", reason=reason)
 
     def _note_connection(self) -> None:
-        connected = self._reach.connected and self._supernode.runs
+        connected = self._reach.connected and self._is_active
         if connected != self._connected:
             self._audit.write("connected" if connected else "disconnected")
             self._connected = connected
@@ -174,7 +182,7 @@ class _Agent:
             return "paused", "every message is answered with: paused"
         if not self._reach.connected:
             return "connecting", self._reach.problem
-        if not self._supernode.runs:
+        if not self._is_active:
             return "connecting", _reason_of(self._supernode.last_words())
         if worker is None or worker.pid != self._worker.pid:
             return "starting", "the worker is loading"
@@ -214,13 +222,17 @@ class _Agent:
 
 def _reason_of(words: str) -> str:
     """Say in words why a SuperNode ended, from the end of its log."""
-    if "could not be found" in words or "401" in words or "Invalid SuperNode" in words:
-        return "the coordinator does not accept this site's key: not yet approved, or revoked"
-    if "already" in words.lower() and "305" in words:
-        return "the coordinator still counts an earlier connection as alive: up to a minute"
-    if "certificate" in words.lower():
+    words = words.lower()
+    if "certificate" in words:
         return "the coordinator's certificate does not verify against keys/ca.pem"
-    return "the connection ended; it is tried again"
+    if "401" in words or "unauthorized" in words or "authentication" in words:
+        return "the coordinator does not accept this site's key: not yet approved, or revoked"
+    if "failed to activate" in words:
+        return (
+            "the coordinator does not know this site's key, or still counts an earlier connection "
+            "as alive, for up to a minute"
+        )
+    return "the connection is being made"
 
 
 def _free_port() -> int:

@@ -16,14 +16,15 @@ from pathlib import Path
 
 import httpx
 from flwr.app import ConfigRecord, Message, RecordDict
-from medfed.common.bundle import bundle_digest
 
 from medfed.client.agent.folder import AgentFolder, WorkerState, clock, now
 from medfed.client.agent.runtime import Received, Task, TaskSource, in_hand, leftover
 from medfed.client.app import app as client_app
+from medfed.client.audit_facts import Fact
 from medfed.client.audit_log import AuditLog
 from medfed.client.site import SiteConfig, load_site
 from medfed.common import messages
+from medfed.common.bundle import bundle_digest
 from medfed.common.errors import MedfedError, RefusalReason
 from medfed.common.messages import Refusal, TrainReply, WordsReply
 from medfed.common.study_file import parse_study_json
@@ -112,8 +113,7 @@ class Worker:
         )
         audit = AuditLog(site.state_folder)
         size = messages.num_bytes(message.content) if message.has_content() else 0
-        about = {"study": study, "run": run, "kind": kind, "round_number": round_number}
-        audit.write("asked", **about, bytes=size)
+        audit.write("asked", study=study, run=run, kind=kind, round_number=round_number, bytes=size)
         if received.bundle_sha256 not in (site.connection.bundles or (bundle_digest(),)):
             log.warning("Refused: the bundle %s is not approved.", received.bundle_sha256)
             audit.write("bundle_refused", sha256=received.bundle_sha256)
@@ -125,7 +125,7 @@ class Worker:
 
     def _note_answer(self, reply: Message, site: SiteConfig, seconds: float) -> None:
         state, audit = self._state, AuditLog(site.state_folder)
-        about = {
+        about: dict[str, Fact] = {
             "study": state.study,
             "run": state.run,
             "kind": state.kind,
@@ -135,7 +135,7 @@ class Worker:
         if isinstance(answer, Refusal):
             audit.write("refused", **about, reason=answer.reason.value)
             return
-        facts: dict[str, int | float] = {
+        facts: dict[str, Fact] = {
             "bytes": messages.num_bytes(reply.content),
             "seconds": round(seconds, 3),
         }
