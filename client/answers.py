@@ -5,6 +5,7 @@ leaves. The study was held to the policy before any of them is called (`policy.c
 """
 
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -12,6 +13,7 @@ from medfed.client import policy
 from medfed.client.data.site_data import check_population
 from medfed.client.evaluation import evaluate_for_release
 from medfed.client.releases import Cost
+from medfed.client.replies import KeptReply, ReplyJournal, identify
 from medfed.client.secure_answers import MaskedTraining, Memory
 from medfed.client.site import SiteConfig
 from medfed.client.training import (
@@ -35,6 +37,8 @@ from medfed.common.messages import (
     WordsRequest,
 )
 from medfed.common.state_dicts import check_fits, digest
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,33 +80,67 @@ def name_words(request: WordsRequest, site: SiteConfig) -> Answer:
 
 
 def train(request: ModelRequest, site: SiteConfig, memory: Memory) -> Answer:
-    """Charge one round, train it and return the update; masked if the study says so."""
-    masked = request.study.secure_aggregation.enabled
+    """Charge one round, train it and return the update; masked if the study says so.
+
+    Without masks, a round that is asked for again gets the update that it got before.
+    """
     policy.check_participants(request.num_participants, site.policy)
     _keep_countersignature(request, site)
-    here = _workspace(request, site)
-    masking = MaskedTraining(request, site, memory) if masked else None
+    if request.study.secure_aggregation.enabled:
+        return _train_masked(request, site, memory)
     spend = _spend(request, site)
-    # Written ahead: a crash from here on can only over-count.
+    with ReplyJournal.opened(site.state_folder, identify(request, spend.release)) as journal:
+        kept = journal.finished(site.name)
+        if kept is not None:
+            log.info("Round %d is asked for again: the same update leaves.", request.round_number)
+            again = f"sent again, bit for bit what it was before: {kept.cost.text}"
+            return Answer(kept.reply, {"update": kept.cost._replace(text=again)}, kept.withheld)
+        here = _workspace(request, site)
+        # Written ahead: a crash from here on can only over-count.
+        charge = policy.charge(site, spend, journal)
+        result = _trained(here, request, site)
+        # Under DP of any unit these are private; the update is what was paid for.
+        exact = not request.study.privacy.enabled
+        reply = TrainReply(
+            site=site.name,
+            update=result.update,
+            num_examples=len(here.data.train) if exact else None,
+            loss=result.loss if exact else None,
+            epsilon=charge.epsilon,
+            noise=spend.noise,
+            ledger_head=charge.head,
+        )
+        withheld = {} if exact else _withheld("private under DP")
+        cost = _cost_of_update(spend, charge, site)
+        journal.keep(KeptReply(reply, cost, withheld))
+        return Answer(reply, {"update": cost}, withheld)
+
+
+def _train_masked(request: ModelRequest, site: SiteConfig, memory: Memory) -> Answer:
+    """Do the same under masks. They are for one time: nothing is kept to be sent again."""
+    here = _workspace(request, site)
+    masking = MaskedTraining(request, site, memory)
+    spend = _spend(request, site)
     charge = policy.charge(site, spend)
     result = _trained(here, request, site)
-    # Under DP of any unit these are private; the update is what was paid for. Under masks they
-    # would tell the server what it must not see of one site.
-    exact = not (request.study.privacy.enabled or masked)
     reply = TrainReply(
         site=site.name,
-        update=masking.mask(result.update) if masking else result.update,
-        num_examples=len(here.data.train) if exact else None,
-        loss=result.loss if exact else None,
+        update=masking.mask(result.update),
+        # These would tell the server what it must not see of one site.
+        num_examples=None,
+        loss=None,
         epsilon=charge.epsilon,
         noise=spend.noise,
         ledger_head=charge.head,
     )
     why = "private under DP" if request.study.privacy.enabled else "secure aggregation"
     cost = _cost_of_update(spend, charge, site)
-    if masked:
-        cost = Cost(cost.protection, f"masked: the server sees sums over sites; {cost.text}")
-    return Answer(reply, {"update": cost}, {} if exact else {"num_examples": why, "loss": why})
+    masked = Cost(cost.protection, f"masked: the server sees sums over sites; {cost.text}")
+    return Answer(reply, {"update": masked}, _withheld(why))
+
+
+def _withheld(why: str) -> dict[str, str]:
+    return {"num_examples": why, "loss": why}
 
 
 def evaluate(request: ModelRequest, site: SiteConfig) -> Answer:

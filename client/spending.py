@@ -20,12 +20,12 @@ What stands in the ledger, by who adds the noise:
 import logging
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 from medfed.client.site import PolicySection, SiteConfig
 from medfed.common.accounting import epsilon
 from medfed.common.errors import LedgerError, RefusalReason, SiteRefusal
-from medfed.common.ledger import Ledger, Spend, Summary
+from medfed.common.ledger import GENESIS, Ledger, LockedLedger, Spend, Summary
 from medfed.common.study import StudyConfig
 
 log = logging.getLogger(__name__)
@@ -43,6 +43,19 @@ class Charge:
 
     epsilon: float | None
     head: str
+
+
+class WriteAhead(Protocol):
+    """What is known on disk of one request's charge (`client.replies`)."""
+
+    @property
+    def head_before(self) -> str | None:
+        """The ledger's head before this request's charge, if nothing of it has left yet."""
+        ...
+
+    def intend(self, head: str) -> None:
+        """Write down that the request is about to be charged after `head`."""
+        ...
 
 
 def spend_of_words(study: StudyConfig, policy: PolicySection, *, run: str, release: str) -> Spend:
@@ -112,21 +125,26 @@ def spend_of_round(
     )
 
 
-def charge(site: SiteConfig, spend: Spend) -> Charge:
+def charge(site: SiteConfig, spend: Spend, journal: WriteAhead | None = None) -> Charge:
     """Write `spend` into the site's ledger if the budget allows.
+
+    The very same release is not charged twice where it is certain that there is one only: with
+    seeded noise, which gives the same bits again; and where `journal` says that nothing left of
+    what the ledger's last entry paid for.
 
     Raises:
         SiteRefusal: BUDGET when epsilon after the release would exceed the policy's; LEDGER when
             the ledger cannot be trusted; POLICY when what it holds lets no epsilon of this
             release's unit be stated. Nothing was written.
+        OSError: It could not be written. It may count or not; nothing may be released.
     """
     policy = site.policy
     try:
         with Ledger(site.state_folder).locked() as ledger:
             spent = ledger.summary
             check_units(spend.unit, spent, policy)
-            # Repeatable noise: the very same release gives the same bits again, and costs nothing.
             repeated = policy.allow_seeded_noise and ledger.has(spend)
+            repeated = repeated or (journal is not None and _is_unused(spend, ledger, journal))
             after = spent if repeated else spent.plus(spend)
             cost = None
             if spend.unit != "none":
@@ -134,10 +152,25 @@ def charge(site: SiteConfig, spend: Spend) -> Charge:
                 if not (repeated or cost <= policy.max_epsilon):  # so that NaN is refused too
                     raise _over_budget(spend, after, cost, policy)
             if not repeated:
+                if journal is not None:
+                    journal.intend(ledger.head)
                 ledger.append(spend)
             return Charge(cost, ledger.head)
     except LedgerError as error:
         raise SiteRefusal(RefusalReason.LEDGER, str(error)) from error
+
+
+def _is_unused(spend: Spend, ledger: LockedLedger, journal: WriteAhead) -> bool:
+    """Whether the ledger's last entry is this very release's, and nothing of it has left."""
+    before = journal.head_before
+    if before is None or not ledger.entries:
+        return False
+    *earlier, last = ledger.entries
+    head = earlier[-1].hash if earlier else GENESIS
+    if last.spend != spend or head != before:
+        return False
+    log.info("Round %d is charged already, and nothing of it has left.", spend.round_number)
+    return True
 
 
 def check_units(unit: str, spent: Summary, policy: PolicySection) -> None:

@@ -83,7 +83,12 @@ class RunError(MedfedError):
 
 
 class RefusalReason(StrEnum):
-    """Why a site said no: the only thing the server learns about it."""
+    """Why a site said no: the only thing the server learns about it.
+
+    A site that refuses for budget, policy, ledger or study has left the run: the same study will
+    get the same answer. One that is paused, or cannot now (internal: a full disk, a bug; data: a
+    drive that is not mounted) is asked again in the next round.
+    """
 
     BUDGET = "budget"
     POLICY = "policy"
@@ -92,6 +97,16 @@ class RefusalReason(StrEnum):
     STUDY = "study"
     INTERNAL = "internal"
     PAUSED = "paused"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether asking again in the same run is of no use."""
+        return self in (
+            RefusalReason.BUDGET,
+            RefusalReason.POLICY,
+            RefusalReason.LEDGER,
+            RefusalReason.STUDY,
+        )
 
 
 class SiteRefusal(MedfedError):  # noqa: N818 - a refusal is an answer, not a failure

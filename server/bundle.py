@@ -1,51 +1,14 @@
-"""The bundle that `flwr run` submits: it names the apps and carries no code.
+"""The bundle as a project for `flwr run`, and which arm a run is about.
 
-What trains at a site is the medfed that the site installed and vetted. The bundle is the same for
-every run of a release, byte for byte, so that a site can allow it by its hash; which arm to run
-comes with the run (`run_config`) and stays on the coordinator's machine.
+The arm comes with the run (`run_config`) and names a folder on the coordinator's machine.
 """
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 
-BUNDLE_FILES = ("LICENSE", "README.md", "pyproject.toml")
+from medfed.common.bundle import BUNDLE_FILES, bundle_contents
 
-_PYPROJECT = """\
-[build-system]
-requires = ["setuptools>=77"]
-build-backend = "setuptools.build_meta"
-
-[project]
-name = "medfed-study"
-version = "{version}"
-description = "Names the medfed apps that both sides have installed; holds no code"
-license = "Apache-2.0"
-dependencies = ["flwr>=1.41,<1.42"]
-
-[tool.flwr.app]
-publisher = "medfed"
-fab-include = ["README.md", "LICENSE"]
-
-[tool.flwr.app.components]
-serverapp = "medfed.server.app:app"
-clientapp = "medfed.client.app:app"
-
-[tool.flwr.app.config]
-arm = ""
-"""
-
-_README = """\
-# medfed study
-
-Descriptor for `flwr run`. It holds no code: coordinator and sites run the medfed {version} that
-they have installed. `arm` names the study's folder on the coordinator's machine.
-"""
-
-_LICENSE = """\
-SPDX-License-Identifier: Apache-2.0
-https://www.apache.org/licenses/LICENSE-2.0
-"""
+__all__ = ["BUNDLE_FILES", "run_config", "write_bundle"]
 
 
 def write_bundle(folder: Path) -> Path:
@@ -56,15 +19,9 @@ def write_bundle(folder: Path) -> Path:
     Raises:
         OSError: The folder cannot be written.
     """
-    release = version("medfed")
     folder.mkdir(parents=True, exist_ok=True)
-    contents = {
-        "pyproject.toml": _PYPROJECT.format(version=release),
-        "README.md": _README.format(version=release),
-        "LICENSE": _LICENSE,
-    }
-    for name, text in contents.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    for name, content in bundle_contents().items():
+        (folder / name).write_bytes(content)
     return folder
 
 

@@ -23,7 +23,7 @@ from typing import Any, Literal
 from medfed.common.errors import RunError
 from medfed.common.files import read_json, write_atomically, write_json
 
-SiteStatus = Literal["ok", "refused", "failed", "late", "rejected"]
+SiteStatus = Literal["ok", "refused", "failed", "late", "rejected", "away", "lost"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +41,7 @@ class RunPlan:
             simulation, not private.
         server_state: Folder of the server's ledger and key; empty for the arm's own. In a
             deployment one for all runs, so that they compose.
+        rejections: File in which the coordinator's gate lists what it turned away; empty without.
         note: What this arm leaves out of the study, for the report.
     """
 
@@ -52,6 +53,7 @@ class RunPlan:
     evaluate_sites: tuple[str, ...] | None = None
     seeded_noise: bool = False
     server_state: str = ""
+    rejections: str = ""
     note: str = ""
 
 
@@ -61,7 +63,8 @@ class SiteRound:
 
     Attributes:
         status: ok; refused by the site's policy; failed; late (no answer by the deadline);
-            rejected by screening.
+            rejected by screening, or by the gate in front of the server; away (not connected when
+            the round began, so not asked); lost (disconnected while it was waited for).
         reason: Code or message for anything but ok.
         bytes_down: Size of what the site was sent, training and evaluation.
         bytes_up: Size of what the site sent back.
@@ -72,6 +75,7 @@ class SiteRound:
         seconds: From asking to the answer, as the server sees it. A site states no time of its
             own: under DP it would tell of the patients that were sampled.
         metrics: Figures on the site's held-out images, if it released them.
+        ignored: What else came in its name and was not used: duplicates, replays, forgeries.
     """
 
     status: SiteStatus
@@ -84,6 +88,7 @@ class SiteRound:
     noise: str = "none"
     seconds: float = 0.0
     metrics: dict[str, float] | None = None
+    ignored: list[str] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)

@@ -5,7 +5,7 @@ own `Strategy.start` can drive it too.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -18,11 +18,17 @@ from medfed.common.metrics import MetricSums
 from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
 from medfed.common.tasks import make_task, pooled_metrics
-from medfed.server.aggregation.fedavg import FedAvg
+from medfed.server.aggregation.choice import make_rule
 from medfed.server.aggregation.rule import Rule
 from medfed.server.conversation import Conversation
 from medfed.server.participants import Participant, draw_participants, site_weight
-from medfed.server.screening import screen_examples, screen_sums, screen_update
+from medfed.server.screening import (
+    screen_examples,
+    screen_size,
+    screen_statement,
+    screen_sums,
+    screen_update,
+)
 from medfed.server.site_privacy import SitePrivacy, noised_by_server
 
 log = logging.getLogger(__name__)
@@ -104,7 +110,7 @@ class FedAvgStrategy(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Fold replies in as they come; None if no update was usable.
+        """Fold replies in as they come; None if too few were usable for the study's rule.
 
         Under site-level privacy there is always a result, if need be of noise alone, and no count.
         """
@@ -113,12 +119,22 @@ class FedAvgStrategy(Strategy):
             self._fold_all(noisy, replies)
             new = self._privacy.release(noisy, self._weights, server_round)
             return messages.pack_arrays(new), MetricRecord()
-        rule = FedAvg(self._weights)
+        section = self._study.aggregation
+        rule = make_rule(section, self._weights)
         self._fold_all(rule, replies)
-        if not rule.num_updates:
+        if rule.num_updates < section.min_updates:
+            log.warning(
+                "Round %d had %d usable updates; %s needs %d to hold against what a site may send.",
+                server_round,
+                rule.num_updates,
+                section.rule,
+                section.min_updates,
+            )
             return None, None
-        summary = MetricRecord({"num_updates": rule.num_updates})
-        return messages.pack_arrays(rule.apply()), summary
+        new = rule.apply()
+        for name, note in rule.notes.items():
+            self.conversation.round_of(name).reason = note
+        return messages.pack_arrays(new), MetricRecord({"num_updates": rule.num_updates})
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -159,7 +175,7 @@ class FedAvgStrategy(Strategy):
         )
 
     def _fold_all(self, rule: Rule, replies: Iterable[Message]) -> None:
-        for site, reply in self.conversation.opened(replies):
+        for site, reply in self.conversation.opened(self._sized(replies)):
             if isinstance(reply, TrainReply):
                 self._fold(rule, site, reply)
             else:
@@ -167,14 +183,31 @@ class FedAvgStrategy(Strategy):
                     site.name, f"answered training with {type(reply).__name__}"
                 )
 
+    def _sized(self, replies: Iterable[Message]) -> Iterator[Message]:
+        """Yield replies that may hold an update; larger ones are let go before they are read."""
+        names = {site.node_id: site.name for site in self._trainers}
+        for message in replies:
+            try:
+                screen_size(messages.num_bytes(message.content), self._weights)
+            except UpdateError as error:
+                name = names.get(message.metadata.src_node_id)
+                if name is not None:
+                    self.conversation.reject(name, str(error))
+                continue
+            yield message
+
     def _fold(self, rule: Rule, site: Participant, reply: TrainReply) -> None:
+        if self.conversation.round_of(site.name).status != "failed":
+            log.warning("%s was not asked, or answered twice: ignored.", site.name)
+            return
         try:
             self.conversation.note_head(site, reply.ledger_head)
+            screen_statement(reply)
             screen_update(reply.update, self._weights)
             weight = site_weight(site, self._study, self._trainers)
             if weight is None:
                 weight = screen_examples(reply.num_examples)
-            rule.add(reply.update, weight)
+            rule.add(reply.update, weight, site.name)
         except UpdateError as error:
             self.conversation.reject(site.name, str(error))
             return

@@ -14,13 +14,13 @@ import signal
 import socket
 import sys
 import threading
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from medfed.client.agent.folder import AgentFolder, State, Status, WorkerState, clock, now
 from medfed.client.agent.reaching import Reach
+from medfed.client.audit_facts import Event, Fact
 from medfed.client.audit_log import AuditLog
 from medfed.client.site import SiteConfig
 from medfed.common.errors import MedfedError, SiteConfigError
@@ -85,7 +85,7 @@ class _Agent:
     def run(self) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._asked_to_stop)
-        self._audit.write("started", address=self._site.connection.address)
+        self._note("started", pid=self._status.pid, address=self._site.connection.address)
         self._folder.new_secret()
         self._reach.start()
         try:
@@ -98,9 +98,16 @@ class _Agent:
             self._worker.stop(_PATIENCE_S)
             self._supernode.stop(_PATIENCE_S)
             self._reach.stop()
-            with suppress(MedfedError, OSError):
-                self._audit.write("stopped")
+            self._note("stopped")
             self._say("stopped", "")
+
+    def _note(self, event: Event, **facts: Fact) -> None:
+        """Write into the audit log. A full disk must not end the agent: no message is answered
+        meanwhile, since the worker writes before it answers."""
+        try:
+            self._audit.write(event, **facts)
+        except (MedfedError, OSError) as error:
+            log.error("The audit log cannot be written: %s", error)
 
     def _asked_to_stop(self, number: int, frame: FrameType | None) -> None:
         self._stop.set()
@@ -146,7 +153,7 @@ class _Agent:
     def _keep_worker(self) -> None:
         if self._worker.has_ended():
             log.warning("The worker ended with %s.", self._worker.exit_code)
-            self._audit.write("worker_died", exit_code=self._worker.exit_code or 0)
+            self._note("worker_died", code=self._worker.exit_code or 0)
         if self._worker.is_due:
             self._folder.worker_file.unlink(missing_ok=True)
             module = "medfed.client.agent.worker"
@@ -160,21 +167,21 @@ class _Agent:
             return
         if worker is None or worker.pid != self._worker.pid:
             if self._worker.age_s > _START_S:
-                self._end_worker("hung", "it did not start")
+                self._end_worker("did not start")
         elif worker.deadline and clock() > worker.deadline:
-            self._end_worker("deadline", "its message is over its deadline")
+            self._end_worker("over its deadline")
         elif clock() - worker.beat > _SILENT_S:
-            self._end_worker("hung", "it gives no sign of life")
+            self._end_worker("no sign of life")
 
-    def _end_worker(self, reason: str, why: str) -> None:
-        log.error("The worker is killed: %s.", why)
+    def _end_worker(self, reason: str) -> None:
+        log.error("The worker is killed: %s.", reason)
         self._worker.kill()
-        self._audit.write("worker_killed", reason=reason)
+        self._note("worker_killed", reason=reason)
 
     def _note_connection(self) -> None:
         connected = self._reach.connected and self._is_active
         if connected != self._connected:
-            self._audit.write("connected" if connected else "disconnected")
+            self._note("connected" if connected else "disconnected")
             self._connected = connected
 
     def _state(self, worker: WorkerState | None) -> tuple[State, str]:

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from medfed.common.study.aggregation import AggregationSection
 from medfed.common.study.augmentation import AugmentationSection
 from medfed.common.study.base import Name, Section
 from medfed.common.study.data import DataSection
@@ -59,6 +60,7 @@ class StudyConfig(Section):
     augmentation: AugmentationSection = AugmentationSection()
     training: TrainingSection
     federation: FederationSection = FederationSection()
+    aggregation: AggregationSection = AggregationSection()
     privacy: PrivacySection = PrivacySection()
     secure_aggregation: SecureAggregationSection = SecureAggregationSection()
     evaluation: EvaluationSection = EvaluationSection()
@@ -72,6 +74,7 @@ class StudyConfig(Section):
         self._check_model()
         self._check_inputs()
         self._check_secure_aggregation()
+        self._check_aggregation()
         return self
 
     @property
@@ -200,11 +203,44 @@ class StudyConfig(Section):
                 "sites is not part of the sum. Remove one of the two."
             )
 
+    def _check_aggregation(self) -> None:
+        this = self.aggregation
+        if not (this.robust or this.max_norm):
+            return
+        asked = f'aggregation.rule = "{this.rule}"'
+        if not this.robust:
+            asked = f"aggregation.max_norm = {this.max_norm:g}"
+        if self.secure_aggregation.enabled:
+            raise ValueError(
+                f"{asked} with secure_aggregation.enabled = true: a server that sees only the sum "
+                "cannot tell one update from another. Remove one of the two."
+            )
+        if self.privacy.unit == "site":
+            raise ValueError(
+                f'{asked} with privacy.unit = "site": its noise is for the mean of updates clipped '
+                "to privacy.site.max_update_norm, which bounds each site already. Remove it."
+            )
+        if not this.robust:
+            return
+        if self.weighting != "uniform":
+            raise ValueError(
+                f'federation.weighting = "{self.weighting}" with {asked}: a site that counts for '
+                "more needs no accomplices, so all count the same. Set federation.weighting = "
+                '"auto" or "uniform".'
+            )
+        if self.federation.min_sites < this.min_updates:
+            raise ValueError(
+                f"federation.min_sites = {self.federation.min_sites} with {asked}: against "
+                f"{this.num_byzantine} it holds from {this.min_updates} updates on. Set "
+                f"federation.min_sites = {this.min_updates} or more, or a smaller "
+                "aggregation.num_byzantine."
+            )
+
     @property
     def weighting(self) -> Literal["examples", "uniform", "public"]:
         """`federation.weighting` with auto resolved."""
         if self.federation.weighting == "auto":
-            if self.privacy.unit == "site":
+            if self.privacy.unit == "site" or self.aggregation.robust:
                 return "uniform"
             return (
                 "public" if self.privacy.enabled or self.secure_aggregation.enabled else "examples"

@@ -57,8 +57,14 @@ class FederationSection(Section):
     """Quorum: sites that must join before round 1, and answer in every round."""
     join_timeout_s: PositiveFloat = 600.0
     """How long the server waits for min_sites to join, seconds."""
+    rejoin_timeout_s: PositiveFloat = 600.0
+    """How long a run waits, between rounds, for min_sites to be connected and not paused, seconds;
+    then it fails and can be resumed."""
     round_timeout_s: PositiveFloat = 3600.0
     """Deadline of a round, seconds; it completes with the sites that answered by then."""
+    lost_after_s: PositiveFloat = 120.0
+    """A site that has been disconnected for so many seconds is not waited for in this round, once
+    min_sites have answered. Flower notices a lost connection after up to a minute."""
 
 
 class EvaluationSection(Section):

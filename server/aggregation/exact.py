@@ -22,6 +22,18 @@ MAX_TERMS = 2**11
 """Most terms of one mean: keeps the sums of both parts below 2**63."""
 
 
+def check_magnitude(update: StateDict, weight: int = 1) -> None:
+    """Check that no value, times `weight`, is beyond `MAX_MAGNITUDE`, and that all are finite.
+
+    Raises:
+        UpdateError: Naming the array.
+    """
+    for name, array in update.items():
+        peak = float(np.max(np.abs(array), initial=0)) * weight
+        if not peak <= MAX_MAGNITUDE:
+            raise UpdateError(f"{name}: weighted value {peak:g} exceeds {MAX_MAGNITUDE:g}.")
+
+
 class WeightedMean:
     """Accumulates `sum(w * u)` and `sum(w)` over updates of equal names and shapes."""
 
@@ -47,10 +59,7 @@ class WeightedMean:
             raise UpdateError(f"Expected a weight >= 1, got {weight}.")
         if self.num_terms >= MAX_TERMS:
             raise UpdateError(f"Expected at most {MAX_TERMS} updates in one mean.")
-        for name, array in update.items():
-            peak = float(np.max(np.abs(array), initial=0)) * weight
-            if not peak <= MAX_MAGNITUDE:
-                raise UpdateError(f"{name}: weighted value {peak:g} exceeds {MAX_MAGNITUDE:g}.")
+        check_magnitude(update, weight)
         for name, array in update.items():
             # float32 times a weight below 2**29 is exact in float64.
             term = array.astype(np.float64) * weight

@@ -3,10 +3,11 @@
 Reference: McMahan et al. 2017, https://arxiv.org/abs/1602.05629
 """
 
-import numpy as np
+from collections.abc import Mapping
 
 from medfed.common.state_dicts import StateDict
 from medfed.server.aggregation.exact import WeightedMean
+from medfed.server.aggregation.rule import moved
 
 
 class FedAvg:
@@ -21,8 +22,13 @@ class FedAvg:
         """How many updates were folded in."""
         return self._mean.num_terms
 
-    def add(self, update: StateDict, weight: int) -> None:
-        """Fold one screened update in; the order does not matter.
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """None: every update is taken as it is."""
+        return {}
+
+    def add(self, update: StateDict, weight: int, site: str = "") -> None:
+        """Fold one screened update in; the order does not matter, nor whose it is.
 
         Raises:
             UpdateError: See `WeightedMean.add`; nothing was added.
@@ -35,8 +41,4 @@ class FedAvg:
         Raises:
             UpdateError: If no update was added.
         """
-        mean = self._mean.result()
-        return {
-            name: np.asarray(np.add(array, mean[name]), dtype=array.dtype)
-            for name, array in self._weights.items()
-        }
+        return moved(self._weights, self._mean.result())

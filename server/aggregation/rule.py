@@ -1,6 +1,9 @@
 """What every aggregation rule of a round can do."""
 
+from collections.abc import Mapping
 from typing import Protocol
+
+import numpy as np
 
 from medfed.common.state_dicts import StateDict
 
@@ -13,7 +16,12 @@ class Rule(Protocol):
         """How many updates were folded in."""
         ...
 
-    def add(self, update: StateDict, weight: int) -> None:
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """After `apply`: by site, where its update was not taken as it is, what was done."""
+        ...
+
+    def add(self, update: StateDict, weight: int, site: str) -> None:
         """Fold one screened update in; the order does not matter.
 
         Raises:
@@ -24,3 +32,11 @@ class Rule(Protocol):
     def apply(self) -> StateDict:
         """Return the new global weights, each in its own type."""
         ...
+
+
+def moved(weights: StateDict, update: StateDict) -> StateDict:
+    """Return `weights` plus `update`, each in the type of the weights."""
+    return {
+        name: np.asarray(np.add(array, update[name]), dtype=array.dtype)
+        for name, array in weights.items()
+    }

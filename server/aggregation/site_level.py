@@ -10,6 +10,7 @@ References: McMahan et al. 2018, https://arxiv.org/abs/1710.06963;
 Andrew et al. 2021, https://arxiv.org/abs/1905.03871.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,8 +64,13 @@ class SiteLevelMean:
         """How many updates were folded in."""
         return self._sum.num_terms
 
-    def add(self, update: StateDict, weight: int = 1) -> None:
-        """Clip one screened update and fold it in; the order does not matter.
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """None: whether one site's update was clipped is covered by no epsilon."""
+        return {}
+
+    def add(self, update: StateDict, weight: int = 1, site: str = "") -> None:
+        """Clip one screened update and fold it in; the order does not matter, nor whose it is.
 
         Raises:
             UpdateError: NaN or infinite values, or a weight other than one: nothing was added.

@@ -17,6 +17,7 @@ from medfed.common.errors import RunError, StudyError
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import load_study
 from medfed.simulations.auditing.findings import Finding, Number, PartResult, Status
+from medfed.simulations.auditing.heads_alone import ABSENT
 from medfed.simulations.auditing.ledger_part import audit_ledger, audit_run_ledgers
 
 PARTS = ("ledger", "mechanism", "membership", "reconstruction")
@@ -88,11 +89,12 @@ class Audit:
         if not ran:
             return "Nothing was audited: every part was skipped."
         passed = sum(f.status is Status.PASS for f in self.findings)
+        elsewhere = "".join(f" {f.detail}" for f in self.findings if f.check == ABSENT)
         checks = f"{passed} check{'' if passed == 1 else 's'} of {', '.join(ran)}"
         if not self.claims_privacy:
             return (
                 f"Passed: {checks} found nothing wrong. All training was without differential "
-                'privacy (unit "none"): there is no privacy claim to check.'
+                f'privacy (unit "none"): there is no privacy claim to check.{elsewhere}'
             )
         spent = ""
         if self.epsilon is not None and self.unit is not None:
@@ -100,7 +102,7 @@ class Audit:
                 f"; the ledgers say at most epsilon {self.epsilon:.2f} for a {self.unit} at delta "
                 f"{self.delta:g}"
             )
-        return f"Passed: {checks} found nothing wrong{spent}."
+        return f"Passed: {checks} found nothing wrong{spent}.{elsewhere}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the audit as a table for programs."""

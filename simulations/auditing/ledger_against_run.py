@@ -15,16 +15,21 @@ from typing import Any
 
 from medfed.simulations.auditing.collecting import Check
 from medfed.simulations.auditing.findings import Finding
+from medfed.simulations.auditing.heads_alone import absent_sites
 from medfed.simulations.auditing.ledger_against_study import against_study
 from medfed.simulations.auditing.ledger_weights import check_weights
 from medfed.simulations.auditing.run_ledgers import SERVER, ArmRecord, moment
-from medfed.simulations.auditing.verify_ledger import check_countersignatures, epsilon
+from medfed.simulations.auditing.verify_ledger import (
+    CLOCK_TOLERANCE,
+    check_countersignatures,
+    epsilon,
+)
 
 Entries = dict[str, list[dict[str, Any]]]
 # The trainer's accountant has a coarser grid, and rounds up.
 _AGREEMENT = 0.01
 _MAX_ROUNDS = 12  # epsilon is recomputed at so many rounds of a site at most
-# All of a simulation runs by one clock.
+# All of a simulation runs by one clock; a hospital has its own.
 _CLOCK_TOLERANCE = timedelta(seconds=5)
 
 
@@ -77,6 +82,7 @@ def _rounds(arm: ArmRecord, entries: Entries) -> Check:
         "every training was charged", "Each round in which a site trained has its entry, once."
     )
     sites = {site for record in arm.rounds.values() for site in record["sites"]}
+    sites -= set(absent_sites(arm))  # heads_alone says what can be checked of those
     servers = {SERVER} if arm.site_level else set()
     for site in sorted(sites | servers | set(entries)):
         own = entries.get(site, [])
@@ -176,6 +182,7 @@ def _agree(recomputed: float, printed: float) -> bool:
 
 def _times(arm: ArmRecord, entries: Entries) -> Check:
     check = Check("times of entries", "Each entry was written during its round.")
+    tolerance = CLOCK_TOLERANCE if arm.deployed else _CLOCK_TOLERANCE
     for site, own in entries.items():
         released = set(arm.released(site))
         for entry in filter(_is_training, _of_run(arm, own)):
@@ -183,10 +190,10 @@ def _times(arm: ArmRecord, entries: Entries) -> Check:
             check.looked_at += 1
             early, late = arm.earliest(number), arm.latest(number)
             where = f"{arm.name}/{site}: entry {entry['index']} is dated {entry['time']},"
-            if early is not None and time < early - _CLOCK_TOLERANCE:
+            if early is not None and time < early - tolerance:
                 check.problems.append(f"{where} before round {number} can have begun.")
             # A site that came too late may even have begun when the round was over.
-            if number in released and late is not None and time > late + _CLOCK_TOLERANCE:
+            if number in released and late is not None and time > late + tolerance:
                 check.problems.append(f"{where} after round {number} was over.")
     return check
 

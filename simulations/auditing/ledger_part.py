@@ -12,6 +12,7 @@ from medfed.common.errors import LedgerError, RunError
 from medfed.simulations.auditing import verify_ledger
 from medfed.simulations.auditing.collecting import Check
 from medfed.simulations.auditing.findings import Finding, PartResult, Status, Table
+from medfed.simulations.auditing.heads_alone import check_absent
 from medfed.simulations.auditing.ledger_against_run import against_run
 from medfed.simulations.auditing.run_ledgers import ArmRecord, read_arms
 
@@ -45,8 +46,8 @@ def audit_run_ledgers(run: Path, *, delta: float) -> PartResult:
     arms = read_arms(run)
     if not any(arm.rounds for arm in arms):
         raise RunError(
-            f"{run} has no completed round: there is nothing to audit. Finish it with "
-            "`medfed simulate --resume`."
+            f"{run} has no completed round: there is nothing to audit. Finish it: a simulation "
+            "with `medfed simulate --resume`, a deployed run with `medfed federation start`."
         )
     for arm in arms:
         for site, state in arm.state_folders():
@@ -56,6 +57,7 @@ def audit_run_ledgers(run: Path, *, delta: float) -> PartResult:
             printed = _last_printed(arm, site)
             rows.append((name, result, printed))
         findings += against_run(arm, delta, _entries_of(arm))
+        findings += check_absent(arm)
     findings += _no_heads(arms)
     return PartResult(PART, tuple(_merged(findings)), tables=(_table(rows),))
 

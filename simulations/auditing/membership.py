@@ -30,7 +30,7 @@ from medfed.simulations.auditing.attacks.rates import (
     operating_point,
 )
 from medfed.simulations.auditing.attacks.references import image_losses, train_references
-from medfed.simulations.auditing.attacks.units import load_units, site_files
+from medfed.simulations.auditing.attacks.units import NO_DATA_HERE, load_units, site_files
 from medfed.simulations.auditing.findings import PartResult
 from medfed.simulations.auditing.membership_page import describe
 from medfed.simulations.explaining.load import load_trained
@@ -95,7 +95,7 @@ def audit_membership(run: Path, *, seed: int, budget: str) -> PartResult:
         MedfedError: Not a finished run, or data that cannot be read.
     """
     if not site_files(run):
-        return PartResult(NAME, skipped="The run folder names no site whose data is here.")
+        return PartResult(NAME, skipped=NO_DATA_HERE)
     try:
         result = attack_run(run, seed=seed, num_models=_NUM_MODELS[budget])
     except _NothingToAttackError as skipped:

@@ -17,7 +17,14 @@ from medfed.common.seeding import numpy_rng
 from medfed.common.study import StudyConfig
 from medfed.simulations.auditing.attacks.inversion import invert, pixels_of
 from medfed.simulations.auditing.attacks.rates import Interval, clopper_pearson
-from medfed.simulations.auditing.attacks.units import Units, load_units, reduced, site_files, subset
+from medfed.simulations.auditing.attacks.units import (
+    NO_DATA_HERE,
+    Units,
+    load_units,
+    reduced,
+    site_files,
+    subset,
+)
 from medfed.simulations.auditing.attacks.updates import (
     Target,
     batch_of,
@@ -74,7 +81,7 @@ def audit_reconstruction(run: Path, *, seed: int, budget: str) -> PartResult:
     trained = load_trained(run)
     files = site_files(run)
     if not files:
-        return PartResult(NAME, skipped="The run folder names no site whose data is here.")
+        return PartResult(NAME, skipped=NO_DATA_HERE)
     units = load_units(files, trained.study)
     chosen = _choose(units, plan.candidates, seed)
     try:

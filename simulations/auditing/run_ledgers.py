@@ -31,6 +31,7 @@ class ArmRecord:
         server_state: Folder of the coordinator's own ledger, which it keeps under site-level
             privacy.
         attempts: By number, when a round was first begun; a round that failed is begun again.
+        deployed: Whether the sites are hospitals, which keep their ledgers and their own clocks.
     """
 
     folder: Path
@@ -41,6 +42,7 @@ class ArmRecord:
     begun: datetime | None
     server_state: Path
     attempts: dict[int, datetime]
+    deployed: bool
 
     @property
     def name(self) -> str:
@@ -143,13 +145,16 @@ def read_arms(run: Path) -> list[ArmRecord]:
     folders = sorted(path.parent for path in (run / "arms").glob("*/study.json"))
     if not folders:
         raise RunError(
-            f"Expected a run folder of `medfed simulate`, with arms, at {run}; found none."
+            "Expected a run folder of `medfed simulate` or `medfed federation run`, with arms, at "
+            f"{run}; found none."
         )
-    arms = [_read_arm(folder) for folder in folders]
+    # As `medfed federation run` makes it: a queue's entry, and nothing about simulated sites.
+    deployed = (run / "queue.json").exists() and not (run / "simulation.json").exists()
+    arms = [_read_arm(folder, deployed=deployed) for folder in folders]
     return sorted(arms, key=lambda arm: (arm.name != "federated", arm.name))
 
 
-def _read_arm(folder: Path) -> ArmRecord:
+def _read_arm(folder: Path, *, deployed: bool) -> ArmRecord:
     try:
         study_text = (folder / "study.json").read_bytes()
         if not isinstance(json.loads(study_text), dict):
@@ -171,6 +176,7 @@ def _read_arm(folder: Path) -> ArmRecord:
             begun=moment(events[0]["time"]) if events else None,
             server_state=Path(plan.get("server_state") or folder / "server_state"),
             attempts=attempts,
+            deployed=deployed,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(

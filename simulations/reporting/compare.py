@@ -13,12 +13,13 @@ from medfed.common.errors import RunError
 from medfed.common.files import write_atomically
 from medfed.common.study import to_plain
 from medfed.simulations.reporting import conduct, results, spending, training_plots
+from medfed.simulations.reporting.arms import FEDERATED, POOLED
 from medfed.simulations.reporting.drawing import draw
 from medfed.simulations.reporting.figures import metric_curve
 from medfed.simulations.reporting.headline import unfinished_arms
 from medfed.simulations.reporting.rendering import render
 from medfed.simulations.reporting.results import ARMS
-from medfed.simulations.reporting.run_data import FEDERATED, POOLED, RunData, load_run
+from medfed.simulations.reporting.run_data import RunData, load_run
 from medfed.simulations.reporting.tables import ABSENT, Table, figure, num_bytes, seconds, small
 
 if TYPE_CHECKING:

@@ -4,12 +4,23 @@ from collections import Counter
 from collections.abc import Mapping
 from statistics import fmean
 
+from medfed.simulations.reporting.arms import Arm, is_training
 from medfed.simulations.reporting.results import arm_title
-from medfed.simulations.reporting.run_data import Arm, RunData, in_order, is_training
+from medfed.simulations.reporting.run_data import RunData
 from medfed.simulations.reporting.spending import is_update
-from medfed.simulations.reporting.tables import ABSENT, Table, figure, num_bytes, seconds, whole
+from medfed.simulations.reporting.tables import (
+    ABSENT,
+    Table,
+    figure,
+    in_order,
+    num_bytes,
+    seconds,
+    whole,
+)
 
 _STATES = ("ok", "refused", "failed", "late", "rejected")
+# Of sites that are not on the same machine: shown where there are any.
+_CONNECTION_STATES = ("away", "lost")
 # A whole history of answers would bury the page.
 _MAX_REASONS = 6
 
@@ -85,18 +96,20 @@ def participation_table(run: RunData) -> Table:
                 reasons.setdefault(name, []).append(
                     f"round {record.round_number}: {site.status}{why}"
                 )
+    states = _STATES + tuple(s for s in _CONNECTION_STATES if any(a[s] for a in answers.values()))
     rows = tuple(
         (
             name,
-            *(str(counts[state]) for state in _STATES),
+            *(str(counts[state]) for state in states),
             str(len(records) - counts.total()),
             _joined(reasons.get(name, [])),
         )
         for name, counts in ((site, answers[site]) for site in sorted(answers, key=in_order))
     )
-    columns = ("Site", "Ok", "Refused", "Failed", "Late", "Rejected", "Not asked", "Reasons")
+    columns = ("Site", *map(str.capitalize, states), "Not asked", "Reasons")
     strong = frozenset(i for i, row in enumerate(rows) if row[-1])
-    return Table(columns, rows if records else (), strong=strong, text=frozenset({0, 7}))
+    text = frozenset({0, len(columns) - 1})
+    return Table(columns, rows if records else (), strong=strong, text=text)
 
 
 def _joined(reasons: list[str]) -> str:

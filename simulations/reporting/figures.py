@@ -3,11 +3,20 @@
 from functools import partial
 from typing import TYPE_CHECKING
 
-from medfed.simulations.reporting import conduct, data_plots, results, spending, training_plots
+from medfed.simulations.reporting import (
+    conduct,
+    data_plots,
+    deployed,
+    results,
+    spending,
+    training_plots,
+)
+from medfed.simulations.reporting.arms import POOLED, Arm
 from medfed.simulations.reporting.details import Plots, detail_of
 from medfed.simulations.reporting.dot_plots import ARM_SERIES, dot_plot
 from medfed.simulations.reporting.drawing import Drawing, draw
-from medfed.simulations.reporting.run_data import POOLED, Arm, RunData
+from medfed.simulations.reporting.participation_plot import participation
+from medfed.simulations.reporting.run_data import RunData
 from medfed.simulations.reporting.training_plots import Curve
 
 if TYPE_CHECKING:
@@ -30,6 +39,7 @@ def draw_figures(run: RunData) -> dict[str, Drawing]:
         "epsilon": ("Epsilon spent by round, with the budget.", partial(_epsilon, run)),
         "traffic": ("Bytes between the server and each site.", partial(_traffic, run)),
         "times": ("Seconds of each federated round.", partial(_times, run)),
+        "participation": ("Each site's answers by round.", partial(_participation, run)),
         "partition": (detail.counts, partial(_partition, run)),
     }
     sums = results.federated_sums(run)
@@ -86,6 +96,13 @@ def _times(run: RunData) -> "Figure | None":
     rounds = run.federated.rounds if run.federated else ()
     walls = [(record.round_number, record.seconds) for record in rounds]
     return training_plots.round_times(walls, conduct.slowest_sites(run.federated))
+
+
+def _participation(run: RunData) -> "Figure | None":
+    if not run.deployed:  # sites on one machine are not lost or late
+        return None
+    rounds = [record.round_number for record in (run.federated.rounds if run.federated else ())]
+    return participation(deployed.statuses(run.federated), rounds)
 
 
 def _partition(run: RunData) -> "Figure | None":

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from medfed.simulations.reporting import conduct, privacy, results, spending
+from medfed.simulations.reporting import conduct, deployed, privacy, results, spending
 from medfed.simulations.reporting.run_data import RunData
 from medfed.simulations.reporting.tables import counted, figure, num_bytes, small
 
@@ -63,19 +63,10 @@ def _bare(run: RunData) -> str:
 
 
 def _tiles(run: RunData) -> tuple[Tile, ...]:
-    first = results.leading(run)
-    federated, pooled, local = results.by_arm(run, first.key)
     done = len(run.federated.rounds) if run.federated else 0
-    num_local = sum(first.key in arm.final_metrics for arm in run.local_arms.values())
     traffic = conduct.total_bytes(run.federated)
     return (
-        Tile(f"{first.title}, federated", figure(federated), "all sites' data"),
-        Tile(f"{first.title}, pooled", figure(pooled), f"data in one place{_bare(run)}"),
-        Tile(
-            f"{first.title}, local only",
-            figure(local),
-            f"mean of {counted(num_local, 'model')}{_bare(run)}" if num_local else "no local model",
-        ),
+        *(_deployed_tiles(run) if run.deployed else _arm_tiles(run)),
         privacy_tile(run),
         Tile(
             "Rounds",
@@ -86,6 +77,43 @@ def _tiles(run: RunData) -> tuple[Tile, ...]:
             "Sent in all",
             num_bytes(traffic),
             f"{num_bytes(traffic // done)} a round" if done else "no round yet",
+        ),
+    )
+
+
+def _arm_tiles(run: RunData) -> tuple[Tile, ...]:
+    first = results.leading(run)
+    federated, pooled, local = results.by_arm(run, first.key)
+    num_local = sum(first.key in arm.final_metrics for arm in run.local_arms.values())
+    return (
+        Tile(f"{first.title}, federated", figure(federated), "all sites' data"),
+        Tile(f"{first.title}, pooled", figure(pooled), f"data in one place{_bare(run)}"),
+        Tile(
+            f"{first.title}, local only",
+            figure(local),
+            f"mean of {counted(num_local, 'model')}{_bare(run)}" if num_local else "no local model",
+        ),
+    )
+
+
+def _deployed_tiles(run: RunData) -> tuple[Tile, ...]:
+    first, worst = results.leading(run), results.worst_site(run)
+    scores = {name: values[0] for name, values in results.site_scores(run, first.key).items()}
+    answers = [
+        s for by_round in deployed.statuses(run.federated).values() for s in by_round.values()
+    ]
+    ok = sum(status == "ok" for status in answers)
+    return (
+        Tile(first.title, figure(results.by_arm(run, first.key)[0]), "all sites' held-out images"),
+        Tile(
+            f"{first.title}, lowest site",
+            figure(scores[worst] if worst else None),
+            worst or "no two sites released it",
+        ),
+        Tile(
+            "Answers used",
+            f"{ok} of {len(answers)}",
+            "of sites asked to train, all rounds" if answers else "no round yet",
         ),
     )
 
@@ -122,9 +150,12 @@ def _notices(run: RunData) -> tuple[str, ...]:
         names = ", ".join(results.arm_title(name) for name in run.missing_arms)
         notices.append(f"Not started: {names}.")
     if any(arm.outcome is None for arm in run.arms.values()) or run.missing_arms:
-        notices.append("This run is not complete. `medfed simulate --resume` goes on with it.")
-    if not run.simulation:
+        notices.append(_goes_on(run))
+    if not run.simulation and not run.deployed:
         notices.append("simulation.json is missing: nothing is known of data and partition.")
+    heads = run.federated.heads if run.federated else None
+    if heads and heads.problem:
+        notices.append(f"The book of countersigned ledger heads: {heads.problem}")
     bad = [check for check in spending.ledger_checks(run, run.federated) if not check.agrees]
     if bad:
         notices.append(
@@ -132,3 +163,16 @@ def _notices(run: RunData) -> tuple[str, ...]:
             + "; ".join(f"{check.site}: {check.verdict}" for check in bad)
         )
     return tuple(notices)
+
+
+def _goes_on(run: RunData) -> str:
+    if not run.deployed:
+        return "This run is not complete. `medfed simulate --resume` goes on with it."
+    state, reason = str(run.queue.get("state", "")), str(run.queue.get("reason") or "")
+    why = f" ({reason})" if reason else ""
+    if state in ("stopped", "failed"):
+        return f"This run is not complete and was {state}{why}; what was trained is kept."
+    return (
+        f"This run is not complete: it is {state or 'not in the queue'}{why}, and goes on while "
+        "`medfed federation start` runs. `medfed federation status` tells what it does."
+    )

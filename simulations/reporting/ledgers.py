@@ -32,6 +32,11 @@ class LedgerFacts:
         """Return what all private entries together cost at `delta`."""
         return epsilon(Summary.of(self.spends).events, delta)
 
+    def until(self, run: str) -> "LedgerFacts":
+        """Return the facts up to the last entry of `run`: what the run stated came to no more."""
+        last = max((i for i, spend in enumerate(self.spends) if spend.run == run), default=-1)
+        return LedgerFacts(self.spends[: last + 1], self.problem)
+
     @property
     def without_privacy(self) -> int:
         """Releases that no epsilon covers."""

@@ -3,7 +3,8 @@
 from medfed.common.secure_sum.context import threshold_of
 from medfed.common.study import StudyConfig
 from medfed.simulations.reporting import spending
-from medfed.simulations.reporting.run_data import RunData, is_training
+from medfed.simulations.reporting.arms import is_training
+from medfed.simulations.reporting.run_data import RunData
 from medfed.simulations.reporting.tables import counted, figure, small
 
 Facts = tuple[tuple[str, str], ...]
@@ -85,6 +86,9 @@ def _noise(run: RunData) -> tuple[str, ...]:
         what = "rounds were released" if run.study.privacy.unit == "site" else "updates were sent"
         return (f"Some {what} without noise although the study asks for it. They are "
                 "not private.",)  # fmt: skip
+    if "seeded" in kinds and run.deployed:
+        return ("Some noise was seeded, as a site's policy can allow for a test: what was released "
+                "with it is not private. The figure is what secure noise would cost.",)  # fmt: skip
     if "seeded" in kinds:
         return ("Noise was seeded: this simulation is not private itself. The figure is what a "
                 "deployment with these settings would cost.",)  # fmt: skip
@@ -144,14 +148,17 @@ def privacy_facts(run: RunData) -> Facts:
     if privacy.enabled:
         rows.append(("Unit", privacy.unit))
         rows += _site_level(run) if privacy.unit == "site" else _at_sites(study)
-        limit = spending.budget(run)
-        rows += [
-            ("δ", small(privacy.target_delta)),
-            ("Budget", "none" if limit is None else f"ε = {limit:g}"),
-        ]
+        rows += [("δ", small(privacy.target_delta)), ("Budget", _budget(run))]
     if study.secure_aggregation.enabled:
         rows.append(("Secure aggregation", _masking(study)))
     return tuple(rows)
+
+
+def _budget(run: RunData) -> str:
+    limit = spending.budget(run)
+    if limit is not None:
+        return f"ε = {limit:g}"
+    return "each site's own" if run.deployed and run.study.privacy.unit != "site" else "none"
 
 
 def _at_sites(study: StudyConfig) -> Facts:

@@ -7,18 +7,21 @@ from typing import Any
 from medfed.common.errors import RunError
 from medfed.common.files import write_atomically
 from medfed.common.study_file import study_to_toml
-from medfed.simulations.reporting import conduct, privacy, results, spending
+from medfed.simulations.reporting import conduct, deployed, privacy, results, spending
 from medfed.simulations.reporting.details import detail_of
 from medfed.simulations.reporting.details.words import vocabulary_statement, vocabulary_table
 from medfed.simulations.reporting.drawing import Drawing
 from medfed.simulations.reporting.figures import draw_figures
 from medfed.simulations.reporting.headline import headline
+from medfed.simulations.reporting.heads import heads_introduction, heads_table
+from medfed.simulations.reporting.history import history_table
 from medfed.simulations.reporting.model_facts import model_rows, published
 from medfed.simulations.reporting.rendering import render
 from medfed.simulations.reporting.run_data import RunData, load_run
-from medfed.simulations.reporting.tables import whole
+from medfed.simulations.reporting.tables import Table, whole
 
 _SECTIONS = (
+    ("happened", "What happened"),
     ("convergence", "Convergence"),
     ("comparison", "Federated, pooled, local"),
     ("sites", "Sites"),
@@ -30,6 +33,7 @@ _SECTIONS = (
     ("traffic", "Bytes"),
     ("time", "Time"),
     ("participation", "Participation"),
+    ("unseen", "What is not here"),
     ("reproduction", "Reproduction"),
 )
 _PARTITION_KEYS = {
@@ -98,8 +102,25 @@ def _values(run: RunData, figures: dict[str, Drawing]) -> dict[str, Any]:
         "traffic": conduct.traffic_table(run),
         "times": conduct.time_table(run),
         "participation": conduct.participation_table(run),
+        "captions": deployed.captions(run),
+        **(_deployed(run) if run.deployed else {}),
         "reproduction": conduct.reproduction_rows(run),
         "study_toml": study_to_toml(run.shown_study),
+    }
+
+
+def _deployed(run: RunData) -> dict[str, Any]:
+    """What only a coordinator's page has: the sites were not of its own making."""
+    arm = run.federated
+    heads = arm.heads if arm else None
+    answers = deployed.statuses(arm)
+    rows = tuple((site, deployed.by_round(by_round)) for site, by_round in answers.items())
+    return {
+        "happened": history_table(arm.happened if arm else ()),
+        "unseen": deployed.cannot_see(run),
+        "by_round": Table(("Site", "Round by round"), rows, text=frozenset({0, 1})),
+        "heads": heads_table(heads),
+        "heads_introduction": heads_introduction(heads),
     }
 
 
@@ -119,8 +140,10 @@ def _privacy(run: RunData) -> dict[str, Any]:
 
 
 def _sections(run: RunData) -> list[tuple[str, str]]:
-    reports = run.study.task.type == "report"
-    return [section for section in _SECTIONS if reports or section[0] != "vocabulary"]
+    absent = deployed.WITHOUT if run.deployed else deployed.ONLY
+    if run.study.task.type != "report":
+        absent |= {"vocabulary"}
+    return [section for section in _SECTIONS if section[0] not in absent]
 
 
 def _quality(run: RunData) -> dict[str, Any]:
@@ -130,7 +153,7 @@ def _quality(run: RunData) -> dict[str, Any]:
         "leading": results.leading(run).title,
         "arms": results.arms_table(run),
         "comparison": results.comparison_table(run),
-        "sites": results.sites_table(run),
+        "sites": deployed.sites_table(run) if run.deployed else results.sites_table(run),
         "note": detail.note,
         "baseline_notes": results.baseline_notes(run),
         "withholding": results.withholding_sites(run),

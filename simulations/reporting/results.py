@@ -4,13 +4,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from medfed.common.metrics import MetricSums, add_sums
-from medfed.simulations.reporting.run_data import (
-    FEDERATED,
-    LOCAL_PREFIX,
-    POOLED,
-    Arm,
-    RunData,
-)
+from medfed.simulations.reporting.arms import FEDERATED, LOCAL_PREFIX, POOLED, Arm
+from medfed.simulations.reporting.run_data import RunData
 from medfed.simulations.reporting.tables import ABSENT, Table, figure, mean, whole
 
 if TYPE_CHECKING:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 from medfed.server.records import SiteRound
+from medfed.simulations.reporting.arms import FEDERATED, Arm, is_training
 from medfed.simulations.reporting.ledgers import LedgerCheck, check_ledgers
-from medfed.simulations.reporting.run_data import FEDERATED, Arm, RunData, in_order, is_training
-from medfed.simulations.reporting.tables import Table, figure, whole
+from medfed.simulations.reporting.run_data import RunData
+from medfed.simulations.reporting.tables import Table, figure, in_order, whole
 
 SERVER = "Server"
 # What the one curve of site-level privacy is of.

@@ -1,5 +1,6 @@
 """`Table`, and how numbers are written in it."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -76,3 +77,9 @@ def mean(values: Sequence[float | None]) -> float | None:
     """Mean of the known values, or None without any."""
     known = [value for value in values if value is not None]
     return fmean(known) if known else None
+
+
+def in_order(name: str) -> tuple[tuple[int, int, str], ...]:
+    """Sort key by which site-2 comes before site-10."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return tuple((0, int(p), p) if p.isascii() and p.isdigit() else (1, 0, p) for p in parts)

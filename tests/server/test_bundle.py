@@ -1,5 +1,9 @@
+import hashlib
 import importlib
 import io
+import os
+import subprocess
+import sys
 import tomllib
 import zipfile
 from pathlib import Path
@@ -10,6 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.common.config import parse_config_args
 from flwr.serverapp import ServerApp
 
+from medfed.common.bundle import bundle_bytes, bundle_digest
 from medfed.server.bundle import BUNDLE_FILES, run_config, write_bundle
 
 
@@ -33,6 +38,25 @@ def test_bundle_is_the_same_for_every_run(tmp_path: Path) -> None:
     first = build_fab_from_disk(write_bundle(tmp_path / "a" / "medfed-study"))
     second = build_fab_from_disk(write_bundle(tmp_path / "b" / "medfed-study"))
     assert first == second
+
+
+def test_bundle_bytes_are_what_flower_builds(tmp_path: Path) -> None:
+    assert bundle_bytes() == build_fab_from_disk(write_bundle(tmp_path / "medfed-study"))
+
+
+def test_bundle_bytes_are_the_same_in_another_process_place_and_time(tmp_path: Path) -> None:
+    program = "from medfed.common.bundle import bundle_digest; print(bundle_digest())"
+    elsewhere = {**os.environ, "TZ": "Pacific/Kiritimati", "PYTHONHASHSEED": "7", "LC_ALL": "C"}
+    answer = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=elsewhere,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    digest = hashlib.sha256(bundle_bytes()).hexdigest()
+    assert answer.stdout.strip() == bundle_digest() == digest
 
 
 def test_bundle_names_the_installed_apps(tmp_path: Path) -> None:

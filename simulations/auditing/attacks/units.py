@@ -19,6 +19,12 @@ from medfed.common.study import StudyConfig
 Positions = npt.NDArray[np.int64]
 
 
+NO_DATA_HERE = (
+    "The run folder names no site whose data is here. In a deployment images stay at the "
+    "hospitals, so attacks on their data cannot be tried from the coordinator's machine."
+)
+
+
 @dataclass(frozen=True)
 class Units:
     """Everyone whose membership is in question.

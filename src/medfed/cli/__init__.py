@@ -8,7 +8,16 @@ from typing import Annotated
 
 import typer
 
-from medfed.cli import data_trial, site_agent
+from medfed.cli import (
+    data_trial,
+    federation_sites,
+    site_agent,
+    site_enroll,
+    site_init,
+    site_log,
+    site_preflight,
+    site_status,
+)
 from medfed.cli.privacy import privacy_app
 from medfed.cli.site_ledger import ledger_app
 from medfed.common.errors import MedfedError
@@ -28,7 +37,14 @@ app.add_typer(privacy_app, name="privacy")
 data_app = typer.Typer(help="Prepare and look at data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 data_trial.add_to(data_app)
-site_agent.add_to(site_app)
+federation_app = typer.Typer(
+    help="Coordinate a federation: sites, runs and how they are.", no_args_is_help=True
+)
+app.add_typer(federation_app, name="federation")
+for commands in (federation_sites,):
+    commands.add_to(federation_app)
+for commands in (site_init, site_enroll, site_preflight, site_agent, site_status, site_log):
+    commands.add_to(site_app)
 
 Overrides = Annotated[
     list[str] | None,

@@ -6,7 +6,8 @@ import pytest
 
 from medfed.common.errors import RunError
 from medfed.common.files import write_json
-from medfed.simulations.reporting.run_data import in_order, load_run
+from medfed.simulations.reporting.run_data import load_run
+from medfed.simulations.reporting.tables import in_order
 
 MakeRun = Callable[..., Path]
 

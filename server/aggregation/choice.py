@@ -1,0 +1,34 @@
+"""From a study's `[aggregation]` to the rule of one round."""
+
+from functools import partial
+
+from medfed.common.state_dicts import StateDict
+from medfed.common.study.aggregation import AggregationSection
+from medfed.server.aggregation.fedavg import FedAvg
+from medfed.server.aggregation.geometric_median import geometric_median
+from medfed.server.aggregation.krum import krum, multi_krum
+from medfed.server.aggregation.median import coordinate_median
+from medfed.server.aggregation.norm_bound import NormBounded
+from medfed.server.aggregation.robust import Combine, RobustRule
+from medfed.server.aggregation.rule import Rule
+from medfed.server.aggregation.trimmed_mean import trimmed_mean
+
+
+def make_rule(section: AggregationSection, weights: StateDict) -> Rule:
+    """Return the rule of a round that starts from `weights`."""
+    rule: Rule = FedAvg(weights)
+    if section.robust:
+        rule = RobustRule(weights, _combine(section), section.min_updates)
+    return NormBounded(rule, section.max_norm) if section.max_norm else rule
+
+
+def _combine(section: AggregationSection) -> Combine:
+    hostile = section.num_byzantine or 0
+    rules: dict[str, Combine] = {
+        "median": coordinate_median,
+        "trimmed_mean": partial(trimmed_mean, num_trimmed=hostile),
+        "krum": partial(krum, num_byzantine=hostile),
+        "multi_krum": partial(multi_krum, num_byzantine=hostile, num_selected=section.num_selected),
+        "geometric_median": geometric_median,
+    }
+    return rules[section.rule]

@@ -1,0 +1,184 @@
+"""The two faces of Flower's SuperLink: what the internet reaches, and what this machine does.
+
+Flower serves its sites, its administration and the programs that train on one port, and protects
+only the first. Here everything is closed that is not on a list:
+
+    public    POST /v1/fleet/*      of an approved site, signed with its node key
+              POST /medfed/v1/*     joining and leaving; signed or with an invite's token
+              GET  /health
+    loopback  /v1/runtime/*         Flower's own tokens protect these
+              everything else       with this federation's control token
+"""
+
+import asyncio
+import hmac
+import ipaddress
+import logging
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from medfed.server.federation.enrolment import EnrolmentDesk
+from medfed.server.federation.fleet_requests import (
+    FLEET_PATHS,
+    MAX_REQUEST_BYTES,
+    PUSH_MESSAGES,
+    RefusedError,
+    Uploads,
+    check_headers,
+    check_push,
+    sender,
+)
+from medfed.server.federation.http import (
+    ClientGoneError,
+    TooLargeError,
+    answer,
+    header,
+    read_body,
+    replay,
+)
+from medfed.server.federation.registry import Registry
+from medfed.server.federation.rejections import Rejections
+
+_log = logging.getLogger(__name__)
+
+_DESK_PATH = re.compile(r"/medfed/v1/[a-z]{1,32}", re.ASCII)
+_MAX_DESK_BYTES = 64 * 1024
+_MAX_DESK_REQUESTS = 8
+_DESK_PATIENCE_S = 30.0
+# A chunk of 5 MB over a slow line.
+_FLEET_PATIENCE_S = 600.0
+_MAX_REQUESTS_A_SITE = 64
+# Of Flower's answers: what no program that follows its protocol gets.
+_STRANGE = frozenset({400, 401, 404, 405, 415, 422, 500})
+
+
+@dataclass
+class PublicGate:
+    """ASGI application for the public port."""
+
+    app: ASGIApp
+    registry: Registry
+    desk: EnrolmentDesk
+    rejections: Rejections
+    uploads: Uploads
+    _open: Counter[str] = field(default_factory=Counter)
+    _desk_queue: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(_MAX_DESK_REQUESTS)
+    )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; whatever goes wrong is told to the log alone."""
+        if scope["type"] != "http":
+            return
+        path, watched = _plain_path(scope), _Watched(send)
+        try:
+            if (scope["method"], path) == ("GET", "/health"):
+                await answer(watched, 200)
+            elif scope["method"] == "POST" and path in FLEET_PATHS:
+                await self._fleet(path, scope, receive, watched)
+            elif scope["method"] == "POST" and _DESK_PATH.fullmatch(path):
+                await self._enrol(path, scope, receive, watched)
+            else:
+                raise RefusedError(404, "closed")
+        except RefusedError as error:
+            what = path or str(scope.get("raw_path", b""))
+            self.rejections.add(error.site, what, error.reason)
+            if not watched.status:
+                await answer(send, error.status, close=True)
+        except ClientGoneError:
+            pass
+        except Exception:
+            _log.exception("A request to %s could not be answered", path)
+            if not watched.status:
+                await answer(send, 500, close=True)
+
+    async def _fleet(self, path: str, scope: Scope, receive: Receive, send: "_Watched") -> None:
+        site = sender(scope, self.registry)
+        check_headers(scope, site)
+        if self._open[site] >= _MAX_REQUESTS_A_SITE:
+            raise RefusedError(503, "too many requests at a time", site)
+        self._open[site] += 1
+        try:
+            body = await _read(scope, receive, MAX_REQUEST_BYTES, _FLEET_PATIENCE_S, site)
+            self.uploads.count(site, path, len(body))
+            if path == PUSH_MESSAGES:
+                check_push(body, site)
+            await self.app(scope, replay(body, receive), send)
+        finally:
+            self._open[site] -= 1
+        if send.status in _STRANGE:
+            self.rejections.add(site, path, f"Flower answered {send.status}")
+
+    async def _enrol(self, path: str, scope: Scope, receive: Receive, send: "_Watched") -> None:
+        body = await _read(scope, receive, _MAX_DESK_BYTES, _DESK_PATIENCE_S, "")
+        async with self._desk_queue:
+            status, table = await asyncio.to_thread(self.desk.handle, path, body)
+        if status >= 400:
+            self.rejections.add("", path, str(table.get("error", f"the desk answered {status}")))
+        await answer(send, status, table)
+
+
+@dataclass
+class LoopbackGate:
+    """ASGI application for this machine's own programs."""
+
+    app: ASGIApp
+    token: str
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on what Flower protects by itself; ask for the token for everything else."""
+        if scope["type"] != "http":
+            return
+        path = _plain_path(scope)
+        if not _is_loopback(header(scope, b"host") or b""):
+            # A web page that was given this machine's address under its own name.
+            await answer(send, 403, close=True)
+        elif path.startswith("/v1/runtime/") or path == "/health" or self._has_token(scope):
+            await self.app(scope, receive, send)
+        else:
+            await answer(send, 401, close=True)
+
+    def _has_token(self, scope: Scope) -> bool:
+        given = header(scope, b"authorization") or b""
+        return hmac.compare_digest(given, f"Bearer {self.token}".encode())
+
+
+class _Watched:
+    """A `send` that remembers the status of the response that was begun; 0 before."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status = 0
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        await self._send(message)
+
+
+async def _read(scope: Scope, receive: Receive, limit: int, patience_s: float, site: str) -> bytes:
+    try:
+        return await read_body(scope, receive, limit, patience_s)
+    except TooLargeError:
+        raise RefusedError(413, f"a request of more than {limit} bytes", site) from None
+
+
+def _plain_path(scope: Scope) -> str:
+    """Return the path if it was written as itself, without escapes and query; else nothing."""
+    path = str(scope["path"])
+    raw = scope.get("raw_path")
+    plain = path.encode() == raw and not scope["query_string"] and "//" not in path
+    return path if plain and ".." not in path else ""
+
+
+def _is_loopback(host: bytes) -> bool:
+    name = re.sub(r":\d+$", "", host.decode("latin-1"))
+    if name.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return False
