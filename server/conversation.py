@@ -16,10 +16,18 @@ from medfed.common.errors import MessageError
 from medfed.common.messages import Refusal, Reply, TrainReply
 from medfed.common.study import StudyConfig
 from medfed.server.countersigning import screen_head
+from medfed.server.exchange import LATE, LOST
 from medfed.server.participants import Participant
-from medfed.server.records import SiteRound
+from medfed.server.records import SiteRound, SiteStatus
 
 log = logging.getLogger(__name__)
+
+# How an exchange that ended without a reply is put on record.
+_ENDS: Mapping[str, tuple[SiteStatus, str]] = {
+    LATE: ("late", "late"),
+    LOST: ("lost", "not connected any more"),
+}
+_MOST_IGNORED = 10
 
 
 class Conversation:
@@ -36,7 +44,7 @@ class Conversation:
 
     Attributes:
         sites: What each site did in the current round, by name.
-        left: Names of sites that refused to go on; they are not asked again.
+        left: Names of sites that refused for good; they are not asked again.
         heads: The ledger heads that sites sent in the current round, by name.
         countersignatures: By name, what the next message to a site carries.
     """
@@ -53,7 +61,9 @@ class Conversation:
     ) -> None:
         self._study = study
         self._run = run
-        self._by_node = {site.node_id: site for site in sites}
+        self._by_node: dict[int, Participant] = {}
+        for site in sites:
+            self.admit(site)
         self._words = words
         self._frozen_sha256 = frozen_sha256
         self._stated_participants = stated_participants
@@ -63,11 +73,24 @@ class Conversation:
         self.heads: dict[str, str] = {}
         self.countersignatures: Mapping[str, str] = {}
 
-    def start_round(self, chosen: Sequence[Participant]) -> None:
-        """Begin a round of training with the sites that were chosen for it."""
+    def admit(self, site: Participant) -> None:
+        """Listen to a site; through this node alone, if it had another one before."""
+        self._by_node = {
+            node: known for node, known in self._by_node.items() if known.name != site.name
+        }
+        self._by_node[site.node_id] = site
+
+    def name_of(self, node: int) -> str:
+        """Return the name of the site behind a node; empty if there is none."""
+        return self._by_node[node].name if node in self._by_node else ""
+
+    def start_round(self, chosen: Sequence[Participant], away: Iterable[Participant] = ()) -> None:
+        """Begin a round of training with the sites that were chosen for it; others are `away`."""
         self._asked = time.perf_counter()
         self.heads = {}
         self.sites = {site.name: SiteRound(status="failed", reason="no answer") for site in chosen}
+        for site in away:
+            self.sites[site.name] = SiteRound(status="away", reason="not connected")
 
     def model_messages(
         self,
@@ -140,22 +163,26 @@ class Conversation:
         """Yield who answered and what; replies that say no or cannot be read are noted instead."""
         for message in replies:
             site = self._by_node.get(message.metadata.src_node_id)
-            if site is None:
-                continue
-            self.round_of(site.name).bytes_up += messages.num_bytes(message.content)
-            try:
-                reply = messages.unpack_reply(message.content)
-                if reply.site != site.name:
-                    raise MessageError(
-                        f"the site that joined as {site.name} calls itself another name"
-                    )
-            except MessageError as error:
-                self.reject(site.name, str(error))
-                continue
-            if isinstance(reply, Refusal):
-                self._refused(site.name, reply)
-            else:
+            reply = None if site is None else self._open(message, site)
+            # Nothing of it is held while the next one is fetched.
+            del message
+            if site is not None and reply is not None:
                 yield site, reply
+            del reply
+
+    def _open(self, message: Message, site: Participant) -> Reply | None:
+        self.round_of(site.name).bytes_up += messages.num_bytes(message.content)
+        try:
+            reply = messages.unpack_reply(message.content)
+            if reply.site != site.name:
+                raise MessageError(f"the site that joined as {site.name} calls itself another name")
+        except MessageError as error:
+            self.reject(site.name, str(error))
+            return None
+        if isinstance(reply, Refusal):
+            self._refused(site.name, reply)
+            return None
+        return reply
 
     def note_head(self, site: Participant, head: str) -> None:
         """Keep the ledger head that a site sent: it is countersigned, whatever else it sent.
@@ -183,10 +210,26 @@ class Conversation:
     def note_failures(self, failures: Mapping[int, str]) -> None:
         """Record why training sites, by node, gave no reply."""
         for node_id, reason in failures.items():
-            site = self.sites.get(self._by_node[node_id].name)
+            site = self.sites.get(self.name_of(node_id))
             if site is not None and site.status == "failed":
-                site.status = "late" if reason == "late" else "failed"
-                site.reason = reason
+                site.status, site.reason = _ENDS.get(reason, ("failed", reason))
+
+    def note_ignored(self, ignored: Iterable[tuple[int, str]]) -> None:
+        """Record what came from a node, or in its name, and was not used."""
+        for node_id, why in ignored:
+            name = self.name_of(node_id)
+            log.warning("Ignored, from %s: %s.", name or "an unknown node", why)
+            noted = self.sites[name].ignored if name in self.sites else []
+            # A flood of them must not fill the record.
+            if len(noted) < _MOST_IGNORED:
+                noted.append(why)
+
+    def note_turned_away(self, reasons: Mapping[str, str]) -> None:
+        """Record, by name, why the gate turned away what sites sent, of those without an answer."""
+        for name, reason in reasons.items():
+            site = self.sites.get(name)
+            if site is not None and site.status in ("failed", "late", "lost"):
+                site.status, site.reason = "rejected", f"turned away by the gate: {reason}"
 
     def note_lost(self, reason: str) -> None:
         """Note that the round gave no sum, for sites that nothing else is known of."""
@@ -208,4 +251,5 @@ class Conversation:
         record = self.round_of(name)
         if record.status == "failed":
             record.status, record.reason = "refused", refusal.reason.value
-            self.left.add(name)
+            if refusal.reason.is_final:
+                self.left.add(name)

@@ -1,46 +1,124 @@
 """Sends messages through a Flower Grid and yields replies as they arrive.
 
-`Grid.send_and_receive` holds every reply until the last one has come; here each is handed over at
-once and then forgotten, so that memory does not grow with the number of sites.
+`Grid.send_and_receive` holds every reply until the last one has come; here one is fetched at a
+time, handed over and forgotten, so that memory does not grow with the number of sites.
+
+A node that is not connected is not asked for its reply: a SuperLink would take that for a reason to
+drop the message, and a site behind a cut cable could not answer when it is back. A node that is
+connected anew may have forgotten what it was asked, since a SuperNode keeps messages in memory
+only; where the study allows it, it is asked again. Whichever answer comes first counts.
 """
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 from flwr.app import Message
 from flwr.serverapp import Grid
 
+from medfed.server.presence import Presence
+
+LATE = "late"
+LOST = "lost"
+
 _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 1.0
+# A message or its reply that Flower lost on the way: its ErrorCode MESSAGE_UNAVAILABLE,
+# REPLY_MESSAGE_UNAVAILABLE and NODE_UNAVAILABLE.
+_LOST_ON_THE_WAY = (3, 4, 5)
+_MOST_ASKED = 5
+
+
+@dataclass(frozen=True)
+class Watch:
+    """How to tell that a node will not answer.
+
+    Attributes:
+        presence: Who is connected.
+        lost_after_s: A node that has been unable to answer for so long is lost.
+        turned_away_s: By node, how long ago an answer of it was turned away; 0 if none was.
+    """
+
+    presence: Presence
+    lost_after_s: float
+    turned_away_s: Callable[[int], float]
+
+
+@dataclass
+class _Asked:
+    """A node that was asked and has not answered.
+
+    Attributes:
+        message: What it was asked.
+        start: When it was connected, as Flower says.
+        times: How often it was asked.
+        identifiers: Of the messages that it may answer.
+        owed: Whether it is to be asked again as soon as it is connected.
+        forgot_at: When it was seen to be connected anew, if it cannot be asked again.
+    """
+
+    message: Message
+    start: str
+    times: int = 1
+    identifiers: set[str] = field(default_factory=set)
+    owed: bool = False
+    forgot_at: float | None = None
 
 
 class Exchange:
     """Messages under way and their replies.
 
-    `failures` tells, by node, why there was no reply: unreachable, late, or the error's code.
+    Args:
+        grid: Flower's.
+        watch: Tells which nodes will not answer; None to wait for all.
+        asks_again: Whether a node may be asked the same twice: it then gives the same answer.
+
+    Attributes:
+        failures: By node, why there was no reply: unreachable, late, lost, or the error's code.
+        ignored: What came and was not used: node (0 if unknown) and why.
     """
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Grid, watch: Watch | None = None, *, asks_again: bool = False) -> None:
         self._grid = grid
-        self._waiting: dict[str, int] = {}
+        self._watch = watch
+        self._asks_again = asks_again
+        self._asked: dict[int, _Asked] = {}
+        self._nodes: dict[str, int] = {}
         self._pause_s = _FIRST_PAUSE_S
+        self._pulling_s = 0.0
+        self._deadline = float("inf")
         self.failures: dict[int, str] = {}
+        self.ignored: list[tuple[int, str]] = []
 
     @property
     def num_waiting(self) -> int:
-        """Messages without an answer so far."""
-        return len(self._waiting)
+        """Nodes without an answer so far."""
+        return len(self._asked)
 
-    def replies(self, outgoing: Iterable[Message], timeout_s: float) -> Iterator[Message]:
-        """Send, then yield each reply with content once, as they arrive, until the deadline."""
+    def replies(
+        self,
+        outgoing: Iterable[Message],
+        timeout_s: float,
+        enough: Callable[[], bool] | None = None,
+    ) -> Iterator[Message]:
+        """Send, then yield each reply with content once, as they arrive, until the deadline.
+
+        Args:
+            outgoing: One message a node.
+            timeout_s: Until the deadline.
+            enough: Whether nodes that are lost need not be waited for any longer; None for never.
+        """
+        self._deadline = time.monotonic() + timeout_s
         self.push(outgoing)
-        deadline = time.monotonic() + timeout_s
-        while self._waiting and time.monotonic() < deadline:
+        while self._asked and time.monotonic() < self._deadline:
+            self._notice()
             yield from self.pull()
-            if self._waiting:
+            if enough is not None and self._asked and enough():
+                yield from self._give_up()
+            if self._asked:
                 self.wait()
-        for node_id in self._waiting.values():
-            self.failures[node_id] = "late"
+        for node in list(self._asked):
+            self._end(node, LATE if self._is_online(node) else LOST)
 
     def push(self, outgoing: Iterable[Message]) -> None:
         """Send messages; may be called again while others are under way."""
@@ -49,28 +127,139 @@ class Exchange:
         accepted = set(self._grid.push_messages(pushed)) if pushed else set()
         for message in pushed:
             # Grids number the messages they are given; one that they could not take is left out.
-            if message.metadata.message_id in accepted:
-                self._waiting[message.metadata.message_id] = message.metadata.dst_node_id
-            else:
-                self.failures[message.metadata.dst_node_id] = "unreachable"
+            identifier, node = message.metadata.message_id, message.metadata.dst_node_id
+            if identifier not in accepted:
+                self._asked.setdefault(node, _Asked(message, ""))
+                self._end(node, "unreachable")
+                continue
+            self.failures.pop(node, None)
+            asked = self._asked.setdefault(node, _Asked(message, self._start_of(node)))
+            asked.identifiers.add(identifier)
+            self._nodes[identifier] = node
 
     def pull(self) -> Iterator[Message]:
         """Yield the replies with content that have come."""
-        if not self._waiting:
+        if getattr(self._grid, "pull_waits", False):
+            if self._nodes:
+                yield from self._pull(list(self._nodes))
             return
-        for message in self._grid.pull_messages(list(self._waiting)):
-            node_id = self._waiting.pop(message.metadata.reply_to_message_id, None)
-            if node_id is None:
-                continue  # a duplicate
-            if message.has_error():
-                # Its reason may quote a site's exception: it is neither kept nor logged.
-                self.failures[node_id] = f"error {message.error.code}"
-            else:
-                yield message
+        for identifier, node in list(self._nodes.items()):
+            if identifier in self._nodes and self._is_online(node):
+                yield from self._pull([identifier])
 
     def wait(self) -> None:
         """Pause before the next pull, unless pulling from this grid itself waits for replies."""
-        if self._waiting and getattr(self._grid, "pull_waits", False):
+        if self._asked and getattr(self._grid, "pull_waits", False):
             return
-        time.sleep(self._pause_s)
+        # A request for each node took a while: rest as long, so that others get something done.
+        time.sleep(max(self._pause_s, min(self._pulling_s, _LONGEST_PAUSE_S)))
+        self._pulling_s = 0.0
         self._pause_s = min(self._pause_s * 1.5, _LONGEST_PAUSE_S)
+
+    def _pull(self, identifiers: list[str]) -> Iterator[Message]:
+        began = time.monotonic()
+        found = list(self._grid.pull_messages(identifiers))
+        self._pulling_s += time.monotonic() - began
+        while found:
+            message = found.pop(0)
+            if self._takes(message):
+                yield message
+            del message  # or it is held while the next is fetched
+
+    def _takes(self, message: Message) -> bool:
+        """Whether this is the first answer of a node, with content, to what it was asked here."""
+        metadata = message.metadata
+        node = self._nodes.get(metadata.reply_to_message_id)
+        if node is None:
+            self._ignore(metadata.src_node_id, "a second reply, or one to no message of this round")
+            return False
+        asked = self._asked[node]
+        if message.has_error():
+            # Its reason may quote a site's exception: it is neither kept nor logged.
+            self._take_error(node, asked, metadata.reply_to_message_id, message.error.code)
+            return False
+        if metadata.src_node_id != node:
+            self._ignore(node, "a reply from another node than was asked")
+            return False
+        if metadata.run_id != asked.message.metadata.run_id:
+            self._ignore(node, "a reply from another run")
+            return False
+        self._forget(node)
+        return True
+
+    def _take_error(self, node: int, asked: _Asked, identifier: str, code: int) -> None:
+        del self._nodes[identifier]
+        asked.identifiers.discard(identifier)
+        if asked.identifiers:
+            return  # it was asked again meanwhile
+        if code not in _LOST_ON_THE_WAY:
+            self._end(node, f"error {code}")
+        elif self._watch is not None and self._asks_again and asked.times < _MOST_ASKED:
+            asked.owed = True
+        else:
+            self._end(node, LOST)
+
+    def _notice(self) -> None:
+        """Look who is connected, and ask those again that were connected anew."""
+        if self._watch is None:
+            return
+        presence = self._watch.presence
+        presence.look()
+        anew = [
+            node
+            for node, asked in self._asked.items()
+            if presence.is_online(node) and (asked.owed or presence.start_of(node) != asked.start)
+        ]
+        for node in anew:
+            asked = self._asked[node]
+            if self._asks_again and asked.times < _MOST_ASKED:
+                self._ask_again(node, asked)
+            elif asked.forgot_at is None:
+                asked.forgot_at = time.monotonic()
+
+    def _ask_again(self, node: int, asked: _Asked) -> None:
+        old = asked.message.metadata
+        asked.start, asked.times, asked.owed = self._start_of(node), asked.times + 1, False
+        again = Message(
+            content=asked.message.content,
+            dst_node_id=node,
+            message_type=old.message_type,
+            group_id=old.group_id,
+            ttl=max(1.0, min(old.ttl, self._deadline - time.monotonic())),
+        )
+        self.push([again])
+
+    def _give_up(self) -> Iterator[Message]:
+        """Stop waiting for nodes that have been unable to answer for long."""
+        if self._watch is None:
+            return
+        for node, asked in list(self._asked.items()):
+            silent_s = max(
+                self._watch.presence.offline_s(node),
+                self._watch.turned_away_s(node),
+                0.0 if asked.forgot_at is None else time.monotonic() - asked.forgot_at,
+            )
+            if silent_s >= self._watch.lost_after_s:
+                # Asked for now, a SuperLink drops the message: it must not wait for the node, which
+                # would train for a round that is over.
+                for identifier in list(asked.identifiers):
+                    yield from self._pull([identifier])
+                if node in self._asked:
+                    self._end(node, LOST)
+
+    def _end(self, node: int, reason: str) -> None:
+        self._forget(node)
+        self.failures[node] = reason
+
+    def _forget(self, node: int) -> None:
+        for identifier in self._asked.pop(node).identifiers:
+            self._nodes.pop(identifier, None)
+
+    def _ignore(self, node: int, why: str) -> None:
+        self.ignored.append((node, why))
+
+    def _is_online(self, node: int) -> bool:
+        return self._watch is None or self._watch.presence.is_online(node)
+
+    def _start_of(self, node: int) -> str:
+        return "" if self._watch is None else self._watch.presence.start_of(node)

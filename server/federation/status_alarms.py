@@ -21,7 +21,7 @@ _SLOW = 3.0
 _SLOW_S = 60.0
 _START = "Start it: `medfed federation start`. Runs go on after their last complete round."
 # What a coordinator can do about each reason for which a site says no.
-_REFUSED = {
+_REFUSED: dict[str, str] = {
     RefusalReason.BUDGET: "Its privacy budget does not cover the round. Only the site can raise "
     "it; the run goes on without it.",
     RefusalReason.POLICY: "Its policy does not allow the study. Ask the site to look at "
@@ -32,6 +32,7 @@ _REFUSED = {
     "`medfed site ledger verify`.",
     RefusalReason.STUDY: "It cannot run the study: compare versions of medfed on both sides.",
     RefusalReason.INTERNAL: "Something failed there. Ask the site to look at `medfed site log`.",
+    RefusalReason.PAUSED: "Its staff paused it; it is asked again in each round.",
 }
 
 
@@ -73,10 +74,7 @@ def _certificate(status: FederationStatus) -> Iterator[Alarm]:
     days = status.certificate.days_left
     if days is None:
         return  # among the files that cannot be read
-    way_out = (
-        "Put a new server.pem and server.key of the same authority in place of the old, and start "
-        "the federation anew: sites trust the authority, not the certificate."
-    )
+    way_out = "medfed federation renew, then start the federation anew. Sites need nothing new."
     when = _clock(status.certificate.expires)
     if days <= 0:
         what = f"The server's certificate expired on {when}: no site can connect."
@@ -102,7 +100,8 @@ def _runs(status: FederationStatus) -> Iterator[Alarm]:
     if latest is not None and latest.state == "failed":
         yield Alarm(
             level="error",
-            what=f"Run {latest.name} failed in round {latest.completed + 1}: {latest.reason}",
+            what=f"Run {latest.name} failed after {latest.completed} of {latest.rounds} rounds: "
+            f"{latest.reason}",
             way_out=f"Mend that, then: medfed federation run --resume {latest.name}",
         )
 
@@ -163,11 +162,7 @@ def _answers(site: MemberStatus) -> Iterator[Alarm]:
     where = f"in round {site.round_number} of {site.run}" if site.round_number else site.run
     if site.doing == "refused":
         what = f"{site.name} refused {where}: {site.why or 'no reason'}."
-        if site.why == "paused":
-            way_out = "Its staff paused it; it is asked again in each round."
-        else:
-            way_out = _REFUSED.get(site.why, "")  # type: ignore[call-overload]
-        yield Alarm(level="warning", what=what, way_out=way_out)
+        yield Alarm(level="warning", what=what, way_out=_REFUSED.get(site.why, ""))
     elif site.doing == "rejected":
         what = f"What {site.name} sent {where} was rejected: {site.why}"
         yield Alarm(level="warning", what=what, way_out="It was left out; tell the site.")
@@ -187,7 +182,8 @@ def _gate(status: FederationStatus) -> Iterator[Alarm]:
     most = max(gate.reasons, key=lambda reason: gate.reasons[reason])
     names = sorted(name or "unknown senders" for name in gate.sites)
     yield Alarm(
-        level="warning",
+        # Whoever finds an open port knocks at it; a site's requests should be good.
+        level="warning" if any(gate.sites) else "note",
         what=f"The gate turned down {gate.num_turned_down} requests in the last hour, of "
         f"{', '.join(names)}; most often: {most}.",
         way_out="They did no harm. superlink/rejections.jsonl lists them.",

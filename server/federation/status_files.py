@@ -1,6 +1,7 @@
 """Reads what other processes are writing: a file that is missing or damaged stops nothing."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,10 @@ def number(value: object) -> int:
 
 
 def real(value: object) -> float | None:
-    """Return a number that a file should hold there; None for anything else."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """Return a finite number that a file should hold there; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
 
 
 def words(value: object) -> str:

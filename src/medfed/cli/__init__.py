@@ -10,7 +10,9 @@ import typer
 
 from medfed.cli import (
     data_trial,
+    federation_runs,
     federation_sites,
+    federation_status,
     site_agent,
     site_enroll,
     site_init,
@@ -41,7 +43,7 @@ federation_app = typer.Typer(
     help="Coordinate a federation: sites, runs and how they are.", no_args_is_help=True
 )
 app.add_typer(federation_app, name="federation")
-for commands in (federation_sites,):
+for commands in (federation_sites, federation_runs, federation_status):
     commands.add_to(federation_app)
 for commands in (site_init, site_enroll, site_preflight, site_agent, site_status, site_log):
     commands.add_to(site_app)

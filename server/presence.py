@@ -1,0 +1,73 @@
+"""Which nodes are connected, since when and under which names: what Flower says of them.
+
+A SuperLink notices a lost connection after up to a minute, and lists the connected nodes only. In
+one process all are always there.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+
+from flwr.serverapp import Grid
+
+# Asking a SuperLink takes some milliseconds of it.
+_EVERY_S = 1.0
+
+
+@dataclass(frozen=True)
+class _Node:
+    name: str
+    start: str
+
+
+class Presence:
+    """The nodes of a grid, as of the last look.
+
+    Args:
+        grid: Flower's.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._online: list[int] = []
+        self._known: dict[int, _Node] = {}
+        self._missing: dict[int, float] = {}
+        self._looked = -math.inf
+
+    def look(self) -> None:
+        """Ask the grid, unless that was a moment ago."""
+        clock = time.monotonic()
+        if clock - self._looked < _EVERY_S:
+            return
+        found = {
+            int(node.node_id): _Node(node.name, node.last_activated_at)
+            for node in self._grid.get_nodes()
+        }
+        # The grid may have been unreachable for long: what it now lists is of now.
+        self._looked = clock = time.monotonic()
+        self._known |= found
+        self._online = list(found)
+        self._missing = {
+            node: self._missing.get(node, clock) for node in self._known if node not in found
+        }
+
+    @property
+    def online(self) -> list[int]:
+        """The connected nodes, in the grid's order."""
+        return list(self._online)
+
+    def is_online(self, node: int) -> bool:
+        """Whether a node is connected."""
+        return node in self._online
+
+    def offline_s(self, node: int) -> float:
+        """Return for how many seconds a node has been seen missing; 0 if it is connected."""
+        return time.monotonic() - self._missing[node] if node in self._missing else 0.0
+
+    def name_of(self, node: int) -> str:
+        """Return the name that the coordinator registered a node's key under; empty if none."""
+        return self._known[node].name if node in self._known else ""
+
+    def start_of(self, node: int) -> str:
+        """Return what changes whenever a node is connected anew: after a restart, or a cut."""
+        return self._known[node].start if node in self._known else ""
