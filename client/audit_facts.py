@@ -25,7 +25,7 @@ UNFIT = "unfit"
 
 REASONS: Mapping[str, str] = {
     # What a refusal's reason code means here; the server learns the code alone.
-    "budget": "the privacy budget is spent",
+    "budget": "it would go over the privacy budget",
     "policy": "the study asks for more than this site's policy allows",
     "data": "this site's data do not serve the study",
     "ledger": "the privacy ledger cannot be trusted; `medfed site ledger verify` says why",

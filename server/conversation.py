@@ -8,11 +8,12 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
+from typing import NamedTuple
 
 from flwr.app import ArrayRecord, Message, RecordDict
 
 from medfed.common import messages
-from medfed.common.errors import MessageError
+from medfed.common.errors import MessageError, RefusalReason
 from medfed.common.messages import Refusal, Reply, TrainReply
 from medfed.common.study import StudyConfig
 from medfed.server.countersigning import screen_head
@@ -22,12 +23,20 @@ from medfed.server.records import SiteRound, SiteStatus
 
 log = logging.getLogger(__name__)
 
-# How an exchange that ended without a reply is put on record.
-_ENDS: Mapping[str, tuple[SiteStatus, str]] = {
-    LATE: ("late", "late"),
-    LOST: ("lost", "not connected any more"),
-}
 _MOST_IGNORED = 10
+
+
+class Absence(NamedTuple):
+    """Why a site is not asked: how that is put on record."""
+
+    status: SiteStatus
+    reason: str
+
+
+# How an exchange that ended without a reply is put on record.
+_ENDS = {LATE: Absence("late", "late"), LOST: Absence("lost", "not connected any more")}
+NOT_CONNECTED = Absence("away", "not connected")
+PAUSED = Absence("refused", RefusalReason.PAUSED.value)
 
 
 class Conversation:
@@ -84,13 +93,17 @@ class Conversation:
         """Return the name of the site behind a node; empty if there is none."""
         return self._by_node[node].name if node in self._by_node else ""
 
-    def start_round(self, chosen: Sequence[Participant], away: Iterable[Participant] = ()) -> None:
-        """Begin a round of training with the sites that were chosen for it; others are `away`."""
+    def start_round(
+        self,
+        chosen: Sequence[Participant],
+        absent: Mapping[str, Absence] = MappingProxyType({}),
+    ) -> None:
+        """Begin a round of training with the sites that were chosen for it; `absent` by name."""
         self._asked = time.perf_counter()
         self.heads = {}
         self.sites = {site.name: SiteRound(status="failed", reason="no answer") for site in chosen}
-        for site in away:
-            self.sites[site.name] = SiteRound(status="away", reason="not connected")
+        for name, why in absent.items():
+            self.sites[name] = SiteRound(status=why.status, reason=why.reason)
 
     def model_messages(
         self,
@@ -212,7 +225,7 @@ class Conversation:
         for node_id, reason in failures.items():
             site = self.sites.get(self.name_of(node_id))
             if site is not None and site.status == "failed":
-                site.status, site.reason = _ENDS.get(reason, ("failed", reason))
+                site.status, site.reason = _ENDS.get(reason, Absence("failed", reason))
 
     def note_ignored(self, ignored: Iterable[tuple[int, str]]) -> None:
         """Record what came from a node, or in its name, and was not used."""

@@ -95,6 +95,10 @@ class Exchange:
         """Nodes without an answer so far."""
         return len(self._asked)
 
+    def is_waiting_for(self, node: int) -> bool:
+        """Whether a node was asked and has not answered so far."""
+        return node in self._asked
+
     def replies(
         self,
         outgoing: Iterable[Message],

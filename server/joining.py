@@ -27,8 +27,10 @@ log = logging.getLogger(__name__)
 _JOIN_GRACE_S = 5.0
 # Whoever could not join, or is paused, is asked again after so long.
 _ASK_AGAIN_S = 15.0
-# As in `common.study`: a name that no study could hold is nobody's.
+# As `common.study.Name`.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+# What a site calls itself that cannot read its own site.toml.
+UNKNOWN = "unknown"
 
 
 class Joining:
@@ -129,13 +131,13 @@ class Joining:
         } <= set(self.sites)
 
     def _is_to_ask(self, node: int) -> bool:
+        known = any(site.node_id == node for site in self.sites.values())
+        if self._begun and not known and not self.is_open:
+            return False
         if node in self._again:
             return time.monotonic() >= self._again[node]
-        if node in self._asked and self._asked[node] == self._presence.start_of(node):
-            return False
         # A site that joined need not join again because its connection was cut.
-        known = any(site.node_id == node for site in self.sites.values())
-        return not known and (self.is_open or not self._begun)
+        return not known and self._asked.get(node) != self._presence.start_of(node)
 
     def _later(self, nodes: Iterable[int]) -> None:
         self._again |= dict.fromkeys(nodes, time.monotonic() + _ASK_AGAIN_S)
@@ -154,7 +156,6 @@ class Joining:
             RunError: Before the first round, two nodes have one name, and none is registered.
         """
         node = message.metadata.src_node_id
-        registered = self._presence.name_of(node)
         try:
             reply = messages.unpack_reply(message.content)
         except MessageError as error:
@@ -163,18 +164,20 @@ class Joining:
         if not isinstance(reply, JoinReply | Refusal):
             log.warning("A node answered joining with %s.", type(reply).__name__)
             return None
-        if registered not in ("", reply.site) or not _NAME.fullmatch(reply.site):
-            if not (isinstance(reply, Refusal) and reply.site == "unknown"):
-                called = reply.site[:64] if _NAME.fullmatch(reply.site[:64]) else "something else"
-                why = f"calls itself {called} but is registered as {registered or 'nobody'}"
-                self._note_refusal(registered or called, why)
-                return None
-        if isinstance(reply, Refusal):
+        name, registered = reply.site, self._presence.name_of(node)
+        if isinstance(reply, Refusal) and name == UNKNOWN:
+            name = registered or name
+        if not _NAME.fullmatch(name):
+            self._note_refusal(registered or UNKNOWN, "calls itself what no site can be called")
+        elif registered not in ("", name):
+            self._note_refusal(registered, f"calls itself {name} but is registered as {registered}")
+        elif isinstance(reply, Refusal):
             if not reply.reason.is_final:
                 self._later([node])
-            self._note_refusal(registered or reply.site, reply.reason.value)
-            return None
-        return self._admit(Participant(reply.site, node, reply.public_num_patients), registered)
+            self._note_refusal(name, reply.reason.value)
+        else:
+            return self._admit(Participant(name, node, reply.public_num_patients), registered)
+        return None
 
     def _admit(self, site: Participant, registered: str) -> Participant | None:
         known = self.sites.get(site.name)

@@ -20,7 +20,7 @@ from medfed.common.study import StudyConfig
 from medfed.common.tasks import make_task, pooled_metrics
 from medfed.server.aggregation.choice import make_rule
 from medfed.server.aggregation.rule import Rule
-from medfed.server.conversation import Conversation
+from medfed.server.conversation import Absence, Conversation
 from medfed.server.participants import Participant, draw_participants, site_weight
 from medfed.server.screening import (
     screen_examples,
@@ -49,6 +49,7 @@ class FedAvgStrategy(Strategy):
     Attributes:
         conversation: What was said in the current round, and what each site did.
         sums: The released metric sums of the last evaluation, by name.
+        absent: Sites that are not asked anything now, by name, and why.
     """
 
     def __init__(
@@ -67,8 +68,9 @@ class FedAvgStrategy(Strategy):
         self._study = study
         self._privacy = privacy
         self._task = make_task(study, words)
-        self._trainers = trainers
-        self._evaluators = evaluators
+        self._trainers = list(trainers)
+        self._evaluators = list(evaluators)
+        self.absent: dict[str, Absence] = {}
         self._weights: StateDict = {}
         self.sums: dict[str, MetricSums] = {}
         self.conversation = Conversation(
@@ -90,13 +92,30 @@ class FedAvgStrategy(Strategy):
         """Training sites that have not withdrawn."""
         return [site for site in self._trainers if site.name not in self.conversation.left]
 
+    @property
+    def present(self) -> list[Participant]:
+        """Those of `staying` that can be asked now."""
+        return [site for site in self.staying if site.name not in self.absent]
+
+    def admit(self, site: Participant, *, trains: bool, evaluates: bool) -> None:
+        """Take in a site that joined late, or that came back through another node."""
+        for sites, takes_part in ((self._trainers, trains), (self._evaluators, evaluates)):
+            known = [each for each in sites if each.name == site.name]
+            for old in known:
+                sites.remove(old)
+            if known or takes_part:
+                sites.append(site)
+        self.conversation.admit(site)
+
     def choose(self, server_round: int) -> list[Participant]:
         """Draw the participants of a round, and begin it."""
         if self._privacy is None:
-            chosen = draw_participants(self.staying, self._study, server_round)
+            chosen = draw_participants(self.present, self._study, server_round)
         else:
-            chosen = self._privacy.draw(self.staying, server_round)
-        self.conversation.start_round(chosen)
+            chosen = self._privacy.draw(self.present, server_round)
+        trainers = {site.name for site in self.staying}
+        absent = {name: why for name, why in self.absent.items() if name in trainers}
+        self.conversation.start_round(chosen, absent)
         return chosen
 
     def configure_train(
@@ -141,9 +160,8 @@ class FedAvgStrategy(Strategy):
     ) -> list[Message]:
         """Return one evaluation message for each evaluating site."""
         self.sums = {}
-        return self.conversation.model_messages(
-            messages.EVALUATE, server_round, arrays, self._evaluators
-        )
+        asked = [site for site in self._evaluators if site.name not in self.absent]
+        return self.conversation.model_messages(messages.EVALUATE, server_round, arrays, asked)
 
     def aggregate_evaluate(
         self, server_round: int, replies: Iterable[Message]

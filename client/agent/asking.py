@@ -87,8 +87,8 @@ def _post(url: str, context: ssl.SSLContext, request: SiteRequest) -> tuple[int,
         body = b""
         for part in response.iter_raw():
             body += part
-            if len(body) > MAX_BODY_BYTES:  # no answer of ours is as long
-                break
+            if len(body) > MAX_BODY_BYTES:
+                return response.status_code, b""  # no answer of ours is as long
     return response.status_code, body
 
 

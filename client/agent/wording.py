@@ -52,12 +52,13 @@ _EVENTS: Mapping[str, tuple[str, Tone]] = {
     "answered": ("A message was answered", "plain"),
     "refused": ("A message was refused", "bad"),
     "bundle_refused": ("A bundle that this site did not approve was refused", "bad"),
-    "worker_killed": ("The worker was ended", "bad"),
-    "worker_died": ("The worker ended by itself", "bad"),
+    "worker_killed": ("The worker was killed by the agent", "bad"),
+    "worker_died": ("The worker ended", "bad"),
     "failed": ("A message could not be answered", "bad"),
     "mended": ("The audit log's last line was torn (a power cut?); it is kept aside", "bad"),
 }
 _LEFT = {"update": "an update", "words": "words of reports", "sums": "evaluation figures"}
+_WORTH_SAYING_S = 0.1
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -126,7 +127,8 @@ def event_text(entry: AuditEntry) -> tuple[str, Tone]:
     if entry.event == "bundle_refused" and "sha256" in facts:
         words += f" (SHA-256 {facts['sha256']})"
     if "code" in facts:
-        words += f" with exit code {facts['code']}"
+        code = int(facts["code"])
+        words += f" with exit code {code}" if code >= 0 else f", killed by signal {-code}"
     if "bytes" in facts:
         words += f" ({size_text(int(facts['bytes']))})"
     if "reason" in facts:
@@ -169,7 +171,7 @@ def _answered(
 ) -> str:
     kind = str(facts.get("kind", ""))
     done = _DONE.get(kind, "Answered")
-    if "seconds" in facts:
+    if float(facts.get("seconds", 0)) >= _WORTH_SAYING_S:
         done += f" in {duration_text(float(facts['seconds']))}"
     return " ".join([f"{done}.", *_leaving(facts, releases), *_spending(facts, spends, policy)])
 

@@ -53,7 +53,6 @@ def _of_federation(status: FederationStatus) -> Iterator[Family]:
 
 def _of_sites(status: FederationStatus) -> Iterator[Family]:
     sites = status.sites
-
     yield _family(
         "sites",
         "Sites by their state in the registry.",
@@ -100,7 +99,6 @@ def _of_sites(status: FederationStatus) -> Iterator[Family]:
 
 def _of_runs(status: FederationStatus) -> Iterator[Family]:
     runs = status.runs
-
     yield _family(
         "run_round",
         "The round in progress, or the last one.",

@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import get_args
 
 from cryptography import x509
 
-from medfed.common.enrolment import FederationError
+from medfed.common.enrolment import FederationError, State
 from medfed.server.federation.home import FederationConfig, FederationHome, load_home
 from medfed.server.federation.queue import QUEUE_FILE
 from medfed.server.federation.status_alarms import find_alarms
@@ -33,6 +34,7 @@ __all__ = ["FederationStatus", "StatusReader", "read_status"]
 # The supervisor writes every two seconds; asking a SuperLink that does not answer takes longer.
 SILENT_S = 45.0
 _REJECTIONS_KEPT = timedelta(hours=1)
+_STATES = get_args(State)
 
 
 def read_status(folder: Path) -> FederationStatus:
@@ -146,6 +148,7 @@ def _gate(files: Files, path: Path, now: datetime) -> GateStatus:
     since = now - _REJECTIONS_KEPT
     reasons: Counter[str] = Counter()
     sites: Counter[str] = Counter()
+    # When the file is full, it becomes the other.
     for line in files.lines(path.with_name(f"{path.name}.1")) + files.lines(path):
         at = moment(words(line.get("time")))
         if at is None or at < since:
@@ -172,7 +175,7 @@ def _members(
         record, node = files.table(path), table_of(nodes.get(path.stem))
         member = MemberStatus(
             name=path.stem,
-            state=words(record.get("state")) or "unreadable",
+            state=state if (state := words(record.get("state"))) in _STATES else "unreadable",
             note=words(record.get("note")),
             invite_expires=words(record.get("expires")),
             online=bool(node.get("online")) if is_fresh else None,

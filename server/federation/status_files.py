@@ -89,14 +89,22 @@ def real(value: object) -> float | None:
     """Return a finite number that a file should hold there; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:
+        return None
 
 
 def words(value: object) -> str:
-    """Return text that a file should hold there, on one line; "" for anything else."""
-    return " ".join(value.split()) if isinstance(value, str) else ""
+    """Return text that a file should hold there; "" for anything else.
+
+    On one line, and of letters that can be shown: what a site sent must not steer a terminal.
+    """
+    if not isinstance(value, str):
+        return ""
+    return "".join(c if c.isprintable() else "?" for c in " ".join(value.split()))
 
 
 def table_of(value: object) -> Table:
     """Return a table that a file should hold there; an empty one for anything else."""
-    return value if isinstance(value, dict) else {}
+    return {words(key): inside for key, inside in value.items()} if isinstance(value, dict) else {}

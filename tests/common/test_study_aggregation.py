@@ -1,5 +1,6 @@
 """`[aggregation]`: what cannot hold is refused before anything runs, with the way out."""
 
+import tomllib
 from typing import Any
 
 import pytest
@@ -82,8 +83,6 @@ def test_study_refuses_what_cannot_hold(
     ],
 )
 def test_study_survives_writing(aggregation: dict[str, Any]) -> None:
-    import tomllib
-
     this = study(aggregation)
     assert parse_study(tomllib.loads(study_to_toml(this)), "again") == this
     assert parse_study_json(this.to_json()) == this

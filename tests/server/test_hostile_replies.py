@@ -42,26 +42,33 @@ def stated(**values: Any) -> RecordDict:
     return messages.pack_train_reply(TrainReply(**{**plain, **values}))
 
 
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> tuple[FedAvgStrategy, list[Message]]:
-    """A strategy in its first round, and what it asked of three sites."""
+@pytest.fixture(autouse=True)
+def _server(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("_run_id", "_task_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
-    study = parse_study(
-        {
-            "study": {"name": "s"},
-            "task": {"classes": ["a", "b"]},
-            "training": {"local_steps": 5},
-            "privacy": {"unit": "none"},
-        },
-        "study",
-    )
-    sites = [Participant(f"site-{node}", node, None) for node in (2, 3, 4)]
+
+
+def ask(num_sites: int, **sections: dict[str, Any]) -> tuple[FedAvgStrategy, list[Message]]:
+    """A strategy in its first round, and what it asked of site-2, site-3, ..."""
+    table = {
+        "study": {"name": "s"},
+        "task": {"classes": ["a", "b"]},
+        "training": {"local_steps": 5},
+        "privacy": {"unit": "none"},
+    }
+    study = parse_study({**table, **sections}, "study")
+    sites = [Participant(f"site-{node}", node, None) for node in range(2, 2 + num_sites)]
     strategy = FedAvgStrategy(study, "run", sites, sites, frozen_sha256="f")
     requests = strategy.configure_train(1, messages.pack_arrays(WEIGHTS), ConfigRecord(), _Silent())
     for number, request in enumerate(requests):
         request.metadata.__dict__["_message_id"] = f"message-{number}"
     return strategy, requests
+
+
+@pytest.fixture
+def asked() -> tuple[FedAvgStrategy, list[Message]]:
+    """Three sites were asked."""
+    return ask(3)
 
 
 class _Silent(Grid):
@@ -269,3 +276,48 @@ def test_exchange_hands_over_one_reply_a_message_and_no_replay(
     assert [message.metadata.reply_to_message_id for message in got] == ["message-0", "message-1"]
     assert got[0] is first
     assert exchange.failures == {4: "late"}
+
+
+def answers(requests: list[Message], values: list[float]) -> list[Message]:
+    return [
+        Message(
+            stated(
+                site=f"site-{request.metadata.dst_node_id}",
+                update=update(w=ONES * np.float32(value)),
+                num_examples=1000 if value > 10 else 1,
+            ),
+            reply_to=request,
+        )
+        for request, value in zip(requests, values, strict=False)
+    ]
+
+
+ROBUST = {"federation": {"min_sites": 5}, "aggregation": {"rule": "multi_krum", "num_byzantine": 1}}
+
+
+def test_robust_rule_of_the_study_is_used_and_says_whom_it_left_out() -> None:
+    robust = {**ROBUST, "aggregation": {**ROBUST["aggregation"], "max_norm": 100.0}}
+    strategy, requests = ask(5, **robust)
+    arrays, _ = strategy.aggregate_train(1, answers(requests, [1, 2, 1, 1e6, 2]))
+    assert arrays is not None
+    np.testing.assert_array_equal(messages.unpack_arrays(arrays)["w"], ONES * np.float32(1.5))
+    records = strategy.conversation.sites
+    assert {record.status for record in records.values()} == {"ok"}
+    # As many examples as a site likes to state: each counts once.
+    assert {record.weight for record in records.values()} == {1}
+    assert {name: record.reason for name, record in records.items() if record.reason} == {
+        "site-5": "scaled from norm 2.449e+06 to 100; not selected by multi_krum"
+    }
+
+
+def test_round_with_too_few_updates_for_the_rule_is_not_aggregated(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    strategy, requests = ask(5, **ROBUST)
+    assert strategy.aggregate_train(1, answers(requests, [1, 1, 1, 1])) == (None, None)
+    assert "4 usable updates; multi_krum needs 5" in caplog.text
+    # A fifth that cannot be used is none.
+    strategy, requests = ask(5, **ROBUST)
+    replies = answers(requests, [1, 1, 1, 1, float("nan")])
+    assert strategy.aggregate_train(1, replies) == (None, None)
+    assert strategy.conversation.sites["site-6"].status == "rejected"

@@ -230,7 +230,7 @@ def slow_krum(stack: np.ndarray, num_selected: int) -> np.ndarray:
 def slow_geometric_median(stack: np.ndarray) -> np.ndarray:
     """Plain Weiszfeld from the mean, for long."""
     point = stack.mean(axis=0)
-    for _ in range(500):
+    for _ in range(200):
         pulls = 1 / np.linalg.norm(stack - point, axis=1)
         point = (pulls[:, None] * stack).sum(axis=0) / pulls.sum()
     return np.asarray(point)
@@ -336,7 +336,7 @@ def test_krum_takes_the_first_by_name_of_equal_scores() -> None:
         assert set(rule.notes) == {"b", "c", "d", "e"}
 
 
-def test_multi_krum_selects_no_update_that_scores_worse_than_every_honest_one() -> None:
+def test_multi_krum_leaves_out_an_update_that_is_far_from_all() -> None:
     rng = np.random.default_rng(11)
     for _ in range(50):
         updates = [{"w": rng.normal(size=8)} for _ in range(6)]
@@ -427,7 +427,7 @@ def test_norm_bound_leaves_counters_and_zeros_alone() -> None:
     assert int(rule.apply()["steps"]) == 1_000
 
 
-def test_mean_weighs_and_robust_rules_do_not_hold_what_they_do_not_need() -> None:
+def test_mean_weighs_its_updates() -> None:
     rule = make_rule(SECTIONS["mean"], {"w": np.zeros(1)})
     for site, weight, value in (("a", 1, 0.0), ("b", 3, 4.0)):
         rule.add({"w": np.array([value])}, weight, site)

@@ -3,8 +3,8 @@
 `--json` prints one table: `healthy` (no alarm of level error), `time`, `folder`, `name`, `address`,
 `alarms` (level, what, way_out), `supervisor`, `certificate`, `sites`, `runs`, `gate`, `unreadable`.
 Each key below these is a field of a class in server/federation/status_types.py (`SiteInRun` within
-a run, `MemberStatus` for a site over all runs), where its meaning and unit stand. Keys stay; new ones
-may come.
+a run, `MemberStatus` for a site over all runs), where its meaning and unit stand. Keys stay; new
+ones may come.
 """
 
 import io

@@ -88,7 +88,8 @@ def _say_news(
         if chapter.request and chapter.entries[0].index not in told:
             _say(chapter.time, chapter.request, "plain")
         if chapter.outcome:
-            _say(chapter.entries[-1].time, chapter.outcome, chapter.tone)
+            margin = "  " if chapter.request else ""
+            _say(chapter.entries[-1].time, margin + chapter.outcome, chapter.tone)
         else:
             held = list(chapter.entries)
     return held

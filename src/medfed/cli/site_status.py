@@ -5,7 +5,7 @@ import math
 import shutil
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -48,10 +48,14 @@ def status(
     glance = reader.read()
     if as_json:
         typer.echo(json.dumps(to_json(glance), indent=1))
-        return
+    else:
+        _print(glance, site_file)
+
+
+def _print(glance: "Glance", site_file: Path) -> None:
     for name, text, tone in rows(glance, site_file):
-        body = _hanging(text)
-        typer.echo(f"{name:<{_INDENT}}{typer.style(body, fg=_COLORS.get(tone))}")
+        body = typer.style(_hanging(text), fg=_COLORS.get(tone))
+        typer.echo(f"{name:<{_INDENT}}{body}")
 
 
 def _hanging(text: str) -> str:
@@ -68,12 +72,16 @@ def _hanging(text: str) -> str:
     return filled[_INDENT:]
 
 
-def _watch(read: Any, site_file: Path) -> None:
+def _watch(read: "Callable[[], Glance]", site_file: Path) -> None:
     from rich.console import Console
     from rich.live import Live
 
     console = Console()
-    with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+    while not console.is_terminal:  # a log file, say
+        _print(read(), site_file)
+        typer.echo()
+        time.sleep(_REFRESH_S)
+    with Live(console=console, auto_refresh=False, screen=True) as live:
         while True:
             live.update(_panel(read(), site_file), refresh=True)
             time.sleep(_REFRESH_S)

@@ -683,7 +683,7 @@ def test_command_warns_of_another_release(
 
 @pytest.mark.parametrize("invite", ["", "absent/file", "hello", "medfed-invite-1.AAAA"])
 def test_command_refuses_what_is_no_invite(site: Path, invite: str) -> None:
-    said, error = command(invite, site)
+    _, error = command(invite, site)
     assert isinstance(error, FederationError)
     assert "invite" in str(error)
 
