@@ -103,6 +103,12 @@ class Attendance:
         self._arm.emit("lost", site=name)
         self._gone.add(name)
 
+    @property
+    def may_hope(self) -> bool:
+        """Whether there is time left to repeat a round that was short."""
+        limit_s = self._study.federation.rejoin_timeout_s
+        return self._short_since is None or time.monotonic() - self._short_since < limit_s
+
     def hope_for(self, missing: dict[str, Absence]) -> None:
         """Note who was missing from a round that is to be repeated once they are back."""
         self._awaited = missing

@@ -58,6 +58,7 @@ class Joining:
         self._exchange = Exchange(grid)
         self._asked: dict[int, str] = {}
         self._again: dict[int, float] = {}
+        self._paused: set[int] = set()
         self._begun = False
         self.sites: dict[str, Participant] = {}
         self.refused: dict[str, str] = {}
@@ -89,8 +90,8 @@ class Joining:
         if len(self.sites) < self._plan.min_sites:
             raise RunError(
                 f"Expected at least {self._plan.min_sites} sites, {len(self.sites)} joined."
-                f"{self._answers()} Lower federation.min_sites, raise federation.join_timeout_s, or "
-                "see the sites' logs."
+                f"{self._answers()} Lower federation.min_sites, raise federation.join_timeout_s, "
+                "or see the sites' logs."
             )
 
     def look(self, timeout_s: float) -> list[Participant]:
@@ -106,6 +107,7 @@ class Joining:
         for node in new:
             self._asked[node] = self._presence.start_of(node)
             self._again.pop(node, None)
+            self._paused.discard(node)
             self._exchange.failures.pop(node, None)
         self._exchange.push(self._requests(new, timeout_s))
         joined = [site for message in self._exchange.pull() if (site := self._take(message))]
@@ -174,6 +176,8 @@ class Joining:
         elif isinstance(reply, Refusal):
             if not reply.reason.is_final:
                 self._later([node])
+            if reply.reason is RefusalReason.PAUSED:
+                self._paused.add(node)
             self._note_refusal(name, reply.reason.value)
         else:
             return self._admit(Participant(name, node, reply.public_num_patients), registered)
@@ -201,13 +205,11 @@ class Joining:
         self.refused[name] = why
 
     def _is_settled(self) -> bool:
-        """Whether as many as expected have answered, or will not."""
-        refused = set(self.refused) - set(self.sites)
+        """Whether as many nodes as expected have answered, or will not."""
+        answered = len(self._asked) - self._exchange.num_waiting
         if len(self.sites) < self._plan.min_sites:
             # Someone will resume a site that is paused; that is worth waiting for.
-            paused = RefusalReason.PAUSED.value
-            refused = {name for name in refused if self.refused[name] != paused}
-        answered = len(self.sites) + len(refused) + len(self._exchange.failures)
+            answered -= len(self._paused)
         return answered >= self._plan.expected_sites
 
     def _state(self) -> str:

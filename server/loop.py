@@ -7,7 +7,6 @@ from the last complete round with the same weights, bit for bit.
 import logging
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import cast
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -16,46 +15,19 @@ from flwr.serverapp import Grid
 from medfed.common import messages
 from medfed.common.errors import MessageError, RefusalReason, RunError
 from medfed.common.files import write_json
-from medfed.common.models import frozen_state_digest
 from medfed.common.state_dicts import digest, read_state, write_state
 from medfed.common.study import StudyConfig
 from medfed.server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_weights
-from medfed.server.countersigning import HEADS_FILE, SERVER_KEY, Countersigner
-from medfed.server.distributed_privacy import (
-    DistributedPrivacy,
-    masked_mean,
-    noised_by_sites,
-)
-from medfed.server.exchange import Exchange
-from medfed.server.joining import join_sites
+from medfed.server.conversation import Absence
+from medfed.server.distributed_privacy import DistributedPrivacy, masked_mean
 from medfed.server.masked import MaskedRound
-from medfed.server.participants import Participant
-from medfed.server.progress import Progress, resume
-from medfed.server.records import ArmFolder, RoundRecord, RunPlan, now
-from medfed.server.site_privacy import SitePrivacy, noised_by_server
-from medfed.server.strategy import FedAvgStrategy
-from medfed.server.words import agree_on_words
+from medfed.server.progress import Progress
+from medfed.server.records import ArmFolder, RoundRecord, RunPlan, SiteRound, now
+from medfed.server.run import Run, begin
 
 log = logging.getLogger(__name__)
 
 _NO_CONFIG = ConfigRecord()
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What stays the same from round to round.
-
-    `privacy` is that of privacy.unit = "site", where the server adds the noise or all sites do
-    together; None where each site does by itself, or nobody.
-    """
-
-    grid: Grid
-    study: StudyConfig
-    plan: RunPlan
-    arm: ArmFolder
-    strategy: FedAvgStrategy
-    countersigner: Countersigner
-    privacy: SitePrivacy | DistributedPrivacy | None
 
 
 def run_study(grid: Grid, study: StudyConfig, plan: RunPlan, arm: ArmFolder) -> None:
@@ -69,55 +41,30 @@ def run_study(grid: Grid, study: StudyConfig, plan: RunPlan, arm: ArmFolder) -> 
     if done >= study.training.rounds and arm.read_outcome() is not None:
         return
     arm.emit("started", arm=plan.arm, rounds=study.training.rounds, after=done)
-    sites = join_sites(grid, study, plan, arm)
-    trainers = _named(sites, plan.train_sites)
-    state = arm.server_state(plan)
-    countersigner = Countersigner(arm.folder / HEADS_FILE, state / SERVER_KEY, plan.run)
-    words = agree_on_words(grid, study, plan, arm, trainers, countersigner)
-    progress = resume(study, words, checkpoint, arm)
-    privacy: SitePrivacy | DistributedPrivacy | None = None
-    if noised_by_server(study):
-        bound = checkpoint.update_bound if checkpoint else None
-        privacy = SitePrivacy(study, plan.run, state, seeded=plan.seeded_noise, bound=bound)
-    elif noised_by_sites(study):
-        privacy = DistributedPrivacy(study, plan.run, state, seeded=plan.seeded_noise)
-    strategy = FedAvgStrategy(
-        study,
-        plan.run,
-        trainers=trainers,
-        evaluators=_named(sites, plan.evaluate_sites),
-        words=words,
-        frozen_sha256=frozen_state_digest(progress.model),
-        privacy=privacy if isinstance(privacy, SitePrivacy) else None,
-    )
-    strategy.summary()
-    strategy.conversation.countersignatures = countersigner.latest
-    run = _Run(grid, study, plan, arm, strategy, countersigner, privacy)
+    run, progress = begin(grid, study, plan, arm, checkpoint)
     reason = ""
     while progress.round_number < study.training.rounds and not reason:
         reason = _round(run, progress)
     _finish(arm, progress, reason)
 
 
-def _named(sites: dict[str, Participant], names: tuple[str, ...] | None) -> list[Participant]:
-    chosen = sorted(sites) if names is None else [name for name in names if name in sites]
-    return [sites[name] for name in chosen]
-
-
-def _round(run: _Run, progress: Progress) -> str:
-    """Run the next round. Returns why the run ends here, or nothing to go on."""
-    started, clock = now(), time.perf_counter()
+def _round(run: Run, progress: Progress) -> str:
+    """Run the next round, or try to. Returns why the run ends here, or nothing to go on."""
     number = progress.round_number + 1
+    run.attendance.gather(number, run.needed)
+    started, clock = now(), time.perf_counter()
     bound = run.privacy.bound if run.privacy else None
     reason = _spent(run, number, progress)
     if reason:
         return reason
     masked = run.study.secure_aggregation.enabled
-    arrays = _train_masked(run, number, progress) if masked else _train(run, number, progress)
+    train = _train_masked if masked else _train
+    arrays = train(run, number, progress, started)
     if arrays is None:
-        return _without_quorum(run.plan, run.strategy, number)
+        return _without_quorum(run, number)
+    run.attendance.note_complete()
     progress.advance(arrays, run.study)
-    metrics = _evaluate(run, progress)
+    metrics = _evaluate(run, progress, started)
     record = RoundRecord(
         round_number=number,
         started=started,
@@ -134,7 +81,7 @@ def _round(run: _Run, progress: Progress) -> str:
     return ""
 
 
-def _spent(run: _Run, number: int, progress: Progress) -> str:
+def _spent(run: Run, number: int, progress: Progress) -> str:
     """Return why the server's budget ends the run; what a round needs of its sites is checked here.
 
     Raises:
@@ -143,8 +90,7 @@ def _spent(run: _Run, number: int, progress: Progress) -> str:
     """
     if run.privacy is None:
         return ""
-    online = set(run.grid.get_node_ids())
-    present = sum(site.node_id in online for site in run.strategy.staying)
+    present = len(run.strategy.present)
     if present < run.plan.min_sites:
         raise RunError(
             f"Before round {number} {present} sites were connected and willing, the quorum is "
@@ -153,38 +99,54 @@ def _spent(run: _Run, number: int, progress: Progress) -> str:
     return run.privacy.over_budget(number, progress.weights)
 
 
-def _train(run: _Run, number: int, progress: Progress) -> ArrayRecord | None:
+def _train(run: Run, number: int, progress: Progress, started: str) -> ArrayRecord | None:
     """Ask the round's participants, and aggregate what comes by the deadline."""
-    strategy, arm = run.strategy, run.arm
+    strategy, conversation = run.strategy, run.strategy.conversation
     outgoing = strategy.configure_train(number, progress.arrays, _NO_CONFIG, run.grid)
-    arm.emit("round", round=number, sites=len(outgoing))
-    exchange = Exchange(run.grid)
-    replies = exchange.replies(outgoing, run.study.federation.round_timeout_s)
-    arrays, _ = strategy.aggregate_train(number, _announced(replies, arm, "trained", number))
-    strategy.conversation.note_failures(exchange.failures)
-    _countersign(run, number)
-    # Under site-level privacy, who answered must not decide whether a round counts.
-    if run.privacy is None and strategy.num_updates < run.plan.min_sites:
+    run.arm.emit("round", round=number, sites=len(outgoing))
+    # A site that is asked twice sends the same update again (`client.replies`).
+    exchange = run.exchange(started, asks_again=True)
+    replies = exchange.replies(
+        outgoing,
+        run.study.federation.round_timeout_s,
+        # Under site-level privacy, who answered must not decide whether a round counts.
+        lambda: run.privacy is not None or strategy.num_updates >= run.needed,
+    )
+    arrays, _ = strategy.aggregate_train(number, _announced(run, replies, number))
+    conversation.note_failures(exchange.failures)
+    conversation.note_ignored(exchange.ignored)
+    _note_ends(run, number, started)
+    if run.privacy is None and strategy.num_updates < run.needed:
         return None
     return arrays
 
 
-def _train_masked(run: _Run, number: int, progress: Progress) -> ArrayRecord | None:
+def _train_masked(run: Run, number: int, progress: Progress, started: str) -> ArrayRecord | None:
     """Do the same under secure aggregation; None if the round was lost, or too few stayed."""
     conversation, weights = run.strategy.conversation, progress.weights
     chosen = run.strategy.choose(number)
     run.arm.emit("round", round=number, sites=len(chosen))
-    masked = MaskedRound(run.grid, run.study, run.plan.run, number, conversation, chosen)
+    masked = MaskedRound(
+        lambda: run.exchange(started, asks_again=False),
+        run.study,
+        run.plan.run,
+        number,
+        conversation,
+        chosen,
+        min_sites=run.plan.min_sites,
+    )
     try:
         found = masked.train(
-            progress.arrays, weights, lambda: run.arm.emit("trained", round=number)
+            progress.arrays,
+            weights,
+            lambda site: run.arm.emit("trained", round=number, site=site),
         )
     except (RunError, MessageError) as error:
         log.warning("Round %d was lost: %s", number, error)
         conversation.note_lost(str(error))
         return None
     finally:
-        _countersign(run, number)
+        _note_ends(run, number, started)
     if len(found.replies) < run.plan.min_sites:
         conversation.note_lost("too few sites in the sum")
         return None
@@ -206,13 +168,21 @@ def _train_masked(run: _Run, number: int, progress: Progress) -> ArrayRecord | N
     return messages.pack_arrays(new)
 
 
-def _countersign(run: _Run, number: int) -> None:
-    """Sign the ledger heads that came in the round; each site's next message carries its own."""
-    run.countersigner.sign_round(number, run.strategy.conversation.heads)
-    run.strategy.conversation.countersignatures = run.countersigner.latest
+def _note_ends(run: Run, number: int, started: str) -> None:
+    """Note why sites gave no answer, and sign the ledger heads of those that did.
+
+    Each site's next message carries its own.
+    """
+    conversation = run.strategy.conversation
+    conversation.note_turned_away(run.turned_away.reasons(started))
+    for name, site in conversation.sites.items():
+        if site.status == "lost":
+            run.attendance.note_lost(name)
+    run.countersigner.sign_round(number, conversation.heads)
+    conversation.countersignatures = run.countersigner.latest
 
 
-def _keep(run: _Run, progress: Progress, record: RoundRecord) -> None:
+def _keep(run: Run, progress: Progress, record: RoundRecord) -> None:
     """Write the round to disk: from here on it is not repeated."""
     bound = run.privacy.bound if run.privacy else None
     checkpoint = Checkpoint(progress.weights, record, progress.average, bound)
@@ -223,36 +193,62 @@ def _keep(run: _Run, progress: Progress, record: RoundRecord) -> None:
     run.arm.emit("completed", round=record.round_number, metrics=record.metrics, epsilon=epsilon)
 
 
-def _announced(
-    replies: Iterable[Message], arm: ArmFolder, event: str, number: int
-) -> Iterator[Message]:
+def _announced(run: Run, replies: Iterable[Message], number: int) -> Iterator[Message]:
+    """Pass replies on, and tell what became of each."""
     for message in replies:
+        name = run.strategy.conversation.name_of(message.metadata.src_node_id)
         yield message
-        arm.emit(event, round=number)
+        del message  # or it is held while the next is fetched
+        site = run.strategy.conversation.sites.get(name)
+        if site is not None and site.status == "ok":
+            run.arm.emit("trained", round=number, site=name)
+        elif site is not None and site.status in ("refused", "rejected"):
+            run.arm.emit(site.status, round=number, site=name, reason=site.reason)
 
 
-def _without_quorum(plan: RunPlan, strategy: FedAvgStrategy, number: int) -> str:
-    """Say why too few sites answered: a spent budget ends the run, anything else fails it."""
-    states = {
-        name: site for name, site in strategy.conversation.sites.items() if site.status != "ok"
-    }
-    answers = ", ".join(f"{name}: {site.status} ({site.reason})" for name, site in states.items())
+def _without_quorum(run: Run, number: int) -> str:
+    """Say why too few sites answered, or nothing if the round is to be repeated.
+
+    It is repeated once sites are back that were away or paused; whoever has answered sends the same
+    again. A spent budget ends the run, anything else fails it.
+
+    Raises:
+        RunError: It fails.
+    """
+    strategy = run.strategy
+    states = {name: s for name, s in strategy.conversation.sites.items() if s.status != "ok"}
+    missing = {name: Absence(s.status, s.reason) for name, s in states.items() if _may_return(s)}
     over_budget = [n for n, site in states.items() if site.reason == RefusalReason.BUDGET.value]
-    if over_budget and len(over_budget) == len(states):
+    few = not missing or len(strategy.staying) < run.needed
+    if over_budget and len(over_budget) + len(missing) == len(states) and few:
         return f"privacy budget spent before round {number} at {', '.join(sorted(over_budget))}"
+    enough = missing and strategy.num_updates + len(missing) >= run.needed
+    if enough and not run.study.secure_aggregation.enabled and run.attendance.may_hope:
+        run.attendance.hope_for(missing)
+        return ""
+    answers = ", ".join(f"{name}: {site.status} ({site.reason})" for name, site in states.items())
     raise RunError(
         f"Round {number} had {strategy.num_updates} usable updates, the quorum is "
-        f"{plan.min_sites}. {answers}. Nothing is lost: resume once the sites are back."
+        f"{run.needed}. {answers}. Nothing is lost: resume once the sites are back."
     )
 
 
-def _evaluate(run: _Run, progress: Progress) -> dict[str, float] | None:
+def _may_return(site: SiteRound) -> bool:
+    return site.status in ("away", "lost") or site.reason == RefusalReason.PAUSED.value
+
+
+def _evaluate(run: Run, progress: Progress, started: str) -> dict[str, float] | None:
     number, strategy = progress.round_number, run.strategy
     if number % run.study.evaluation.every and number != run.study.training.rounds:
         return None
+    run.attendance.look()
     outgoing = strategy.configure_evaluate(number, progress.published_arrays, _NO_CONFIG, run.grid)
-    replies = Exchange(run.grid).replies(outgoing, run.study.federation.round_timeout_s)
+    exchange = run.exchange(started, asks_again=True)
+    timeout_s = run.study.federation.round_timeout_s
+    # Nobody's figures are so needed that a lost site is waited for until the deadline.
+    replies = exchange.replies(outgoing, timeout_s, lambda: True)
     metrics = strategy.aggregate_evaluate(number, replies)
+    strategy.conversation.note_ignored(exchange.ignored)
     if strategy.sums:
         sums = {
             site: {name: array.tolist() for name, array in sorted(parts.items())}

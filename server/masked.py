@@ -6,12 +6,11 @@ of sites is there.
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from typing import cast
 
 from flwr.app import ArrayRecord, Message
-from flwr.serverapp import Grid
 
 from medfed.common import messages
 from medfed.common.errors import MessageError, UpdateError
@@ -51,24 +50,28 @@ class MaskedRound:
     """One round; `train` runs it.
 
     Args:
-        grid: Flower's.
+        exchange: Makes a phase's exchange. It must ask no site twice: masks are for one time.
         study: With secure_aggregation.enabled.
         run: The run's identifier.
         round_number: 1-based.
         conversation: Notes what each site does.
         chosen: The round's participants.
+        min_sites: Lost sites are waited for until so many have answered, or the threshold.
     """
 
     def __init__(
         self,
-        grid: Grid,
+        exchange: Callable[[], Exchange],
         study: StudyConfig,
         run: str,
         round_number: int,
         conversation: Conversation,
         chosen: Sequence[Participant],
+        *,
+        min_sites: int,
     ) -> None:
-        self._grid = grid
+        self._exchange = exchange
+        self._min_sites = min_sites
         self._study = study
         self._run = run
         self._number = round_number
@@ -77,14 +80,14 @@ class MaskedRound:
         self.weights = {site.name: site_weight(site, study, chosen) or 1 for site in chosen}
 
     def train(
-        self, arrays: ArrayRecord, weights: StateDict, trained: Callable[[], None]
+        self, arrays: ArrayRecord, weights: StateDict, trained: Callable[[str], None]
     ) -> MaskedSum:
         """Return the sum of what the sites trained from `weights` (packed: `arrays`).
 
         Args:
             arrays: What is sent.
             weights: The same, to know its size.
-            trained: Called for each site that has trained.
+            trained: Called with the name of each site that has trained.
 
         Raises:
             RunError: Fewer sites than the threshold were left, or one shared out wrong secrets. The
@@ -93,6 +96,7 @@ class MaskedRound:
         chosen = list(self._by_name)
         context = context_of(self._study, self._run, self._number, len(chosen))
         secure = SecureRound(context, chosen, num_values(weights))
+        self._min_sites = max(self._min_sites, context.threshold)
         self._phase(messages.SECURE_KEYS, chosen, b"", secure.on_keys)
         roster = secure.roster()
         self._phase(messages.SECURE_SHARES, sorted(secure.offered), roster, secure.on_shares)
@@ -120,7 +124,8 @@ class MaskedRound:
         )
         sites = [self._by_name[name] for name in to]
         outgoing = self._conversation.address(kind, self._number, sites, lambda _: content)
-        for site, reply in self._answers(outgoing, _PHASE_TIMEOUT_S):
+        taken: list[str] = []
+        for site, reply in self._answers(outgoing, _PHASE_TIMEOUT_S, taken):
             if not isinstance(reply, SecureReply):
                 self._wrong_kind(site, reply)
                 continue
@@ -128,9 +133,11 @@ class MaskedRound:
                 take(site.name, reply.payload)
             except MessageError as error:
                 self._conversation.reject(site.name, str(error))
+                continue
+            taken.append(site.name)
 
     def _train(
-        self, secure: SecureRound, arrays: ArrayRecord, trained: Callable[[], None]
+        self, secure: SecureRound, arrays: ArrayRecord, trained: Callable[[str], None]
     ) -> dict[str, TrainReply]:
         sharers = [self._by_name[name] for name in sorted(secure.sharers())]
         outgoing = self._conversation.model_messages(
@@ -141,8 +148,9 @@ class MaskedRound:
             parcels={site.name: secure.parcels(site.name) for site in sharers},
             weights=self.weights,
         )
-        replies = {}
-        for site, reply in self._answers(outgoing, self._study.federation.round_timeout_s):
+        replies: dict[str, TrainReply] = {}
+        limit_s = self._study.federation.round_timeout_s
+        for site, reply in self._answers(outgoing, limit_s, replies):
             if not isinstance(reply, TrainReply):
                 self._wrong_kind(site, reply)
                 continue
@@ -155,16 +163,19 @@ class MaskedRound:
                 self._conversation.reject(site.name, str(error))
                 continue
             replies[site.name] = replace(reply, update={})
-            trained()
+            trained(site.name)
         return replies
 
     def _answers(
-        self, outgoing: list[Message], timeout_s: float
+        self, outgoing: list[Message], timeout_s: float, taken: Sized
     ) -> Iterator[tuple[Participant, Reply]]:
-        exchange = Exchange(self._grid)
+        """Yield who answered; those who are lost are not waited for once enough are `taken`."""
+        exchange = self._exchange()
         limit_s = min(timeout_s, self._study.federation.round_timeout_s)
-        yield from self._conversation.opened(exchange.replies(outgoing, limit_s))
+        replies = exchange.replies(outgoing, limit_s, lambda: len(taken) >= self._min_sites)
+        yield from self._conversation.opened(replies)
         self._conversation.note_failures(exchange.failures)
+        self._conversation.note_ignored(exchange.ignored)
 
     def _wrong_kind(self, site: Participant, reply: Reply) -> None:
         self._conversation.reject(

@@ -5,7 +5,7 @@ own `Strategy.start` can drive it too.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -193,7 +193,8 @@ class FedAvgStrategy(Strategy):
         )
 
     def _fold_all(self, rule: Rule, replies: Iterable[Message]) -> None:
-        for site, reply in self.conversation.opened(self._sized(replies)):
+        # A filter holds no message while the next one is fetched, as a generator would.
+        for site, reply in self.conversation.opened(filter(self._fits, replies)):
             if isinstance(reply, TrainReply):
                 self._fold(rule, site, reply)
             else:
@@ -201,18 +202,18 @@ class FedAvgStrategy(Strategy):
                     site.name, f"answered training with {type(reply).__name__}"
                 )
 
-    def _sized(self, replies: Iterable[Message]) -> Iterator[Message]:
-        """Yield replies that may hold an update; larger ones are let go before they are read."""
-        names = {site.node_id: site.name for site in self._trainers}
-        for message in replies:
-            try:
-                screen_size(messages.num_bytes(message.content), self._weights)
-            except UpdateError as error:
-                name = names.get(message.metadata.src_node_id)
-                if name is not None:
-                    self.conversation.reject(name, str(error))
-                continue
-            yield message
+    def _fits(self, message: Message) -> bool:
+        """Whether a reply is no larger than one with an update; others are let go unread."""
+        num_bytes = messages.num_bytes(message.content)
+        name = self.conversation.name_of(message.metadata.src_node_id)
+        try:
+            screen_size(num_bytes, self._weights)
+        except UpdateError as error:
+            if name:
+                self.conversation.round_of(name).bytes_up += num_bytes
+                self.conversation.reject(name, str(error))
+            return False
+        return True
 
     def _fold(self, rule: Rule, site: Participant, reply: TrainReply) -> None:
         if self.conversation.round_of(site.name).status != "failed":

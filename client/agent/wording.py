@@ -185,7 +185,7 @@ def _leaving(facts: Mapping[str, Fact], releases: Sequence[Release]) -> list[str
         if "evaluation" in release.withheld:
             sentences.append("No figures left: the policy does not release them.")
     if not releases:
-        sentences.append(f"{size_text(int(facts.get('bytes', 0))).capitalize()} left.")
+        sentences.append(f"{size_text(int(facts.get('bytes', 0)))} left.")
     return sentences
 
 

@@ -144,7 +144,7 @@ class EnrolmentDesk:
             coordinator=self._coordinator,
             ca=self._ca,
         )
-        if request.coordinator != self._coordinator or request.fingerprint != expected:
+        if request.fingerprint != expected:
             raise _Refused("changed")
         return self._decide(request, lambda record: self._admit(request, record))
 

@@ -43,5 +43,6 @@ def log_to_stderr() -> None:
     flower.handlers.clear()  # coloured, and beside ours
     flower.propagate = True
     flower.setLevel(logging.INFO)
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # how the database is laid out
     # Strangers can make uvicorn complain as often as they like.
     logging.getLogger("uvicorn").setLevel(logging.ERROR)

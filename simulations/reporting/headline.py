@@ -171,7 +171,10 @@ def _goes_on(run: RunData) -> str:
     state, reason = str(run.queue.get("state", "")), str(run.queue.get("reason") or "")
     why = f" ({reason})" if reason else ""
     if state in ("stopped", "failed"):
-        return f"This run is not complete and was {state}{why}; what was trained is kept."
+        return (
+            f"This run is not complete and was {state}{why}. "
+            f"`medfed federation run --resume {run.folder.resolve().name}` goes on with it."
+        )
     return (
         f"This run is not complete: it is {state or 'not in the queue'}{why}, and goes on while "
         "`medfed federation start` runs. `medfed federation status` tells what it does."

@@ -108,7 +108,12 @@ def _in_round(facts: Mapping[str, Any]) -> str:
 
 _TOLD: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "started": _started,
-    "refused": lambda facts: f"{facts['site']} refused to take part ({facts['reason']}).",
+    "refused": lambda facts: (
+        f"{facts['site']} refused{_in_round(facts) or ' to join'} ({facts['reason']})."
+    ),
+    "rejected": lambda facts: (
+        f"What {facts['site']} sent{_in_round(facts)} was rejected: {facts['reason']}"
+    ),
     "words": lambda facts: f"{facts['words']} words agreed from {counted(facts['sites'], 'site')}.",
     "waiting": lambda facts: f"Waiting: {facts['reason']}",
     "away": lambda facts: f"{facts['site']} was away{_in_round(facts)}.",

@@ -351,3 +351,11 @@ def test_commands_without_a_federation_say_how_to_make_one(
     with pytest.raises(FederationError, match="medfed federation init"):
         federation(*arguments)
     assert list(federation.folder.iterdir()) == []
+
+
+def test_file_that_cannot_be_written_is_named(founded: Command) -> None:
+    with pytest.raises(FederationError, match=r"absent.*No such file.*user who owns"):
+        founded("invite", "north", "--out", "absent/invite")
+    Path("file").write_text("")
+    with pytest.raises(FederationError, match="Not a directory"):
+        founded("init", "a.example", "--home", "file/federation")

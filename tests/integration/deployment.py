@@ -10,10 +10,11 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,21 +84,28 @@ class Deployment:
             raise DeploymentError(f"medfed {command} ended with {done.returncode}:\n{said}")
         return said
 
-    def start(self, name: str, *arguments: str | Path) -> None:
-        """Start a command that stays."""
+    def start(
+        self,
+        name: str,
+        *arguments: str | Path,
+        prefix: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start a command that stays; `prefix` is a program that runs it, `environment` more."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [str(_BINARIES / "medfed"), *map(str, arguments)],
+                [*prefix, str(_BINARIES / "medfed"), *map(str, arguments)],
                 cwd=self.folder,
-                env=self.environment,
+                env={**self.environment, **(environment or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
             )
 
-    def found(self) -> None:
-        """Found the federation, as its coordinator does."""
-        self.medfed("federation", "init", f"127.0.0.1:{self.port}", "--name", "loopback")
+    def found(self, *hosts: str) -> None:
+        """Found the federation, as its coordinator does; its certificate is for `hosts` too."""
+        names = [part for host in hosts for part in ("--san", host)]
+        self.medfed("federation", "init", f"127.0.0.1:{self.port}", "--name", "loopback", *names)
         config = self.home / "federation.toml"
         text = re.sub(r"(?m)^control_port\s*=.*$", "", config.read_text())
         config.write_text(f"control_port = {self.control_port}\n{text}")
@@ -114,21 +122,41 @@ class Deployment:
     def start_coordinator(self) -> None:
         """Start the coordinator, and wait until sites can reach it."""
         self.start("coordinator", "federation", "start")
-        self.wait_for("the coordinator", lambda: _up(self.home / "supervisor.json"))
+        self.wait_for("the coordinator", self._is_up)
 
-    def start_site(self, name: str) -> None:
+    def start_site(
+        self,
+        name: str,
+        *,
+        prefix: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         """Start a site's agent."""
-        self.start(f"site-{name}", "site", "start", self.sites[name] / "site.toml", "-v")
+        arguments = ("site", "start", self.sites[name] / "site.toml", "-v")
+        self.start(f"site-{name}", *arguments, prefix=prefix, environment=environment)
 
     def start_sites(self) -> None:
         """Start all sites and wait until they are connected."""
         for name in self.sites:
             self.start_site(name)
-        self.wait_for("the sites", lambda: all(self.is_ready(name) for name in self.sites))
+        self.wait_for_sites()
+
+    def redirect(self, name: str, port: int) -> None:
+        """Let a site go through another port of loopback, from its next start."""
+        file = self.sites[name] / "site.toml"
+        text = re.sub(r'(?m)^address = ".*"$', f'address = "127.0.0.1:{port}"', file.read_text())
+        file.write_text(text)
+
+    def wait_for_sites(self, timeout_s: float = 180) -> None:
+        """Wait until all sites are connected: those that came anew have said so since."""
+        self.wait_for("the sites", lambda: all(map(self.is_ready, self.sites)), timeout_s)
 
     def is_ready(self, name: str) -> bool:
-        """Whether a site's agent waits for messages, or works on one."""
-        return self.site_status(name).get("state") in ("waiting", "working")
+        """Whether a site's agent, as started last, waits for messages, or works on one."""
+        status = self.site_status(name)
+        started = self.processes.get(f"site-{name}")
+        is_this = started is not None and status.get("pid") == started.pid
+        return is_this and status.get("state") in ("waiting", "working")
 
     def site_status(self, name: str) -> dict[str, Any]:
         """Return what a site's agent says of itself."""
@@ -214,6 +242,18 @@ class Deployment:
         for started in self.processes.values():
             started.wait(60)
 
+    def _is_up(self) -> bool:
+        table = _table(self.home / "supervisor.json")
+        children = table.get("processes", {})
+        is_this = table.get("pid") == self.processes["coordinator"].pid
+        running = (child.get("state") == "running" for child in children.values())
+        return bool(children) and is_this and all(running) and self._answers()
+
+    def _answers(self) -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
+
     def _processes(self) -> list[int]:
         mark = f"{_MARK}={self.folder}".encode()
         found = []
@@ -243,11 +283,6 @@ def sites_of(run: Path, into: Path) -> dict[str, Path]:
         shutil.rmtree(into / site.name / "state", ignore_errors=True)
         found[site.name] = into / site.name
     return found
-
-
-def _up(file: Path) -> bool:
-    children = _table(file).get("processes", {})
-    return bool(children) and all(child.get("state") == "running" for child in children.values())
 
 
 def _table(file: Path) -> dict[str, Any]:

@@ -67,9 +67,9 @@ def _ahead_s(date: str | None, now: datetime) -> float | None:
 
 def why_no_hello(error: Exception, host: str, where: str) -> str:
     """Say why there was none, and what to do."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OSError):  # TLS' errors are of them too
+        cause = cause.__cause__ or cause.__context__
     if isinstance(cause, ssl.SSLCertVerificationError):
         return (
             f"The certificate of {where} is not accepted: {explain(cause, host)}. If clock and "

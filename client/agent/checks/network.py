@@ -71,7 +71,10 @@ def _check_way(site: SiteConfig) -> Iterator[Finding]:
         yield Finding("name", "ok", f"{host} is left to the proxy {proxy}")
         target = split_address(proxy)
     else:
-        yield _check_name(host)
+        resolved = _check_name(host)
+        yield resolved
+        if resolved.level == "failed":
+            return
         target = host, port
     where = join_address(*target)
     through = f" (the proxy, for {site.connection.address})" if proxy else ""

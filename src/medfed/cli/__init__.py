@@ -192,7 +192,9 @@ def audit(
 
 @site_app.command()
 def releases(
-    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site's own file.")],
+    site: Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site's own file.")] = Path(
+        "site.toml"
+    ),
     last: Annotated[
         int | None, typer.Option(min=0, help="Show only so many of the latest.")
     ] = None,

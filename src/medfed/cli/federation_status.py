@@ -29,7 +29,7 @@ def status(
         Path,
         typer.Option(envvar="MEDFED_FEDERATION", help="The federation's folder."),
     ] = Path("federation"),
-    watch: Annotated[bool, typer.Option("--watch", help="Show it anew each second.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew each second.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Show what is wrong, what each site does, and how far each run is."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 ledger_app = typer.Typer(help="What this site's data set has spent.", no_args_is_help=True)
 
 Site = Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site's own file.")]
+_SITE = Path("site.toml")
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 _EXPORTED = ("ledger.jsonl", "ledger.pub", "countersignatures.jsonl", "coordinator.pub")
@@ -24,7 +25,7 @@ _EXPORTED = ("ledger.jsonl", "ledger.pub", "countersignatures.jsonl", "coordinat
 
 @ledger_app.command()
 def show(
-    site: Site,
+    site: Site = _SITE,
     last: Annotated[
         int, typer.Option(min=0, help="Show so many of the latest entries; 0 for all of them.")
     ] = 20,
@@ -56,7 +57,7 @@ def show(
 
 
 @ledger_app.command()
-def verify(site: Site, as_json: AsJson = False) -> None:
+def verify(site: Site = _SITE, as_json: AsJson = False) -> None:
     """Check chain, signatures and countersignatures; exit code 5 names what cannot be trusted."""
     from medfed.client.site import load_site
     from medfed.common.errors import LedgerError

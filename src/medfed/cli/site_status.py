@@ -225,9 +225,10 @@ def _sent(glance: "Glance") -> str:
 
 
 def _authority_row(expires: datetime) -> tuple[str, str, str]:
-    days = (expires - datetime.now(UTC)).days
-    if days < 0:
-        return "Certificate", f"the coordinator's authority expired {-days} day(s) ago", "bad"
+    left = expires - datetime.now(UTC)
+    if left.total_seconds() < 0:
+        return "Certificate", f"the coordinator's authority expired on {expires:%d %b %Y}", "bad"
+    days = left.days
     tone = "warning" if days < _SOON_DAYS else ""
     return "Certificate", f"the coordinator's authority is valid for {days} more days", tone
 

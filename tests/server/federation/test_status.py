@@ -219,6 +219,23 @@ def test_status_knows_who_was_asked_where_only_some_were(well: FederationHome) -
     }  # fmt: skip
 
 
+def test_status_knows_who_is_away_or_will_not_be_asked_again(well: FederationHome) -> None:
+    arm = submit(well)
+    begin(arm)
+    arm.emit("away", site="west")
+    arm.emit("round", round=1, sites=2)
+    arm.emit("refused", round=1, site="south", reason="budget")
+
+    def doing() -> dict[str, str]:
+        return {one.name: one.doing for one in read_status(well.folder).sites}
+
+    assert doing() == {"north": "asked", "south": "refused", "west": "away"}
+    arm.emit("rejoined", site="west")
+    assert doing() == {"north": "asked", "south": "refused", "west": ""}
+    arm.emit("round", round=2, sites=2)
+    assert doing() == {"north": "asked", "south": "", "west": "asked"}
+
+
 def test_status_forgets_the_round_of_an_earlier_start(well: FederationHome) -> None:
     arm = submit(well)
     begin(arm)

@@ -60,6 +60,9 @@ def emit_all(arm: ArmFolder) -> None:
             arm.emit("started", arm="federated", rounds=3, after=1)
             arm.emit("rejoined", site="site-3", round=2)
         arm.emit("trained", round=number, site="site-1")
+        if number == 3:
+            arm.emit("refused", round=3, site="site-3", reason="budget")
+            arm.emit("rejected", round=3, site="site-2", reason="Expected finite values")
         arm.emit("completed", round=number, metrics={}, epsilon=None)
     arm.emit("sung", song="of another release")
     arm.emit("finished", rounds=3, reason="")
@@ -104,13 +107,16 @@ def test_report_of_a_deployed_run_tells_what_happened(deployed: Path, read_page:
     assert told == [
         "Started: 3 rounds to go.",
         "Waiting: 1 of 2 sites connected",
-        "site-9 refused to take part (budget).",
+        "site-9 refused to join (budget).",
         "3 sites joined: site-1, site-2, site-3.",
         "Round 1 completed.",
         "site-3 was lost in round 2.",
         "Resumed after round 1 of 3.",
         "site-3 came back in round 2.",
-        "Rounds 2 to 3 completed.",
+        "Round 2 completed.",
+        "site-3 refused in round 3 (budget).",
+        "What site-2 sent in round 3 was rejected: Expected finite values",
+        "Round 3 completed.",
         "Finished after 3 rounds.",
     ]
 

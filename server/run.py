@@ -1,0 +1,110 @@
+"""What stays the same from round to round: the study, who takes part, and what the server keeps."""
+
+from dataclasses import dataclass
+
+from flwr.serverapp import Grid
+
+from medfed.common.models import frozen_state_digest
+from medfed.common.study import StudyConfig
+from medfed.server.attendance import Attendance
+from medfed.server.checkpoint import Checkpoint
+from medfed.server.countersigning import HEADS_FILE, SERVER_KEY, Countersigner
+from medfed.server.distributed_privacy import DistributedPrivacy, noised_by_sites
+from medfed.server.exchange import Exchange, Watch
+from medfed.server.joining import Joining
+from medfed.server.participants import Participant
+from medfed.server.presence import Presence
+from medfed.server.progress import Progress, resume
+from medfed.server.records import ArmFolder, RunPlan
+from medfed.server.site_privacy import SitePrivacy, noised_by_server
+from medfed.server.strategy import FedAvgStrategy
+from medfed.server.turned_away import TurnedAway
+from medfed.server.words import agree_on_words
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of an arm.
+
+    `privacy` is that of privacy.unit = "site", where the server adds the noise or all sites do
+    together; None where each site does by itself, or nobody.
+    """
+
+    grid: Grid
+    study: StudyConfig
+    plan: RunPlan
+    arm: ArmFolder
+    strategy: FedAvgStrategy
+    countersigner: Countersigner
+    privacy: SitePrivacy | DistributedPrivacy | None
+    presence: Presence
+    attendance: Attendance
+    turned_away: TurnedAway
+
+    @property
+    def needed(self) -> int:
+        """Updates without which a round does not count."""
+        return max(self.plan.min_sites, self.study.aggregation.min_updates)
+
+    def exchange(self, started: str, *, asks_again: bool) -> Exchange:
+        """Return an exchange of the round that began at `started` (ISO)."""
+        conversation = self.strategy.conversation
+        watch = Watch(
+            self.presence,
+            self.study.federation.lost_after_s,
+            lambda node: self.turned_away.upload_age_s(conversation.name_of(node), started),
+        )
+        return Exchange(self.grid, watch, asks_again=asks_again)
+
+
+def begin(
+    grid: Grid, study: StudyConfig, plan: RunPlan, arm: ArmFolder, checkpoint: Checkpoint | None
+) -> tuple[Run, Progress]:
+    """Have the sites join, and return the run and where it stands.
+
+    Raises:
+        RunError: Too few joined, or named words; or the checkpoint is of another study.
+    """
+    presence = Presence(grid)
+    joining = Joining(grid, study, plan, arm, presence)
+    joining.wait()
+    trainers = _named(joining.sites, plan.train_sites)
+    state = arm.server_state(plan)
+    countersigner = Countersigner(arm.folder / HEADS_FILE, state / SERVER_KEY, plan.run)
+    words = agree_on_words(grid, study, plan, arm, trainers, countersigner)
+    progress = resume(study, words, checkpoint, arm)
+    privacy: SitePrivacy | DistributedPrivacy | None = None
+    if noised_by_server(study):
+        bound = checkpoint.update_bound if checkpoint else None
+        privacy = SitePrivacy(study, plan.run, state, seeded=plan.seeded_noise, bound=bound)
+    elif noised_by_sites(study):
+        privacy = DistributedPrivacy(study, plan.run, state, seeded=plan.seeded_noise)
+    strategy = FedAvgStrategy(
+        study,
+        plan.run,
+        trainers=trainers,
+        evaluators=_named(joining.sites, plan.evaluate_sites),
+        words=words,
+        frozen_sha256=frozen_state_digest(progress.model),
+        privacy=privacy if isinstance(privacy, SitePrivacy) else None,
+    )
+    strategy.summary()
+    strategy.conversation.countersignatures = countersigner.latest
+    run = Run(
+        grid=grid,
+        study=study,
+        plan=plan,
+        arm=arm,
+        strategy=strategy,
+        countersigner=countersigner,
+        privacy=privacy,
+        presence=presence,
+        attendance=Attendance(study, plan, arm, presence, joining, strategy),
+        turned_away=TurnedAway(plan.rejections),
+    )
+    return run, progress
+
+
+def _named(sites: dict[str, Participant], names: tuple[str, ...] | None) -> list[Participant]:
+    chosen = sorted(sites) if names is None else [name for name in names if name in sites]
+    return [sites[name] for name in chosen]
