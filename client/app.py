@@ -186,6 +186,23 @@ def _reason(error: Exception) -> RefusalReason:
     return RefusalReason.INTERNAL
 
 
+def refuse(
+    message: Message, site: SiteConfig, reason: RefusalReason, *, run: str, study: str
+) -> Message:
+    """Answer a message with a refusal without looking into it, and list that it leaves.
+
+    Args:
+        message: What is answered.
+        site: This site.
+        reason: All that leaves.
+        run: The run's identifier, for the list; empty if it cannot be read.
+        study: The study's name, likewise.
+    """
+    group = message.metadata.group_id
+    about = _About(run, study, int(group) if group.isdecimal() else 0)
+    return Message(_refuse(reason, about, site), reply_to=message)
+
+
 def _refuse(reason: RefusalReason, about: _About, site: SiteConfig) -> RecordDict:
     refusal = Refusal(site=site.name, reason=reason)
     try:

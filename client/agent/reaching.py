@@ -7,6 +7,9 @@ import threading
 import httpx
 
 from medfed.client.site import SiteConfig
+from medfed.common.addresses import split_address
+from medfed.common.enrolment import FederationError
+from medfed.common.tls import explain, trust_only
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +28,7 @@ class Reach:
 
     def __init__(self, site: SiteConfig) -> None:
         self._url = f"https://{site.connection.address}/health"
+        self._host = split_address(site.connection.address)[0]
         self._ca = site.path(site.connection.ca)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="reach", daemon=True)
@@ -47,14 +51,20 @@ class Reach:
             self._stop.wait(_ASK_EVERY_S if self.connected else _TRY_AGAIN_S)
 
     def _ask(self) -> str:
+        """Return why the coordinator cannot be reached; empty if it can."""
         try:
-            trusted = ssl.create_default_context(cafile=str(self._ca))
-            answer = httpx.get(self._url, timeout=_TIMEOUT_S, verify=trusted)
-        except (OSError, ssl.SSLError) as error:
-            return f"keys/ca.pem cannot be read: {error}"
+            answer = httpx.get(
+                self._url, timeout=_TIMEOUT_S, verify=trust_only(self._ca.read_bytes())
+            )
+        except (OSError, FederationError) as error:
+            return f"{self._ca.name} cannot be used: {error}"
         except httpx.ConnectError as error:
-            if "certificate" in str(error).lower():
-                return f"the coordinator's certificate is not accepted: {error}"
+            cause: BaseException | None = error
+            while cause is not None:
+                if isinstance(cause, ssl.SSLCertVerificationError):
+                    why = explain(cause, self._host)
+                    return f"the coordinator's certificate is not accepted: {why}"
+                cause = cause.__cause__ or cause.__context__
             return f"the coordinator cannot be reached: {error}"
         except httpx.HTTPError as error:
             return f"the coordinator does not answer: {type(error).__name__}"

@@ -19,6 +19,7 @@ from pathlib import Path
 from types import FrameType
 
 from medfed.client.agent.folder import AgentFolder, State, Status, WorkerState, clock, now
+from medfed.client.agent.metrics import metrics_text
 from medfed.client.agent.reaching import Reach
 from medfed.client.audit_facts import Event, Fact
 from medfed.client.audit_log import AuditLog
@@ -26,6 +27,7 @@ from medfed.client.site import SiteConfig
 from medfed.common.errors import MedfedError, SiteConfigError
 from medfed.common.keeping import KeptChild
 from medfed.common.locking import held_alone
+from medfed.common.metrics_server import serve_metrics
 from medfed.common.processes import quiet_flower
 
 log = logging.getLogger(__name__)
@@ -88,6 +90,8 @@ class _Agent:
         self._note("started", pid=self._status.pid, address=self._site.connection.address)
         self._folder.new_secret()
         self._reach.start()
+        if self._site.connection.metrics_port is not None:
+            serve_metrics(self._site.connection.metrics_port, lambda: metrics_text(self._site))
         try:
             while not self._stop.is_set():
                 self._tick()

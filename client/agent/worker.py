@@ -15,18 +15,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Message
 
 from medfed.client.agent.folder import AgentFolder, WorkerState, clock, now
 from medfed.client.agent.runtime import Received, Task, TaskSource, in_hand, leftover
 from medfed.client.app import app as client_app
+from medfed.client.app import refuse
 from medfed.client.audit_facts import Fact
 from medfed.client.audit_log import AuditLog
 from medfed.client.site import SiteConfig, load_site
 from medfed.common import messages
 from medfed.common.bundle import bundle_digest
 from medfed.common.errors import MedfedError, RefusalReason
-from medfed.common.messages import Refusal, TrainReply, WordsReply
 from medfed.common.study_file import parse_study_json
 
 log = logging.getLogger(__name__)
@@ -86,8 +86,9 @@ class Worker:
             site = load_site(self._site_file)
             with in_hand(self._folder.task_file, address, task, metadata):
                 reply = self._judged(received, site)
+                # Before it leaves: what cannot be written down does not leave.
+                self._note_answer(reply, site, time.perf_counter() - started)
                 task.reply(reply, received.context)
-            self._note_answer(reply, site, time.perf_counter() - started)
         except Exception as error:  # one bad message must not cost the site its worker
             # The traceback may hold paths or values of patients: it stays in this log.
             log.error("A message was not answered: %s", error, exc_info=error)
@@ -100,7 +101,9 @@ class Worker:
         """Return the reply to a message, or the refusal."""
         message = received.message
         study, run, kind = _about(message)
-        round_number = int(message.metadata.group_id) if message.metadata.group_id.isdigit() else 0
+        round_number = (
+            int(message.metadata.group_id) if message.metadata.group_id.isdecimal() else 0
+        )
         limit_s = site.connection.message_timeout_s or message.metadata.ttl
         self._change(
             working=True,
@@ -117,9 +120,9 @@ class Worker:
         if received.bundle_sha256 not in (site.connection.bundles or (bundle_digest(),)):
             log.warning("Refused: the bundle %s is not approved.", received.bundle_sha256)
             audit.write("bundle_refused", sha256=received.bundle_sha256)
-            return _refusal(message, site, RefusalReason.POLICY)
+            return refuse(message, site, RefusalReason.POLICY, run=run, study=study)
         if self._folder.paused:
-            return _refusal(message, site, RefusalReason.PAUSED)
+            return refuse(message, site, RefusalReason.PAUSED, run=run, study=study)
         received.context.node_config = {"site": str(self._site_file)}
         return client_app(message, received.context)
 
@@ -131,16 +134,18 @@ class Worker:
             "kind": state.kind,
             "round_number": state.round_number,
         }
-        answer = messages.unpack_reply(reply.content)
-        if isinstance(answer, Refusal):
-            audit.write("refused", **about, reason=answer.reason.value)
+        # Not unpacked: an update can be large.
+        values = reply.content["medfed"]
+        if values["kind"] == "refusal":
+            audit.write("refused", **about, reason=str(values["reason"]))
             return
         facts: dict[str, Fact] = {
             "bytes": messages.num_bytes(reply.content),
             "seconds": round(seconds, 3),
         }
-        if isinstance(answer, TrainReply | WordsReply) and answer.epsilon is not None:
-            facts["epsilon"] = answer.epsilon
+        epsilon = values.get("epsilon")
+        if isinstance(epsilon, float):
+            facts["epsilon"] = epsilon
         audit.write("answered", **about, **facts)
 
     def _give_up(self, task: Task, received: Received) -> None:
@@ -178,11 +183,6 @@ def _about(message: Message) -> tuple[str, str, str]:
     except MedfedError:
         study = ""
     return study, str(record.get("run", "")), kind
-
-
-def _refusal(message: Message, site: SiteConfig, reason: RefusalReason) -> Message:
-    content: RecordDict = messages.pack_refusal(Refusal(site=site.name, reason=reason))
-    return Message(content, reply_to=message)
 
 
 if __name__ == "__main__":

@@ -50,7 +50,8 @@ _MAX_DESK_REQUESTS = 8
 _DESK_PATIENCE_S = 30.0
 # A chunk of 5 MB over a slow line.
 _FLEET_PATIENCE_S = 600.0
-_MAX_REQUESTS_A_SITE = 64
+# Flower sends two objects at a time beside its polls. Each may hold a whole body in memory.
+_MAX_REQUESTS_A_SITE = 8
 # Of Flower's answers: what no program that follows its protocol gets.
 _STRANGE = frozenset({400, 401, 404, 405, 415, 422, 500})
 

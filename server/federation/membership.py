@@ -46,13 +46,13 @@ def invite_site(home: FederationHome, site: str, days: float) -> Invite:
                 f"{site} is {record.state} already. `medfed federation revoke {site}` first, if "
                 "it must join anew."
             )
-        retired = (*record.retired_keys, record.node_key) if record.node_key else ()
+        last = (record.node_key,) if record.node_key else ()
         fresh = SiteRecord(
             name=site,
             state="invited",
             token_sha256=hash_of(token),
             expires=expires,
-            retired_keys=retired or record.retired_keys,
+            retired_keys=(*record.retired_keys, *last),
         )
         return fresh.to("invited")
 

@@ -63,6 +63,7 @@ class Child:
     restarts: int = 0
     problem: str = ""
     _process: subprocess.Popen[bytes] | None = None
+    _is_stopped: bool = False
     _started: float = 0.0
     _due: float = 0.0
     _pause_s: float = field(default=_FIRST_PAUSE_S)
@@ -74,8 +75,10 @@ class Child:
 
     @property
     def state(self) -> str:
-        """Return running, or waiting for its next start."""
-        return "running" if self._process is not None else "waiting"
+        """Return running, waiting (for its next start) or stopped."""
+        if self._process is not None:
+            return "running"
+        return "stopped" if self._is_stopped else "waiting"
 
     @property
     def age_s(self) -> float:
@@ -96,18 +99,25 @@ class Child:
             self._start(now)
 
     def stop(self) -> None:
-        """End it; its next start is `keep_alive`'s."""
+        """End it; `keep_alive` would start it again."""
+        self._is_stopped = True
         if self._process is not None:
             stop_child(self._process, _STOP_PATIENCE_S)
             self._process = None
 
     def _start(self, now: float) -> None:
-        self.home.logs_folder.mkdir(exist_ok=True)
-        if self.log.exists() and self.log.stat().st_size > _MAX_LOG_BYTES:
-            self.log.replace(self.log.with_name(f"{self.log.name}.1"))
         environment = quiet_flower(flower_home(self.home))
-        self._process = start_child(self.command, environment=environment, log=self.log)
+        try:
+            self.home.logs_folder.mkdir(exist_ok=True)
+            if self.log.exists() and self.log.stat().st_size > _MAX_LOG_BYTES:
+                self.log.replace(self.log.with_name(f"{self.log.name}.1"))
+            self._process = start_child(self.command, environment=environment, log=self.log)
+        except OSError as error:  # a full disk, or no memory: that may pass
+            self.problem = f"{self.name} cannot be started: {error}"
+            self._pause(now)
+            return
         self._started = now
+        self._is_stopped = False
         self.problem = ""
 
     def _note_end(self, code: int, now: float) -> None:
@@ -115,10 +125,13 @@ class Child:
         self.restarts += 1
         if now - self._started > _SOUND_S:
             self._pause_s = _FIRST_PAUSE_S
-        self._due = now + self._pause_s
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+        self._pause(now)
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         self.problem = f"{self.name} ended with {how}: {_last_line(self.log)}"
+
+    def _pause(self, now: float) -> None:
+        self._due = now + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
 
 def _last_line(path: Path) -> str:

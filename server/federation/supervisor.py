@@ -136,6 +136,10 @@ class Supervisor:
                 self._dispatcher.tick()
             except (MedfedError, OSError) as error:
                 problem = str(error)
+            except Exception as error:
+                # Whatever it is, sites and the run in progress are better off with a supervisor.
+                _log.exception("A look at nodes and runs failed")
+                problem = f"{type(error).__name__}, see logs/supervisor.log"
         ended = [child.problem for child in self._children if child.problem]
         self._report("; ".join([*ended, problem] if problem else ended))
 

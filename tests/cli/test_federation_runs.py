@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +23,7 @@ from medfed.common.enrolment import FederationError
 from medfed.common.errors import MedfedError, RunError, StudyError
 from medfed.common.locking import held_alone, holder
 from medfed.server.federation.home import FederationHome
-from medfed.server.federation.queue import RunQueue
+from medfed.server.federation.queue import RunQueue, RunState
 from medfed.server.federation.supervisor import lock_file
 
 STUDY = """
@@ -153,52 +152,66 @@ def test_run_asks_for_a_study(supervised: FederationHome) -> None:
     assert "Expected a study file or --resume" in str(error_of(medfed(supervised, "run")))
 
 
+def finish(queue: RunQueue, name: str, state: RunState) -> None:
+    """Bring a waiting run to its end as a supervisor and a ServerApp do."""
+    wait_until(lambda: any(r.name == name and r.state == "waiting" for r in queue.runs()), name)
+    arm = queue.arm(name)
+    with queue.lock():
+        queue.put(queue.get(name).to("running"))
+    arm.emit("started", arm="federated", rounds=2, after=0)
+    for number in (1, 2):
+        arm.emit("round", round=number, sites=2)
+        arm.emit("completed", round=number, metrics=None, epsilon=None)
+    with queue.lock():
+        queue.put(queue.get(name).to(state, "as asked"))
+
+
 @contextmanager
-def supervisor_on_paper(home: FederationHome, name: str, state: str) -> Iterator[None]:
-    """Bring a run to its end as a supervisor and a ServerApp do, while the block waits for it."""
-    queue = RunQueue(home)
-
-    def work() -> None:
-        wait_until(lambda: any(run.name == name for run in queue.runs()), "it is queued", 60)
-        arm = queue.arm(name)
-        with queue.lock():
-            queue.put(queue.get(name).to("running"))
-        arm.emit("started", arm="federated", rounds=2, after=0)
-        for number in (1, 2):
-            arm.emit("round", round=number, sites=2)
-            arm.emit("completed", round=number, metrics=None, epsilon=None)
-            time.sleep(0.6)
-        with queue.lock():
-            queue.put(queue.get(name).to(state, "as asked"))
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    yield
-    thread.join()
+def watching(home: FederationHome, study: str) -> Iterator[subprocess.Popen[str]]:
+    """Run the command in a process of its own; enter when it shows the run."""
+    arguments = ["run", study, "--name", "one", "--home", str(home.folder)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        for line in process.stderr:
+            if line.startswith("one: waiting"):
+                break
+        yield process
+    finally:
+        kill(process)
 
 
 def test_run_watches_until_the_end(supervised: FederationHome, study: str) -> None:
-    with supervisor_on_paper(supervised, "one", "finished"):
-        result = medfed(supervised, "run", study, "--name", "one")
-    assert result.exit_code == 0, result.output
-    assert "Run one is finished (as asked)" in result.stdout
-    told = result.stderr
-    assert told.index("one: running") < told.index("round 1/2") < told.index("round 2/2")
+    with watching(supervised, study) as process:
+        finish(RunQueue(supervised), "one", "finished")
+        result, told = process.communicate(timeout=60)
+    assert process.returncode == 0, told
+    assert "Run one is finished (as asked)" in result
+    assert told.index("round 1/2") < told.index("round 2/2")
 
 
 @pytest.mark.parametrize("state", ["failed", "stopped"])
 def test_run_ends_with_an_error_when_the_run_does(
-    supervised: FederationHome, study: str, state: str
+    supervised: FederationHome, study: str, state: RunState
 ) -> None:
-    with supervisor_on_paper(supervised, "one", state):
-        result = medfed(supervised, "run", study, "--name", "one")
-    error = error_of(result)
+    def run(*arguments: str) -> Result:
+        thread = threading.Thread(target=finish, args=(RunQueue(supervised), "one", state))
+        thread.start()
+        result = medfed(supervised, "run", *arguments)
+        thread.join()
+        return result
+
+    error = error_of(run(study, "--name", "one"))
     assert isinstance(error, RunError)
     assert f"Run one {state}: as asked" in str(error)
     assert "--resume one" in str(error)
-    # The same for programs, and on with it.
-    with supervisor_on_paper(supervised, "one", state):
-        result = medfed(supervised, "run", "--resume", "one", "--json")
+    # On with it; and the same for programs.
+    result = run("--resume", "one", "--json")
     assert result.exit_code == RunError.exit_code
     assert json.loads(result.stdout)["state"] == state
 
@@ -206,25 +219,12 @@ def test_run_ends_with_an_error_when_the_run_does(
 def test_run_goes_on_when_the_watching_is_interrupted(
     supervised: FederationHome, study: str
 ) -> None:
-    queue = RunQueue(supervised)
-    watching = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, "run", study, "--name", "one"]
-        + ["--home", str(supervised.folder)],
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert watching.stderr is not None
-    try:
-        for line in watching.stderr:
-            if line.startswith("one: waiting"):
-                break
-        watching.send_signal(signal.SIGINT)
-        _, told = watching.communicate(timeout=60)
-        assert watching.returncode == 130
-        assert "Run one goes on" in told
-        assert queue.get("one").state == "waiting"
-    finally:
-        kill(watching)
+    with watching(supervised, study) as process:
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Run one goes on" in told
+    assert RunQueue(supervised).get("one").state == "waiting"
 
 
 def test_stop_ends_one_run(supervised: FederationHome, study: str) -> None:

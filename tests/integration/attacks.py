@@ -1,8 +1,4 @@
-"""What the attack tests share: a small study, honest sites without data, raw sockets, keys, traces.
-
-A site without data answers as an honest one would, with an update that anybody can work out: what
-a wicked site does to a round then shows to the last bit.
-"""
+"""What the attack tests share: a small study, signed requests, raw sockets, impostors, traces."""
 
 import base64
 import contextlib
@@ -12,27 +8,20 @@ import socket
 import ssl
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import httpx
-import numpy as np
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from deployment import Deployment
-from fake_site import FakeSite
-from flwr.app import Message
 from flwr.common.constant import TIMESTAMP_HEADER
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, FLEET_HTTP_SIGNATURE_HEADER
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
 from flwr.supercore.protobuf.constants import PROTOBUF_MEDIA_TYPE
 
-from medfed.common import messages
-from medfed.common.messages import EvaluateReply, JoinReply, Reply, TrainReply
-from medfed.common.state_dicts import StateDict
 from medfed.common.tls import trust_only
 
 STUDY = """
@@ -67,7 +56,6 @@ column = "scanner"
 [privacy]
 unit = "none"
 """
-SITES = ("scanner-1", "scanner-2", "scanner-3")
 
 
 def write_study(
@@ -77,69 +65,6 @@ def write_study(
     path = folder / f"{name}.toml"
     path.write_text(STUDY.format(rounds=rounds, every=every, round_timeout_s=round_timeout_s))
     return path
-
-
-def honest_update(site: str, weights: StateDict) -> StateDict:
-    """What an honest site without data sends: one step that only its name decides."""
-    step = 0.001 * (1 + SITES.index(site))
-    return {name: np.full_like(array, step) for name, array in weights.items()}
-
-
-def honest_reply(site: str, asked: Message) -> Reply:
-    """What an honest site answers."""
-    kind = asked.metadata.message_type
-    if kind == messages.TRAIN:
-        return TrainReply(
-            site=site,
-            update=honest_update(site, messages.unpack_model_request(asked.content).weights),
-            num_examples=10,
-            loss=1.0,
-            epsilon=None,
-            noise="none",
-        )
-    if kind == messages.EVALUATE:
-        return EvaluateReply(site=site, sums={"count": np.array(7), "loss": np.array(3)})
-    assert kind == messages.JOIN, kind
-    return JoinReply(site=site, public_num_patients=None)
-
-
-def packed(reply: Reply, asked: Message) -> Message:
-    """Return a reply as a message."""
-    pack: Callable[[Any], Any] = {
-        TrainReply: messages.pack_train_reply,
-        EvaluateReply: messages.pack_evaluate_reply,
-        JoinReply: messages.pack_join_reply,
-    }[type(reply)]
-    return Message(pack(reply), reply_to=asked)
-
-
-class Member(FakeSite):
-    """An approved site that sends any number of replies to a message, or none.
-
-    Args:
-        deployed: The federation that it belongs to.
-        site: Its name there.
-        answer: Makes the replies; None for an honest site.
-    """
-
-    def __init__(
-        self,
-        deployed: Deployment,
-        site: str,
-        answer: Callable[[Message], Sequence[Message]] | None = None,
-    ) -> None:
-        folder = deployed.sites[site]
-        super().__init__(
-            f"127.0.0.1:{deployed.port}",
-            folder / "keys" / "ca.pem",
-            folder / "keys" / "node.key",
-            answer or (lambda asked: [packed(honest_reply(site, asked), asked)]),  # type: ignore[arg-type,return-value]
-        )
-
-    @staticmethod
-    def _send(replies: Sequence[Message], send: Any, push: Any) -> None:  # type: ignore[override]
-        for reply in replies:
-            FakeSite._send(reply, send, push)
 
 
 class Signed:
@@ -282,17 +207,6 @@ class Impostor:
                 with self._context.wrap_socket(connection, server_side=True) as wire:
                     while part := wire.recv(65536):
                         self.heard.append(part)
-
-
-@contextlib.contextmanager
-def members(*sites: Member) -> Iterator[None]:
-    """Have sites connected for the time of the block."""
-    with contextlib.ExitStack() as stack:
-        for site in sites:
-            stack.enter_context(site)
-        for site in sites:
-            assert site.connected.wait(90)
-        yield
 
 
 def files_below(*folders: Path) -> set[Path]:

@@ -72,9 +72,7 @@ def run(
     queue = RunQueue(this)
     if resume is not None:
         if study or overrides or name:
-            raise StudyError(
-                "--resume goes on with the run's own study: give the run's name alone."
-            )
+            raise StudyError("--resume goes on with a run's own study: give its name alone.")
         queued = queue.resume(resume)
     else:
         queued = _submit(queue, study, tuple(overrides or ()), name)

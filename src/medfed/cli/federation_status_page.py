@@ -213,6 +213,8 @@ def _connection(site: MemberStatus, now: str) -> str:
 def _doing(site: MemberStatus) -> str:
     if site.doing == "refused":
         return f"refused: {site.why}" if site.why else "refused"
+    if site.doing == "asked" and site.online is False:
+        return "no answer"
     return {"asked": "working", "ok": "answered"}.get(site.doing, site.doing)
 
 

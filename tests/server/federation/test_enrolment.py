@@ -288,6 +288,7 @@ def test_key_of_an_earlier_membership_is_refused(federation: Federation) -> None
         invite = federation.invite()
         assert federation.post(ENROLL, enrol_request(invite, these))[0] == 200
         revoke_site(federation.registry, "north")
+    federation.invite()  # was not used
     invite, south = federation.invite(), federation.invite("south")
     for these in keys:
         assert code(federation.post(ENROLL, enrol_request(invite, these))) == "key"

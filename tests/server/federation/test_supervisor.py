@@ -79,10 +79,6 @@ def wait_until_up(home: FederationHome, supervisor: subprocess.Popen[bytes]) -> 
     wait_until(look, "the federation is up")
 
 
-def tell_apart(home: FederationHome) -> set[int]:
-    return set(leftovers(home))
-
-
 @pytest.mark.slow
 def test_supervisor_brings_back_what_is_killed_and_ends_in_order(home: FederationHome) -> None:
     supervisor = start(home)
@@ -107,8 +103,10 @@ def test_supervisor_brings_back_what_is_killed_and_ends_in_order(home: Federatio
         }
         supervisor.send_signal(signal.SIGTERM)
         assert supervisor.wait(60) == 0
-        assert tell_apart(home) == set()
+        assert leftovers(home) == {}
         assert holder(lock_file(home)) is None
+        table = read(home.supervisor_file)
+        assert [p["state"] for p in table["processes"].values()] == ["stopped", "stopped"]
     finally:
         kill(supervisor)
 
@@ -117,15 +115,15 @@ def test_supervisor_brings_back_what_is_killed_and_ends_in_order(home: Federatio
 def test_supervisor_that_is_killed_leaves_nothing_behind(home: FederationHome) -> None:
     supervisor = start(home)
     wait_until_up(home, supervisor)
-    before = tell_apart(home)
+    before = set(leftovers(home))
     assert len(before) >= 2
     kill(supervisor)
-    wait_until(lambda: tell_apart(home) == set(), "no process is left", 10)
+    wait_until(lambda: not leftovers(home), "no process is left", 10)
     again = start(home)
     try:
         home.nodes_file.unlink()
         wait_until_up(home, again)
-        assert not before & tell_apart(home)
+        assert not before & set(leftovers(home))
     finally:
         kill(again)
 
@@ -236,6 +234,18 @@ def test_child_waits_longer_each_time_it_ends(home: FederationHome) -> None:
     wait_until(lambda: child.keep_alive() or child.restarts == 2, "it was started again")
     child.keep_alive()
     assert child.state == "waiting"
+
+
+def test_child_that_cannot_be_started_is_tried_again(home: FederationHome) -> None:
+    child = Child("sleeper", ["sleep", "600"], home)
+    child.log.mkdir()  # as good as a full disk
+    child.keep_alive()
+    assert "sleeper cannot be started" in child.problem
+    child.log.rmdir()
+    wait_until(lambda: child.keep_alive() or child.pid, "it is started")
+    assert (child.state, child.problem) == ("running", "")
+    child.stop()
+    assert (child.state, child.pid) == ("stopped", None)
 
 
 def test_programs_that_are_started_are_installed() -> None:
