@@ -69,6 +69,10 @@ class KeptChild:
         """Whether it does not run and its wait is over."""
         return self._process is None and time.monotonic() >= self._not_before
 
+    def start_within(self, seconds: float) -> None:
+        """Let the next start wait for so long at most, however soon the last one ended."""
+        self._not_before = min(self._not_before, time.monotonic() + seconds)
+
     def start(
         self, command: Sequence[str | os.PathLike[str]], environment: Mapping[str, str]
     ) -> None:

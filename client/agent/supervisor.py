@@ -37,6 +37,9 @@ _PATIENCE_S = 8.0
 # Loading torch on a busy machine takes tens of seconds.
 _START_S = 240.0
 _SILENT_S = 60.0
+# What Flower says, and how long it can stay so is a minute: the pauses must not grow beyond that.
+_IN_USE = "failed to activate"
+_IN_USE_PAUSE_S = 5.0
 
 
 def run_agent(site: SiteConfig, site_file: Path) -> None:
@@ -126,20 +129,27 @@ class _Agent:
 
     def _keep_supernode(self) -> None:
         if self._supernode.has_ended():
-            log.warning("The SuperNode ended: %s.", _reason_of(self._supernode.last_words()))
-            if "address already in use" in self._supernode.last_words():
+            log.warning("The SuperNode ended: %s.", _reason_of(self._last_life))
+            if "address already in use" in self._last_life:
                 self._address = f"127.0.0.1:{_free_port()}"
                 self._worker.kill()
             # Else the worker stays, warm: what it has in hand it finishes and keeps, for the
             # coordinator will ask for it again.
+            if _IN_USE in self._last_life.lower():
+                self._supernode.start_within(_IN_USE_PAUSE_S)
         if self._supernode.is_due:
             self._supernode.start(self._supernode_command(), self._environment)
 
     @property
     def _is_active(self) -> bool:
         """Whether the SuperNode was let in; Flower says so in its log alone."""
-        words = self._supernode.last_words().rpartition("Starting Flower SuperNode")[2]
-        return self._supernode.runs and ("SuperNode ID:" in words or self._supernode.age_s > 30)
+        is_known = "SuperNode ID:" in self._last_life
+        return self._supernode.runs and (is_known or self._supernode.age_s > 30)
+
+    @property
+    def _last_life(self) -> str:
+        """What the latest SuperNode has said; the log holds that of those before it, too."""
+        return self._supernode.last_words().rpartition("Starting Flower SuperNode")[2]
 
     def _supernode_command(self) -> list[str | os.PathLike[str]]:
         connection, site = self._site.connection, self._site
@@ -194,7 +204,7 @@ class _Agent:
         if not self._reach.connected:
             return "connecting", self._reach.problem
         if not self._is_active:
-            return "connecting", _reason_of(self._supernode.last_words())
+            return "connecting", _reason_of(self._last_life)
         if worker is None or worker.pid != self._worker.pid:
             return "starting", "the worker is loading"
         return ("working", "") if worker.working else ("waiting", "")
@@ -232,17 +242,17 @@ class _Agent:
 
 
 def _reason_of(words: str) -> str:
-    """Say in words why a SuperNode ended, from the end of its log."""
+    """Say in words why a SuperNode ended, from what it said."""
     words = words.lower()
-    if "certificate" in words:
-        return "the coordinator's certificate does not verify against keys/ca.pem"
-    if "401" in words or "unauthorized" in words or "authentication" in words:
-        return "the coordinator does not accept this site's key: not yet approved, or revoked"
-    if "failed to activate" in words:
+    if _IN_USE in words:
         return (
             "the coordinator does not know this site's key, or still counts an earlier connection "
             "as alive, for up to a minute"
         )
+    if "certificate" in words:
+        return "the coordinator's certificate does not verify against keys/ca.pem"
+    if "401 unauthorized" in words:
+        return "the coordinator does not accept this site's key: not yet approved, or revoked"
     return "the connection is being made"
 
 

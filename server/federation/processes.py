@@ -126,8 +126,9 @@ class Child:
         if now - self._started > _SOUND_S:
             self._pause_s = _FIRST_PAUSE_S
         self._pause(now)
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        self.problem = f"{self.name} ended with {how}: {_last_line(self.log)}"
+        # Who was killed had no time to say why.
+        how = f"signal {-code}" if code < 0 else f"exit code {code}: {_last_line(self.log)}"
+        self.problem = f"{self.name} ended with {how}"
 
     def _pause(self, now: float) -> None:
         self._due = now + self._pause_s

@@ -131,12 +131,16 @@ def exchange(port: int, data: bytes, context: ssl.SSLContext | None = None) -> b
         return received
 
 
+Pair = tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
+"""A certificate and its key."""
+
+
 def certificate(
-    authority: tuple[x509.Certificate, ec.EllipticCurvePrivateKey] | None,
+    authority: Pair | None,
     *,
     ends_in_days: int = 30,
     name: str = "somebody",
-) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+) -> Pair:
     """Return a certificate for 127.0.0.1 and its key; without an authority, one of its own."""
     key = ec.generate_private_key(ec.SECP384R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
@@ -167,9 +171,7 @@ class Impostor:
         num_connections: How many tried.
     """
 
-    def __init__(
-        self, folder: Path, pair: tuple[x509.Certificate, ec.EllipticCurvePrivateKey]
-    ) -> None:
+    def __init__(self, folder: Path, pair: Pair) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         encoding = serialization.Encoding.PEM
         chain = folder / "impostor.pem"

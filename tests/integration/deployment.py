@@ -181,6 +181,16 @@ class Deployment:
         """Return waiting, running, finished, failed or stopped."""
         return str(_table(self.home / "runs" / name / "queue.json").get("state", ""))
 
+    def num_tries(self, name: str) -> int:
+        """How often Flower was told to run a run."""
+        return len(_table(self.home / "runs" / name / "queue.json")["flower_runs"])
+
+    def child(self, name: str) -> int:
+        """Return the coordinator's process of a name; 0 while it does not run."""
+        children = _table(self.home / "supervisor.json").get("processes", {})
+        pid = children.get(name, {}).get("pid") or 0
+        return pid if pid in self._processes() else 0
+
     def wait_for_run(self, name: str, timeout_s: float = 400) -> None:
         """Wait until a run has finished.
 

@@ -18,11 +18,25 @@ VICTIM = "scanner-1"
 
 
 @pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
-    """Three sites that are connected."""
+def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
+    """A coordinator that runs, and three hospitals."""
     with three_hospitals(tmp_path_factory.mktemp("faults")) as deployed:
-        deployed.start_sites()
         yield deployed
+
+
+@pytest.fixture(scope="module")
+def network(hospitals: Deployment) -> Iterator[Forwarder]:
+    """Between one hospital and the coordinator."""
+    with Forwarder(hospitals.port) as forwarder:
+        hospitals.redirect(VICTIM, forwarder.port)
+        yield forwarder
+
+
+@pytest.fixture(scope="module")
+def federation(hospitals: Deployment, network: Forwarder) -> Deployment:
+    """All sites are connected."""
+    hospitals.start_sites()
+    return hospitals
 
 
 def test_site_trains_on_when_supernode_is_killed_in_training(federation: Deployment) -> None:
@@ -37,25 +51,20 @@ def test_site_trains_on_when_supernode_is_killed_in_training(federation: Deploym
 
 
 def test_site_sends_the_same_again_when_supernode_is_killed_in_upload(
-    federation: Deployment,
+    federation: Deployment, network: Forwarder
 ) -> None:
-    with Forwarder(federation.port) as network:
-        federation.redirect(VICTIM, network.port)
-        federation.kill(f"site-{VICTIM}")
-        federation.start_site(VICTIM)
-        federation.wait_for_sites()
-        row = Row(federation, "noisy", "supernode-upload")
-        with row.frozen_in_training(VICTIM, 2):
-            network.hang(after_bytes=50_000)
-        until("the upload has begun", network.stuck.is_set)
-        # All of the update is made, a part of it has left.
-        assert row.num_answers(VICTIM, "train") == 2
-        assert not (row.state(VICTIM) / "replies" / "charging.json").exists()
-        assert VICTIM not in row.sites_trained(2)
-        federation.kill_pid(federation.site_status(VICTIM)["supernode_pid"])
-        network.heal()
-        row.finish_whole()
-        assert row.num_answers(VICTIM, "train") > ROUNDS  # asked again
+    row = Row(federation, "noisy", "supernode-upload")
+    with row.frozen_in_training(VICTIM, 2):
+        network.hang(after_bytes=50_000)
+    until("the upload has begun", network.stuck.is_set)
+    # All of the update is made, a part of it has left.
+    assert row.num_answers(VICTIM, "train") == 2
+    assert not (row.state(VICTIM) / "replies" / "charging.json").exists()
+    assert VICTIM not in row.sites_trained(2)
+    federation.kill_pid(federation.site_status(VICTIM)["supernode_pid"])
+    network.heal()
+    row.finish_whole()
+    assert row.num_answers(VICTIM, "train") > ROUNDS  # asked again
 
 
 def test_site_is_waited_for_when_supernode_is_killed_between_rounds(

@@ -14,12 +14,27 @@ import pytest
 from attacks import memory_mb, write_study
 from deployment import Deployment
 from flwr.app import Message
-from wicked import Member, Replies, honest_reply, join, light_federation, members, packed
+from wicked import (
+    Member,
+    Replies,
+    honest_reply,
+    honest_update,
+    join,
+    light_federation,
+    members,
+    packed,
+)
 from wicked_replies import ATTACKS, HONEST, WICKED, Bomb
 
 from medfed.common import messages
+from medfed.common.models import build_model
+from medfed.common.state_dicts import digest, read_state
+from medfed.common.study_file import load_study
+from medfed.server.aggregation.choice import make_rule
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+LIMIT_MB = 40
 
 
 @dataclass
@@ -47,7 +62,7 @@ class Script:
 class Outcome:
     """What the runs without and with the wicked site left."""
 
-    reference: list[dict[str, Any]]
+    undisturbed: list[dict[str, Any]]
     rounds: list[dict[str, Any]]
     script: Script
     marker: Path
@@ -57,38 +72,78 @@ class Outcome:
 def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
     """Two honest sites, and a coordinator that takes 40 MB a message."""
     folder = tmp_path_factory.mktemp("wicked")
-    with light_federation(folder, *HONEST, max_upload_mb=40) as deployed:
+    with light_federation(folder, *HONEST, max_upload_mb=LIMIT_MB) as deployed:
         yield deployed
 
 
 @pytest.fixture(scope="module")
 def outcome(federation: Deployment) -> Outcome:
-    """A round for each attack, and as many without the wicked site."""
+    """A round for each attack, and some without the wicked site."""
     names = list(ATTACKS)
     study = write_study(federation.folder, "trained", rounds=len(names), every=1000)
     script = Script(federation, names)
     Bomb.marker = str(federation.folder / "executed")
     honest = [Member(federation, site) for site in HONEST]
     with members(*honest):
-        reference = rounds_of(federation.run(study, "reference"))
+        short = write_study(federation.folder, "undisturbed", rounds=3, every=1000)
+        undisturbed = rounds_of(federation.run(short, "undisturbed"))
         join(federation, WICKED)
         with members(Member(federation, WICKED, script)):
             rounds = rounds_of(federation.run(study, "attacked", timeout_s=900))
-    return Outcome(reference, rounds, script, Path(Bomb.marker))
+    return Outcome(undisturbed, rounds, script, Path(Bomb.marker))
 
 
 def rounds_of(arm: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (arm / "rounds.jsonl").read_text().splitlines()]
 
 
+def honest_digests(study: Path, num_rounds: int) -> list[str]:
+    """Work out the model after each round that the honest sites alone make."""
+    config = load_study(study)
+    weights = read_state(build_model(config, len(config.task.classes)))
+    digests = []
+    for _ in range(num_rounds):
+        rule = make_rule(config.aggregation, weights)
+        for site in HONEST:
+            rule.add(honest_update(site, weights), 10, site)
+        weights = rule.apply()
+        digests.append(digest(weights))
+    return digests
+
+
+def test_honest_rounds_are_what_they_are_worked_out_to_be(
+    federation: Deployment, outcome: Outcome
+) -> None:
+    study = federation.folder / "undisturbed.toml"
+    found = [record["weights_sha256"] for record in outcome.undisturbed]
+    assert found == honest_digests(study, len(found))
+
+
 @pytest.mark.parametrize("number", range(1, len(ATTACKS) + 1), ids=list(ATTACKS))
-def test_round_goes_on_as_if_the_wicked_site_were_not_there(number: int, outcome: Outcome) -> None:
+def test_round_goes_on_as_if_the_wicked_site_were_not_there(
+    number: int, federation: Deployment, outcome: Outcome
+) -> None:
     expected = list(ATTACKS.values())[number - 1][1]
-    attacked, reference = outcome.rounds[number - 1], outcome.reference[number - 1]
-    assert attacked["weights_sha256"] == reference["weights_sha256"]
-    assert [attacked["sites"][name]["status"] for name in HONEST] == ["ok", "ok"]
-    wicked = attacked["sites"][WICKED]
-    assert wicked["status"] == ("failed" if "error" in expected else "rejected"), wicked
+    record = outcome.rounds[number - 1]
+    undisturbed = honest_digests(federation.folder / "trained.toml", number)
+    assert record["weights_sha256"] == undisturbed[-1]
+    assert [record["sites"][name]["status"] for name in HONEST] == ["ok", "ok"]
+    wicked = record["sites"][WICKED]
+    assert wicked["status"] == ("failed" if expected == "error 0" else "rejected"), wicked
     assert expected in wicked["reason"]
     assert len(wicked["reason"]) < 1000
     assert wicked["weight"] == 0
+
+
+def test_nothing_was_unpickled_and_nobody_died(federation: Deployment, outcome: Outcome) -> None:
+    assert not outcome.marker.exists()
+    queued = json.loads((federation.home / "runs" / "attacked" / "queue.json").read_text())
+    assert (queued["state"], len(queued["flower_runs"])) == ("finished", 1)
+    table = json.loads((federation.home / "supervisor.json").read_text())
+    assert [child["restarts"] for child in table["processes"].values()] == [0, 0]
+
+
+def test_memory_stays_within_a_few_messages(outcome: Outcome) -> None:
+    first, most = outcome.script.memory_mb[1], max(outcome.script.memory_mb.values())
+    print(outcome.script.memory_mb)
+    assert most < first + 8 * LIMIT_MB

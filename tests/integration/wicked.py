@@ -171,13 +171,19 @@ def members(*sites: Member) -> Iterator[None]:
         yield
 
 
+def light_site(deployed: Deployment, site: str) -> Path:
+    """Return the folder of a site without data."""
+    folder = deployed.folder / "light" / site
+    folder.mkdir(parents=True)
+    (folder / "site.toml").write_text(f'name = "{site}"\n[data]\nstores = ["none"]\n')
+    return folder
+
+
 def join(deployed: Deployment, *sites: str) -> None:
     """Have sites without data enrol, and approve them; as their people and ours would."""
     home = load_home(deployed.home)
     for site in sites:
-        folder = deployed.folder / "light" / site
-        folder.mkdir(parents=True)
-        (folder / "site.toml").write_text(f'name = "{site}"\n[data]\nstores = ["none"]\n')
+        folder = light_site(deployed, site)
         enrolled = enroll(folder / "site.toml", invite_site(home, site, 1))
         approve_site(Registry(home.sites_folder), site, enrolled.fingerprint)
         deployed.sites[site] = folder

@@ -27,7 +27,11 @@ from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 # Flower takes a node for offline after two intervals.
 HEARTBEAT_S = 0.2
 _POLL_S = 0.01
-App = Callable[[Message, Context], Message]
+App = Callable[[Message, Context], Message | None]
+
+
+class Killed(SystemExit):
+    """What an app raises that its node's death interrupts."""
 
 
 def received(message: Message) -> Message:
@@ -94,9 +98,14 @@ class Node:
         self.handled.append((message.metadata.message_type, message.metadata.group_id))
         message = received(message)
         try:
-            reply = received(self.app(message, context))
+            answer = self.app(message, context)
+        except Killed:
+            return
         except Exception as error:
-            reply = Message(Error(code=2, reason=str(error)), reply_to=message)
+            answer = Message(Error(code=2, reason=str(error)), reply_to=message)
+        if answer is None:  # its upload failed: a SuperNode forgets it
+            return
+        reply = received(answer) if answer.has_content() else answer
         while self._life == life and not self.connected:
             time.sleep(_POLL_S)
         if self._life == life:
