@@ -6,7 +6,8 @@ leaves. The study was held to the policy before any of them is called (`policy.c
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from medfed.client import policy
@@ -89,8 +90,8 @@ def train(request: ModelRequest, site: SiteConfig, memory: Memory) -> Answer:
     if request.study.secure_aggregation.enabled:
         return _train_masked(request, site, memory)
     spend = _spend(request, site)
-    with ReplyJournal.opened(site.state_folder, identify(request, spend.release)) as journal:
-        kept = journal.finished(site.name)
+    with _journal(request, site, spend) as journal:
+        kept = journal.finished(site.name) if journal else None
         if kept is not None:
             log.info("Round %d is asked for again: the same update leaves.", request.round_number)
             again = f"sent again, bit for bit what it was before: {kept.cost.text}"
@@ -112,8 +113,21 @@ def train(request: ModelRequest, site: SiteConfig, memory: Memory) -> Answer:
         )
         withheld = {} if exact else _withheld("private under DP")
         cost = _cost_of_update(spend, charge, site)
-        journal.keep(KeptReply(reply, cost, withheld))
+        if journal:
+            journal.keep(KeptReply(reply, cost, withheld))
         return Answer(reply, {"update": cost}, withheld)
+
+
+@contextmanager
+def _journal(
+    request: ModelRequest, site: SiteConfig, spend: Spend
+) -> Iterator[ReplyJournal | None]:
+    """Hold the journal of what this site sent last; None where training again gives the same."""
+    if site.policy.allow_seeded_noise:
+        yield None
+        return
+    with ReplyJournal.opened(site.state_folder, identify(request, spend.release)) as journal:
+        yield journal
 
 
 def _train_masked(request: ModelRequest, site: SiteConfig, memory: Memory) -> Answer:

@@ -17,7 +17,9 @@ leave; from then on the same request gets the same bits. Whatever is missing or 
 the charge is made again: more is counted than was spent, never less. So leave this folder out of
 backups: an old `charging.json` that comes back could vouch for a training that has left since.
 
-Under secure aggregation nothing is kept: masks are for one time.
+Nothing is kept under secure aggregation, whose masks are for one time; nor where the policy allows
+seeded noise, since training anew gives the same bits (docs/adr/0004), and simulations of many sites
+would pay for it in time and disk.
 """
 
 import fcntl
@@ -99,9 +101,9 @@ class ReplyJournal:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with (folder / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            for half in folder.glob(".*.tmp"):  # of a process that was killed
-                half.unlink()
-            yield cls(folder, request)
+            journal = cls(folder, request)
+            journal._remove_halves()  # of a process that was killed
+            yield journal
 
     def finished(self, site: str) -> KeptReply | None:
         """Return the reply to this very request, if it is kept; it may leave again.
@@ -114,7 +116,7 @@ class ReplyJournal:
         """
         kept = _read_reply(self._reply, self._request, site)
         if kept is not None:
-            self._remove(self._charging)  # killed in `keep`: from here on it is not true
+            self._remove_charging()  # killed in `keep`: from here on it is not true
         return kept
 
     @property
@@ -137,7 +139,7 @@ class ReplyJournal:
             OSError: It could not be written: do not charge.
         """
         # First, or a full disk could not be emptied.
-        self._remove(self._reply)
+        self._reply.unlink(missing_ok=True)
         write_secret(
             self._charging, json.dumps({"request": self._request, "head": head}).encode() + b"\n"
         )
@@ -153,15 +155,18 @@ class ReplyJournal:
         try:
             write_secret(self._reply, content)
         except OSError:
-            for half in self._folder.glob(".*.tmp"):
-                half.unlink()
+            self._remove_halves()
             raise
-        self._remove(self._charging)
+        self._remove_charging()
 
-    def _remove(self, path: Path) -> None:
-        if path.exists():
-            path.unlink()
+    def _remove_charging(self) -> None:
+        if self._charging.exists():
+            self._charging.unlink()
             sync_folder(self._folder)
+
+    def _remove_halves(self) -> None:
+        for half in self._folder.glob(".*.tmp"):
+            half.unlink()
 
 
 def _pack(kept: KeptReply, request: str) -> bytes:

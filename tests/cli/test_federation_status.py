@@ -110,6 +110,13 @@ def test_page_tells_each_sites_state_in_words() -> None:
     assert rows["east"] == "east waits for approval"
 
 
+def test_page_does_not_call_a_site_working_that_is_not_connected() -> None:
+    sites = (member("near", doing="asked"), member("far", doing="asked", online=False))
+    rows = {line.split()[0]: line for line in shown(replace(STATUS, sites=sites)) if line.strip()}
+    assert "working" in rows["near"]
+    assert "no answer" in rows["far"]
+
+
 @pytest.mark.parametrize("width", [80, 100, 160])
 def test_page_fits_the_width(width: int) -> None:
     lines = shown(width=width)

@@ -316,6 +316,14 @@ def test_what_is_kept_of_an_unfinished_round_vouches_for_no_later_one(
     assert len(site.entries) == 2
 
 
+def test_nothing_is_kept_where_training_again_gives_the_same_bits(site: Site) -> None:
+    site.allow(allow_seeded_noise=True)
+    first, second = site.train(make_study()), site.train(make_study())
+    assert digest(first.update) == digest(second.update)
+    assert len(site.entries) == 1
+    assert not site.replies.exists()
+
+
 def test_masked_rounds_are_not_kept(site: Site) -> None:
     table = make_study("none").model_dump()
     table["secure_aggregation"]["enabled"] = True

@@ -231,7 +231,7 @@ def test_gate_sees_through_tricks_with_paths(home: FederationHome, target: bytes
         b"\x16\x03\x01\x02\x00 nonsense\r\n\r\n",
         b"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nxx",
-        b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"a" * 100_000,
         b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
 )
