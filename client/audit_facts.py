@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
-from medfed.common.errors import MedfedError
+from medfed.common.errors import AuditLogError
 
 Event = Literal[
     "installed", "enrolled", "started", "stopped", "paused", "resumed", "left", "connected",
@@ -45,12 +45,6 @@ REASONS: Mapping[str, str] = {
     "disk full": "the disk is full",
 }
 """Why something happened: no other text may stand as a reason. With what a person reads."""
-
-
-class AuditLogError(MedfedError):
-    """An audit log that cannot be trusted or written, or a fact that must not be in it."""
-
-    exit_code = 5
 
 
 def check_facts(event: str, facts: Mapping[str, Fact]) -> dict[str, Fact]:

@@ -19,8 +19,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from medfed.client.audit_facts import AuditLogError, Event, Fact, check_facts
+from medfed.client.audit_facts import Event, Fact, check_facts
 from medfed.client.audit_lines import AuditEntry, make_line, parse_line, readable
+from medfed.common.errors import AuditLogError
 from medfed.common.files import sync_folder
 from medfed.common.ledger.chain import Link
 from medfed.common.ledger.keys import alone

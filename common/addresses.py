@@ -3,7 +3,7 @@
 import ipaddress
 import re
 
-from medfed.common.enrolment import FederationError
+from medfed.common.errors import FederationError
 
 DEFAULT_PORT = 8443
 _ADDRESS = re.compile(

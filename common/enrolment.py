@@ -26,7 +26,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from medfed.common.errors import MedfedError
+from medfed.common.errors import FederationError
 from medfed.common.ledger.chain import canonical
 from medfed.common.ledger.keys import public_hex
 from medfed.common.study import Name
@@ -39,12 +39,6 @@ Action = Literal["enroll", "state", "leave"]
 State = Literal["invited", "enrolled", "approved", "revoked", "left"]
 """invited: has a token. enrolled: sent its keys, waits for approval. approved: may connect.
 revoked, left: may not; needs a new invite."""
-
-
-class FederationError(MedfedError):
-    """The coordinator's folder, a certificate, an invite or a request to join cannot be used."""
-
-    exit_code = 7
 
 
 _NAME: TypeAdapter[str] = TypeAdapter(Name)

@@ -11,6 +11,8 @@
     ├── LedgerError         a privacy ledger that cannot be trusted: no training
     ├── ReleaseError        something would leave a site unlisted
     ├── SiteRefusal         the site's policy said no; carries a reason code and no detail
+    ├── FederationError     a federation's folder, certificate, invite or request to join
+    ├── AuditLogError       a site's audit log that cannot be trusted or written
     └── RunError            a run folder or a run that cannot go on
 
 A message names what was expected, what came, and the way out. `exit_code` is what the `medfed`
@@ -72,6 +74,18 @@ class LedgerError(MedfedError):
 
 class ReleaseError(MedfedError):
     """Something would leave a site that its release list does not hold: so it must not leave."""
+
+    exit_code = 5
+
+
+class FederationError(MedfedError):
+    """The coordinator's folder, a certificate, an invite or a request to join cannot be used."""
+
+    exit_code = 8
+
+
+class AuditLogError(MedfedError):
+    """An audit log that cannot be trusted or written, or a fact that must not be in it."""
 
     exit_code = 5
 

@@ -15,7 +15,8 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, ValidationError
 
 from medfed.common.addresses import join_address, split_address
-from medfed.common.enrolment import FederationError, Hex64, Moment, Token
+from medfed.common.enrolment import Hex64, Moment, Token
+from medfed.common.errors import FederationError
 from medfed.common.study import Name, Section
 from medfed.common.tls import read_certificates
 

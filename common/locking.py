@@ -2,11 +2,15 @@
 
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from medfed.common.errors import RunError
+
+_TRIES = 5
+_PAUSE_S = 0.05
 
 
 @contextmanager
@@ -18,12 +22,10 @@ def held_alone(file: Path, what: str) -> Iterator[None]:
     """
     handle = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(handle, 32).decode("ascii", "replace").strip()
-            who = f" as process {holder}" if holder.isdigit() else ""
-            raise RunError(f"{what}{who}. Stop it first.") from None
+        if not _taken(handle):
+            number = _number(handle)
+            who = "" if number is None else f" as process {number}"
+            raise RunError(f"{what}{who}. Stop it first.")
         os.ftruncate(handle, 0)
         os.write(handle, f"{os.getpid()}\n".encode())
         yield
@@ -38,10 +40,27 @@ def holder(file: Path) -> int | None:
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Shared: of two that ask at once, neither takes the other for the holder.
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
-        text = os.read(handle, 32).decode("ascii", "replace").strip()
-        return int(text) if text.isdigit() else None
+        return _number(handle)
     finally:
         os.close(handle)
     return None
+
+
+def _taken(handle: int) -> bool:
+    """Take the lock; somebody who only asks who holds it gives it back in a moment."""
+    for _ in range(_TRIES):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(_PAUSE_S)
+        else:
+            return True
+    return False
+
+
+def _number(handle: int) -> int | None:
+    text = os.read(handle, 32).decode("ascii", "replace").strip()
+    return int(text) if text.isdigit() else None

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
+_LOOPBACK = "127.0.0.1,localhost"
 
 
 def programs_folder() -> Path:
@@ -23,8 +24,14 @@ def quiet_flower(home: Path) -> dict[str, str]:
     `home`.
     """
     path = os.pathsep.join([str(programs_folder()), os.environ.get("PATH", "")])
+    # Calls within this machine must not go by way of a proxy; httpx reads either spelling.
+    own = ",".join(
+        filter(None, [os.environ.get("NO_PROXY") or os.environ.get("no_proxy", ""), _LOOPBACK])
+    )
     return {
         **os.environ,
+        "NO_PROXY": own,
+        "no_proxy": own,
         # Flower looks for its own programs on PATH.
         "PATH": path,
         "FLWR_HOME": str(home),

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from medfed.common.enrolment import FederationError
+from medfed.common.errors import FederationError
 
 # <openssl/x509_vfy.h>
 _NOT_YET_VALID, _EXPIRED, _HOST_MISMATCH, _IP_MISMATCH = 9, 10, 62, 64

@@ -8,7 +8,10 @@ from pathlib import Path
 
 from medfed.common.bundle import BUNDLE_FILES, bundle_contents
 
-__all__ = ["BUNDLE_FILES", "run_config", "write_bundle"]
+__all__ = ["BUNDLE_FILES", "RUNS_FOLDER", "run_config", "write_bundle"]
+
+RUNS_FOLDER = "MEDFED_RUNS_FOLDER"
+"""Environment variable: the folder that an arm's name is relative to, in a deployment."""
 
 
 def write_bundle(folder: Path) -> Path:

@@ -9,7 +9,8 @@ import httpx
 from pydantic import ValidationError
 
 from medfed.common.addresses import join_address, split_address
-from medfed.common.enrolment import MAX_BODY_BYTES, Answer, FederationError, SiteRequest
+from medfed.common.enrolment import MAX_BODY_BYTES, Answer, SiteRequest
+from medfed.common.errors import FederationError
 from medfed.common.tls import explain, trust_only
 
 _TIMEOUT_S = 20.0

@@ -32,12 +32,11 @@ from medfed.common.enrolment import (
     STATE,
     Action,
     Answer,
-    FederationError,
     make_enrol_request,
     make_site_request,
     write_moment,
 )
-from medfed.common.errors import RunError
+from medfed.common.errors import FederationError, RunError
 from medfed.common.files import read_json, write_atomically, write_json
 from medfed.common.invite import Invite
 

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from medfed.client.site import SiteConfig
-from medfed.common.enrolment import FederationError, node_key_line
-from medfed.common.errors import LedgerError
+from medfed.common.enrolment import node_key_line
+from medfed.common.errors import FederationError, LedgerError
 from medfed.common.files import write_atomically
 from medfed.common.ledger import Ledger
 from medfed.common.ledger.countersigning import COORDINATOR_KEY

@@ -8,7 +8,7 @@ import httpx
 
 from medfed.client.site import SiteConfig
 from medfed.common.addresses import split_address
-from medfed.common.enrolment import FederationError
+from medfed.common.errors import FederationError
 from medfed.common.tls import explain, trust_only
 
 log = logging.getLogger(__name__)

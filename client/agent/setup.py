@@ -24,8 +24,8 @@ from medfed.client.agent.keys import load_or_make_ledger_key, load_or_make_node_
 from medfed.client.audit_log import AuditLog
 from medfed.client.data.store import Store, open_store
 from medfed.client.site import SiteConfig, load_site
-from medfed.common.enrolment import FederationError, check_name
-from medfed.common.errors import DataError, SiteConfigError
+from medfed.common.enrolment import check_name
+from medfed.common.errors import DataError, FederationError, SiteConfigError
 from medfed.common.secret_files import write_secret
 from medfed.common.study_file import describe_errors
 

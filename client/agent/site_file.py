@@ -7,7 +7,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from medfed.common.enrolment import FederationError
+from medfed.common.errors import FederationError
 from medfed.common.files import sync_folder
 
 _SECTION = re.compile(r"^\s*\[\s*connection\s*\]\s*(#.*)?$")

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from medfed.common.enrolment import FederationError
+from medfed.common.errors import FederationError
 from medfed.common.files import write_atomically
 from medfed.common.secret_files import write_secret
 from medfed.common.tls import explain, normal_pem, read_certificates, trust_only

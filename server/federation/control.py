@@ -104,6 +104,7 @@ class ControlClient:
     def __init__(self, home: FederationHome) -> None:
         _never_proxy_loopback()
         self._port = home.config.control_port
+        self._runs_folder = home.runs_folder
         self._client = ControlHttpClient(
             f"http://{LOOPBACK}:{self._port}",
             interceptors=[_Token(read_token(home.control_token))],
@@ -130,16 +131,23 @@ class ControlClient:
         return [_node(info, answer.now) for info in answer.nodes_info]
 
     def start_run(self, arm: Path) -> int:
-        """Submit the installed release's bundle for the arm in folder `arm`; return the run."""
+        """Submit the installed release's bundle for the arm in folder `arm`; return the run.
+
+        Sites get to see the arm's name below the folder of runs, and no path of this machine.
+        """
         fab = Fab(bundle_digest(), bundle_bytes(), {})
         request = StartRunRequest(
             fab=fab_to_proto(fab),
-            override_config=user_config_to_proto({"arm": str(arm.resolve())}),
+            override_config=user_config_to_proto({"arm": self._name_of(arm)}),
         )
         run_id = int(self._ask(lambda: self._client.StartRun(request)).run_id)
         if not run_id:
             raise ControlError("The SuperLink did not start the run. Its log says why.")
         return run_id
+
+    def _name_of(self, arm: Path) -> str:
+        arm, runs = arm.resolve(), self._runs_folder.resolve()
+        return str(arm.relative_to(runs) if arm.is_relative_to(runs) else arm)
 
     def runs(self) -> list[FlowerRun]:
         """Return the latest runs, newest first."""

@@ -27,13 +27,13 @@ from medfed.common.enrolment import (
     Action,
     Answer,
     EnrolRequest,
-    FederationError,
     SiteRequest,
     fingerprint_of,
     is_signed,
     node_key_line,
     write_moment,
 )
+from medfed.common.errors import FederationError
 from medfed.server.federation.home import FederationHome
 from medfed.server.federation.membership import hash_of
 from medfed.server.federation.registry import Registry, SiteRecord

@@ -11,7 +11,7 @@ from typing import Self
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from medfed.common.addresses import join_address, split_address
-from medfed.common.enrolment import FederationError
+from medfed.common.errors import FederationError
 from medfed.common.files import write_atomically
 from medfed.common.ledger import ServerKey
 from medfed.common.secret_files import write_secret
@@ -51,7 +51,7 @@ class FederationConfig(Section):
     metrics_port: int | None = Field(default=None, ge=1, le=65535)
     """Port on 127.0.0.1 for Prometheus; unset: none."""
     max_upload_mb: PositiveFloat = 2048.0
-    """Largest request that is read from a site, megabytes."""
+    """Most that a site may send for one message, megabytes."""
     certificate: str = "pki/server.pem"
     """The server's certificate, with the ones between it and the authority, relative to HOME."""
     key: str = "pki/server.key"

@@ -7,7 +7,8 @@ import hashlib
 import secrets
 from datetime import UTC, datetime, timedelta
 
-from medfed.common.enrolment import FederationError, check_name, same_fingerprint, write_moment
+from medfed.common.enrolment import check_name, same_fingerprint, write_moment
+from medfed.common.errors import FederationError
 from medfed.common.invite import Invite
 from medfed.server.federation.home import FederationHome
 from medfed.server.federation.registry import Registry, SiteRecord

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from medfed.common.addresses import is_host_name, is_ip
-from medfed.common.enrolment import FederationError
+from medfed.common.errors import FederationError
 from medfed.common.tls import normal_pem
 from medfed.server.federation.certificates import (
     Key,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from medfed.common.processes import programs_folder, quiet_flower, start_child, stop_child
+from medfed.server.bundle import RUNS_FOLDER
 from medfed.server.federation.home import FederationHome
 
 LOOPBACK = "127.0.0.1"
@@ -107,6 +108,7 @@ class Child:
 
     def _start(self, now: float) -> None:
         environment = quiet_flower(flower_home(self.home))
+        environment[RUNS_FOLDER] = str(self.home.runs_folder.resolve())
         try:
             self.home.logs_folder.mkdir(exist_ok=True)
             if self.log.exists() and self.log.stat().st_size > _MAX_LOG_BYTES:

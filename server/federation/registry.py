@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_ssh_public_key,
 )
 
-from medfed.common.enrolment import FederationError, State, check_name, write_moment
-from medfed.common.errors import RunError
+from medfed.common.enrolment import State, check_name, write_moment
+from medfed.common.errors import FederationError, RunError
 from medfed.common.files import read_json, write_json
 from medfed.common.ledger.keys import alone
 

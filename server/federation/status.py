@@ -12,7 +12,8 @@ from typing import get_args
 
 from cryptography import x509
 
-from medfed.common.enrolment import FederationError, State
+from medfed.common.enrolment import State
+from medfed.common.errors import FederationError
 from medfed.server.federation.home import FederationConfig, FederationHome, load_home
 from medfed.server.federation.queue import QUEUE_FILE
 from medfed.server.federation.status_alarms import find_alarms

@@ -18,8 +18,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from medfed.common.enrolment import FederationError
-from medfed.common.errors import MedfedError
+from medfed.common.errors import FederationError, MedfedError
 from medfed.common.processes import quiet_flower
 from medfed.server.federation.control import read_token
 from medfed.server.federation.enrolment import EnrolmentDesk

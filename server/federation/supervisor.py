@@ -20,10 +20,12 @@ from types import FrameType
 from medfed.common.errors import MedfedError, RunError
 from medfed.common.files import write_json
 from medfed.common.locking import held_alone
+from medfed.common.metrics_server import serve_metrics
 from medfed.server.federation.control import ControlClient
 from medfed.server.federation.dispatcher import Dispatcher
 from medfed.server.federation.home import FederationHome
 from medfed.server.federation.members import Members, describe_nodes
+from medfed.server.federation.metrics import metrics_text
 from medfed.server.federation.processes import (
     LOOPBACK,
     Child,
@@ -36,6 +38,7 @@ from medfed.server.federation.processes import (
 from medfed.server.federation.queue import RunQueue, now
 from medfed.server.federation.registry import Registry
 from medfed.server.federation.sockets import bind
+from medfed.server.federation.status import StatusReader
 
 _log = logging.getLogger(__name__)
 
@@ -114,6 +117,7 @@ class Supervisor:
     def run(self, end: End) -> None:
         """Look until `end`, then end everything in order."""
         looks = 0
+        self._serve_metrics()
         try:
             while not end.asked:
                 for child in self._children:
@@ -124,6 +128,12 @@ class Supervisor:
                 time.sleep(_LOOK_S)
         finally:
             self._end()
+
+    def _serve_metrics(self) -> None:
+        port = self._home.config.metrics_port
+        if port is not None:
+            reader = StatusReader(self._home.folder)
+            serve_metrics(port, lambda: metrics_text(reader.read()))
 
     def _tick(self) -> None:
         problem = ""

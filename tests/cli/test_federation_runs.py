@@ -19,8 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "server" / "federation"))
 from coordinator import kill, make_home, make_hospital, wait_until
 
 from medfed.cli import federation_runs
-from medfed.common.enrolment import FederationError
-from medfed.common.errors import MedfedError, RunError, StudyError
+from medfed.common.errors import FederationError, MedfedError, RunError, StudyError
 from medfed.common.locking import held_alone, holder
 from medfed.server.federation.home import FederationHome
 from medfed.server.federation.queue import RunQueue, RunState

@@ -12,7 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from typer.testing import CliRunner
 
 from medfed.cli import federation_sites
-from medfed.common.enrolment import FederationError, node_key_line
+from medfed.common.enrolment import node_key_line
+from medfed.common.errors import FederationError
 from medfed.common.invite import Invite
 from medfed.common.tls import normal_pem, read_certificates
 from medfed.server.federation.certificates import check_files, hosts_of, private_pem

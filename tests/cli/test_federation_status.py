@@ -20,8 +20,7 @@ from typer.testing import CliRunner, Result
 
 from medfed.cli.federation_status import add_to
 from medfed.cli.federation_status_page import status_page
-from medfed.common.enrolment import FederationError
-from medfed.common.errors import RunError
+from medfed.common.errors import FederationError, RunError
 from medfed.common.files import write_json
 from medfed.server.federation.home import FederationConfig, FederationHome, init_home
 from medfed.server.federation.registry import Registry, SiteRecord

@@ -438,7 +438,7 @@ def serving(site: Site) -> Iterator[Serving]:
         assert serving.process.wait(60) == 0
 
 
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 7])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 13])
 def test_a_round_killed_at_any_moment_and_asked_again_is_charged_once(
     site: Site, serving: Serving, every: int
 ) -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from medfed.common.addresses import join_address, split_address
-from medfed.common.enrolment import FederationError
+from medfed.common.errors import FederationError
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from medfed.common.enrolment import FederationError, write_moment
+from medfed.common.enrolment import write_moment
+from medfed.common.errors import FederationError
 from medfed.common.invite import PREFIX, Invite
 from medfed.server.federation.pki import own_certificate
 

@@ -22,7 +22,7 @@ from medfed.client.agent.enrol import ask_state, read_enrolment
 from medfed.client.site import SiteConfig
 from medfed.common.addresses import is_ip, join_address, split_address
 from medfed.common.bundle import bundle_digest
-from medfed.common.enrolment import FederationError
+from medfed.common.errors import FederationError
 
 _TIMEOUT_S = 5.0
 _SOON_DAYS = 30

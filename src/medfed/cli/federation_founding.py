@@ -71,7 +71,7 @@ def renew(
 ) -> None:
     """Replace the server's certificate by a new one of the same authority."""
     from medfed.common.addresses import split_address
-    from medfed.common.enrolment import FederationError
+    from medfed.common.errors import FederationError
     from medfed.server.federation.certificates import expiry, hosts_of, install
     from medfed.server.federation.home import load_home
 
@@ -106,7 +106,7 @@ def _given(
     key: Path | None,
 ) -> "ServerCertificate":
     """Return the server certificate that the options give, or say how to make."""
-    from medfed.common.enrolment import FederationError
+    from medfed.common.errors import FederationError
     from medfed.server.federation.certificates import read_server_certificate
     from medfed.server.federation.pki import issue, own_certificate, read_authority
 

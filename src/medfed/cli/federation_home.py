@@ -23,7 +23,7 @@ def command_of(home: Path, rest: str) -> str:
 @contextmanager
 def explained() -> Iterator[None]:
     """Turn an error of the operating system into words."""
-    from medfed.common.enrolment import FederationError
+    from medfed.common.errors import FederationError
 
     try:
         yield

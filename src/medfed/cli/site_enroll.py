@@ -28,7 +28,7 @@ def enroll(
 ) -> None:
     """Join the federation that invited this site; once joined, ask how it stands."""
     from medfed.client.agent.enrol import enroll as join
-    from medfed.common.enrolment import FederationError
+    from medfed.common.errors import FederationError
 
     try:
         joined = join(site_file, _read(invite))
@@ -45,7 +45,7 @@ def enroll(
 
 
 def _read(invite: str | None) -> "Invite | None":
-    from medfed.common.enrolment import FederationError
+    from medfed.common.errors import FederationError
     from medfed.common.invite import Invite
 
     if invite is None:

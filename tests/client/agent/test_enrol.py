@@ -26,8 +26,8 @@ from medfed.client.agent.site_file import add_address
 from medfed.client.audit_log import AuditLog
 from medfed.client.site import load_site
 from medfed.common.bundle import bundle_digest
-from medfed.common.enrolment import FederationError, write_moment
-from medfed.common.errors import LedgerError, SiteConfigError
+from medfed.common.enrolment import write_moment
+from medfed.common.errors import FederationError, LedgerError, SiteConfigError
 from medfed.common.invite import Invite
 from medfed.server.federation import pki
 from medfed.server.federation.enrolment import EnrolmentDesk

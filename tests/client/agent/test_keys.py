@@ -26,8 +26,7 @@ from medfed.client.agent.keys import (
     pin_coordinator,
     set_node_key_aside,
 )
-from medfed.common.enrolment import FederationError
-from medfed.common.errors import LedgerError
+from medfed.common.errors import FederationError, LedgerError
 from medfed.common.ledger import Ledger, ServerKey, Spend
 from medfed.common.ledger.keys import load_public_key, public_hex
 from medfed.common.secret_files import write_secret

@@ -27,10 +27,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medfed.common.enrolment import (
-    FederationError,
     fingerprint_of,
     same_fingerprint,
 )
+from medfed.common.errors import FederationError
 from medfed.common.invite import Invite
 from medfed.server.federation.enrolment import EnrolmentDesk
 from medfed.server.federation.home import FederationConfig, FederationHome, init_home

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from medfed.common.enrolment import FederationError
+from medfed.common.errors import FederationError
 from medfed.server.federation.home import FederationConfig, FederationHome, init_home, load_home
 from medfed.server.federation.pki import own_certificate
 

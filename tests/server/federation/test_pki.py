@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from medfed.common.enrolment import FederationError
+from medfed.common.errors import FederationError
 from medfed.common.tls import normal_pem, read_certificates
 from medfed.server.federation import pki
 from medfed.server.federation.certificates import (

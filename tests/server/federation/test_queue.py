@@ -12,8 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from coordinator import make_home, make_hospital
 
-from medfed.common.enrolment import FederationError
-from medfed.common.errors import RunError
+from medfed.common.errors import FederationError, RunError
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import load_study, parse_study
 from medfed.server.federation.control import FlowerRun

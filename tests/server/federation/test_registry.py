@@ -14,7 +14,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 
-from medfed.common.enrolment import FederationError, node_key_line
+from medfed.common.enrolment import node_key_line
+from medfed.common.errors import FederationError
 from medfed.server.federation.registry import Registry, SiteRecord
 
 NORTH = SiteRecord(name="north", state="invited", token_sha256="0" * 64)

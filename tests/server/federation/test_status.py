@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from medfed.common.enrolment import FederationError
-from medfed.common.errors import RefusalReason
+from medfed.common.errors import FederationError, RefusalReason
 from medfed.common.files import write_json
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import parse_study

@@ -26,8 +26,7 @@ from coordinator import (
 )
 
 from medfed.common.bundle import bundle_bytes
-from medfed.common.enrolment import FederationError
-from medfed.common.errors import RunError
+from medfed.common.errors import FederationError, RunError
 from medfed.common.processes import quiet_flower
 from medfed.server.federation.control import ControlClient, ControlError, KeyInUseError
 from medfed.server.federation.home import FederationHome
