@@ -6,10 +6,11 @@ import threading
 
 import httpx
 
+from medfed.client.agent.checks.hello import explain_clock, is_clock_refused, say_hello
 from medfed.client.site import SiteConfig
 from medfed.common.addresses import split_address
 from medfed.common.errors import FederationError
-from medfed.common.tls import explain, trust_only
+from medfed.common.tls import explain
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,7 @@ class Reach:
     Attributes:
         connected: The last question was answered.
         problem: Why not, else.
+        clock_problem: Why this machine's clock is not accepted; empty if it is.
     """
 
     def __init__(self, site: SiteConfig) -> None:
@@ -34,6 +36,7 @@ class Reach:
         self._thread = threading.Thread(target=self._run, name="reach", daemon=True)
         self.connected = False
         self.problem = "the coordinator has not answered yet"
+        self.clock_problem = ""
 
     def start(self) -> None:
         """Begin to ask."""
@@ -53,9 +56,7 @@ class Reach:
     def _ask(self) -> str:
         """Return why the coordinator cannot be reached; empty if it can."""
         try:
-            answer = httpx.get(
-                self._url, timeout=_TIMEOUT_S, verify=trust_only(self._ca.read_bytes())
-            )
+            hello = say_hello(self._url, self._ca.read_bytes())
         except (OSError, FederationError) as error:
             return f"{self._ca.name} cannot be used: {error}"
         except httpx.ConnectError as error:
@@ -68,4 +69,10 @@ class Reach:
             return f"the coordinator cannot be reached: {error}"
         except httpx.HTTPError as error:
             return f"the coordinator does not answer: {type(error).__name__}"
-        return "" if answer.is_success else f"the coordinator answers {answer.status_code}"
+        # An answer that was long under way looks like a clock that is ahead: this explains only
+        # why the coordinator turns a site down.
+        ahead_s = hello.ahead_s or 0.0
+        is_wrong = is_clock_refused(ahead_s)
+        self.clock_problem = f"the clock is {explain_clock(ahead_s)}" if is_wrong else ""
+        is_well = hello.status == httpx.codes.OK
+        return "" if is_well else f"the coordinator answers {hello.status}"

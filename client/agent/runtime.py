@@ -119,9 +119,14 @@ class Task:
         push_message(self._client, reply, context)
         push_task_output(self._client, context, SubStatus.COMPLETED, "")
 
-    def fail(self, metadata: Metadata, context: Context) -> None:
+    def fail(
+        self,
+        metadata: Metadata,
+        context: Context,
+        code: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION,
+    ) -> None:
         """Say that there will be no reply. Only a code leaves: an exception may quote anything."""
-        error = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, "see the site's own log")
+        error = Error(code, "see the site's own log")
         asked = make_message(metadata=metadata, content=RecordDict())
         push_message(self._client, Message(error, reply_to=asked), context)
         push_task_output(self._client, None, SubStatus.FAILED, "")
@@ -143,7 +148,10 @@ class Leftover:
     metadata: dict[str, Any]
 
     def give_up(self) -> None:
-        """Answer it with an error, so that nobody waits until the claim ends by itself."""
+        """Answer it with an error, so that nobody waits until the claim ends by itself.
+
+        The error is that the reply was lost, as it was: the coordinator asks for it again.
+        """
         metadata = Metadata(**self.metadata)
         context = Context(
             run_id=metadata.run_id,
@@ -154,7 +162,7 @@ class Leftover:
         )
         task = Task(self.address, self.token)
         with contextlib.suppress(httpx.HTTPError, RuntimeError), task:
-            task.fail(metadata, context)
+            task.fail(metadata, context, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 
 
 @contextlib.contextmanager

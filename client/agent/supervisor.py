@@ -32,6 +32,7 @@ from medfed.common.processes import quiet_flower
 
 log = logging.getLogger(__name__)
 
+_LOOPBACK = "127.0.0.1"
 _TICK_S = 0.5
 _PATIENCE_S = 8.0
 # Loading torch on a busy machine takes tens of seconds.
@@ -76,10 +77,10 @@ class _Agent:
     def __init__(self, site: SiteConfig, site_file: Path, folder: AgentFolder) -> None:
         self._site, self._site_file, self._folder = site, site_file, folder
         self._audit = AuditLog(site.state_folder)
-        self._supernode = KeptChild("supernode", folder.logs)
-        self._worker = KeptChild("worker", folder.logs)
-        self._address = f"127.0.0.1:{_free_port()}"
-        self._environment = quiet_flower(folder.flower_home)
+        environment = quiet_flower(folder.flower_home)
+        self._supernode = KeptChild("supernode", folder.logs, (), environment)
+        self._worker = KeptChild("worker", folder.logs, (), environment)
+        self._choose_port()
         self._reach = Reach(site)
         self._stop = threading.Event()
         self._status = Status(pid=os.getpid(), state="starting", since=now())
@@ -92,6 +93,8 @@ class _Agent:
             signal.signal(number, self._asked_to_stop)
         self._note("started", pid=self._status.pid, address=self._site.connection.address)
         self._folder.new_secret()
+        # Of another boot: numbers of processes come again.
+        self._folder.worker_file.unlink(missing_ok=True)
         self._reach.start()
         if self._site.connection.metrics_port is not None:
             serve_metrics(self._site.connection.metrics_port, lambda: metrics_text(self._site))
@@ -128,56 +131,53 @@ class _Agent:
         self._say(*self._state(worker), worker)
 
     def _keep_supernode(self) -> None:
-        if self._supernode.has_ended():
+        if self._supernode.keep_alive():
             log.warning("The SuperNode ended: %s.", _reason_of(self._last_life))
             if "address already in use" in self._last_life:
-                self._address = f"127.0.0.1:{_free_port()}"
+                self._choose_port()
                 self._worker.kill()
             # Else the worker stays, warm: what it has in hand it finishes and keeps, for the
             # coordinator will ask for it again.
             if _IN_USE in self._last_life.lower():
                 self._supernode.start_within(_IN_USE_PAUSE_S)
-        if self._supernode.is_due:
-            self._supernode.start(self._supernode_command(), self._environment)
 
     @property
     def _is_active(self) -> bool:
         """Whether the SuperNode was let in; Flower says so in its log alone."""
         is_known = "SuperNode ID:" in self._last_life
-        return self._supernode.runs and (is_known or self._supernode.age_s > 30)
+        return self._supernode.pid is not None and (is_known or self._supernode.age_s > 30)
 
     @property
     def _last_life(self) -> str:
         """What the latest SuperNode has said; the log holds that of those before it, too."""
         return self._supernode.last_words().rpartition("Starting Flower SuperNode")[2]
 
-    def _supernode_command(self) -> list[str | os.PathLike[str]]:
-        connection, site = self._site.connection, self._site
-        host, _, port = self._address.rpartition(":")
-        return [
+    def _choose_port(self) -> None:
+        """Choose where SuperNode and worker meet."""
+        connection, site, port = self._site.connection, self._site, _free_port()
+        self._supernode.command = [
             *(sys.executable, "-m", "medfed.client.agent.supernode"),
             *("--superlink", connection.address),
             *("--root-certificates", site.path(connection.ca)),
             *("--auth-supernode-private-key", site.path(connection.key)),
             *("--isolation", "process"),
             *("--superexec-auth-secret-file", self._folder.secret_file),
-            *("--host", host, "--port", port),
+            *("--host", _LOOPBACK, "--port", str(port)),
+        ]
+        self._worker.command = [
+            *(sys.executable, "-m", "medfed.client.agent.worker"),
+            *(self._site_file, f"{_LOOPBACK}:{port}"),
         ]
 
     def _keep_worker(self) -> None:
-        if self._worker.has_ended():
+        if self._worker.keep_alive():
             log.warning("The worker ended with %s.", self._worker.exit_code)
-            self._note("worker_died", code=self._worker.exit_code or 0)
-        if self._worker.is_due:
             self._folder.worker_file.unlink(missing_ok=True)
-            module = "medfed.client.agent.worker"
-            self._worker.start(
-                [sys.executable, "-m", module, self._site_file, self._address], self._environment
-            )
+            self._note("worker_died", code=self._worker.exit_code)
 
     def _watch(self, worker: WorkerState | None) -> None:
         """Kill a worker that hangs."""
-        if not self._worker.runs:
+        if self._worker.pid is None:
             return
         if worker is None or worker.pid != self._worker.pid:
             if self._worker.age_s > _START_S:
@@ -190,6 +190,7 @@ class _Agent:
     def _end_worker(self, reason: str) -> None:
         log.error("The worker is killed: %s.", reason)
         self._worker.kill()
+        self._folder.worker_file.unlink(missing_ok=True)
         self._note("worker_killed", reason=reason)
 
     def _note_connection(self) -> None:
@@ -204,7 +205,7 @@ class _Agent:
         if not self._reach.connected:
             return "connecting", self._reach.problem
         if not self._is_active:
-            return "connecting", _reason_of(self._last_life)
+            return "connecting", self._reach.clock_problem or _reason_of(self._last_life)
         if worker is None or worker.pid != self._worker.pid:
             return "starting", "the worker is loading"
         return ("working", "") if worker.working else ("waiting", "")
@@ -230,8 +231,8 @@ class _Agent:
             reason=reason,
             since=since,
             heartbeat=now(),
-            supernode_pid=self._supernode.pid,
-            worker_pid=self._worker.pid,
+            supernode_pid=self._supernode.pid or 0,
+            worker_pid=self._worker.pid or 0,
             worker_restarts=self._worker.restarts,
             messages=self._answered,
         )
@@ -258,5 +259,5 @@ def _reason_of(words: str) -> str:
 
 def _free_port() -> int:
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.bind((_LOOPBACK, 0))
         return int(listener.getsockname()[1])

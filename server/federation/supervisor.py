@@ -28,7 +28,7 @@ from medfed.server.federation.members import Members, describe_nodes
 from medfed.server.federation.metrics import metrics_text
 from medfed.server.federation.processes import (
     LOOPBACK,
-    Child,
+    child,
     end_all,
     leftovers,
     server_apps,
@@ -104,8 +104,8 @@ class Supervisor:
         self._home = home
         self._started = now()
         self._children = [
-            Child("superlink", superlink_command(home), home),
-            Child("superexec", superexec_command(home), home),
+            child("superlink", superlink_command(home), home),
+            child("superexec", superexec_command(home), home),
         ]
         control = ControlClient(home)
         self._control = control
@@ -120,8 +120,8 @@ class Supervisor:
         self._serve_metrics()
         try:
             while not end.asked:
-                for child in self._children:
-                    child.keep_alive()
+                for one in self._children:
+                    one.keep_alive()
                 if looks % _LOOKS_A_TICK == 0:
                     self._tick()
                 looks += 1
@@ -150,7 +150,7 @@ class Supervisor:
                 # Whatever it is, sites and the run in progress are better off with a supervisor.
                 _log.exception("A look at nodes and runs failed")
                 problem = f"{type(error).__name__}, see logs/supervisor.log"
-        ended = [child.problem for child in self._children if child.problem]
+        ended = [one.problem for one in self._children if one.problem]
         self._report("; ".join([*ended, problem] if problem else ended))
 
     def _is_superlink_healthy(self) -> bool:
@@ -173,8 +173,8 @@ class Supervisor:
             "started": self._started,
             "heartbeat": now(),
             "processes": {
-                child.name: {"pid": child.pid, "restarts": child.restarts, "state": child.state}
-                for child in self._children
+                one.name: {"pid": one.pid, "restarts": one.restarts, "state": one.state}
+                for one in self._children
             },
             "problem": problem,
         }

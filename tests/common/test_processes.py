@@ -59,39 +59,42 @@ def _state(pid: int) -> str:
         return ""
 
 
-def test_kept_child_is_started_again_only_after_a_wait_that_grows(tmp_path: Path) -> None:
-    child = KeptChild("ends", tmp_path)
-    waits = []
+def test_kept_child_is_started_again_only_after_a_pause_that_grows(tmp_path: Path) -> None:
+    child = KeptChild("ends", tmp_path, _ENDS, os.environ)
+    pauses = []
     for _ in range(3):
-        _until(lambda: child.is_due, "never due")
-        child.start(_ENDS, os.environ)
-        _until(child.has_ended, "never ended")
+        _until(lambda: child.keep_alive() or child.state == "running", "never started")
+        _until(child.keep_alive, "never ended")
         assert child.exit_code == 3
-        assert not child.is_due
-        waits.append(child._backoff_s)
-    assert child.restarts == 2
-    assert waits == [2.0, 4.0, 8.0]
-    assert "last words" in child.last_words()
+        assert child.problem == "ends ended with exit code 3: last words"
+        assert child.state == "waiting"
+        pauses.append(child._pause_s)
+    assert child.restarts == 3
+    assert pauses == [2.0, 4.0, 8.0]
+    child.start_within(0.0)
+    child.keep_alive()
+    assert child.state == "running"
+    child.kill()
 
 
 def test_kept_child_ends_in_order_or_by_force(tmp_path: Path) -> None:
-    child = KeptChild("stubborn", tmp_path)
-    child.start(_IGNORES_TERM, os.environ)
+    child = KeptChild("stubborn", tmp_path, _IGNORES_TERM, os.environ)
+    child.keep_alive()
     _until(lambda: "up" in child.last_words(), "never up")
     pid = child.pid
+    assert pid is not None
     child.stop(patience_s=0.2)
     assert not is_alive(pid)
-    assert child.pid == 0
+    assert (child.pid, child.state) == (None, "stopped")
 
 
-def test_kept_child_is_due_at_once_when_it_was_killed_on_purpose(tmp_path: Path) -> None:
-    child = KeptChild("hangs", tmp_path)
-    child.start(_SLEEPS, os.environ)
+def test_kept_child_starts_at_once_when_it_was_killed_on_purpose(tmp_path: Path) -> None:
+    child = KeptChild("hangs", tmp_path, _SLEEPS, os.environ)
+    child.keep_alive()
     child.kill()
-    assert not child.runs
-    assert child.is_due
-    child.start(_SLEEPS, os.environ)
-    assert child.runs
+    assert child.pid is None
+    assert not child.keep_alive()
+    assert (child.state, child.restarts) == ("running", 1)
     child.kill()
 
 

@@ -141,10 +141,10 @@ class Deployment:
             self.start_site(name)
         self.wait_for_sites()
 
-    def redirect(self, name: str, port: int) -> None:
-        """Let a site go through another port of loopback, from its next start."""
+    def redirect(self, name: str, address: str) -> None:
+        """Let a site reach the coordinator at another address, from its next start."""
         file = self.sites[name] / "site.toml"
-        text = re.sub(r'(?m)^address = ".*"$', f'address = "127.0.0.1:{port}"', file.read_text())
+        text = re.sub(r'(?m)^address = ".*"$', f'address = "{address}"', file.read_text())
         file.write_text(text)
 
     def wait_for_sites(self, timeout_s: float = 180) -> None:
@@ -157,6 +157,11 @@ class Deployment:
         started = self.processes.get(f"site-{name}")
         is_this = started is not None and status.get("pid") == started.pid
         return is_this and status.get("state") in ("waiting", "working")
+
+    def is_online(self, name: str) -> bool:
+        """Whether the coordinator counts a site as connected."""
+        nodes = _table(self.home / "superlink" / "nodes.json").get("nodes", {})
+        return bool(nodes.get(name, {}).get("online"))
 
     def site_status(self, name: str) -> dict[str, Any]:
         """Return what a site's agent says of itself."""

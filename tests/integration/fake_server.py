@@ -108,8 +108,15 @@ class FakeServer:
             assert runtime.PushObject(part).stored
 
     def node_of(self, site: str) -> int:
-        """Return a site's node."""
-        return {node.name: node.node_id for node in self.grid.get_nodes()}[site]
+        """Return a site's node, once it is connected."""
+        found: dict[str, int] = {}
+
+        def is_there() -> bool:
+            found.update({node.name: node.node_id for node in self.grid.get_nodes()})
+            return site in found
+
+        self._deployed.wait_for(site, is_there)
+        return found[site]
 
     def _start_run(self) -> int:
         token = (self._deployed.home / "control.token").read_text().strip()

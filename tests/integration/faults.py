@@ -24,7 +24,9 @@ from deployment import Deployment, deployment
 
 from medfed.client.audit_log import AuditLog
 from medfed.client.releases import read_releases
-from medfed.common.ledger import Entry, read_ledger
+from medfed.client.site import load_site
+from medfed.common.accounting import epsilon
+from medfed.common.ledger import Entry, Summary, read_ledger
 from medfed.common.state_dicts import digest
 from medfed.common.study_file import load_study
 from medfed.server.checkpoint import load_checkpoint
@@ -212,6 +214,8 @@ class Row:
             entries = self.entries(site)
             numbers = [entry.spend.round_number for entry in entries]
             assert numbers == list(range(1, self._rounds + 1)), site
+            if self.kind == "noisy":
+                assert records[-1].sites[site].epsilon == self.epsilon(site)
         if self.kind == "exact":
             assert [record.weights_sha256 for record in records] == list(
                 undisturbed()[: self._rounds]
@@ -245,6 +249,13 @@ class Row:
         assert not copy.torn
         return [entry for entry in copy.entries if entry.spend.run == self.run]
 
+    def epsilon(self, site: str) -> float:
+        """What all of a site's ledger comes to."""
+        policy = load_site(self.federation.sites[site] / "site.toml").policy
+        entries = read_ledger(self.state(site)).entries
+        spent = Summary.of(entry.spend for entry in entries)
+        return epsilon(spent.events, policy.target_delta)
+
     def _check_release(self, entry: Entry, records: list[RoundRecord]) -> None:
         """A round was trained from the weights that the round before ended in, on record."""
         spend = entry.spend
@@ -255,7 +266,7 @@ class Row:
             assert spend.release == hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
 
 
-def until(what: str, happened: Callable[[], bool], timeout_s: float = 180) -> None:
+def until(what: str, happened: Callable[[], bool], timeout_s: float = 300) -> None:
     """Wait for a moment that lasts for milliseconds only."""
     deadline = time.monotonic() + timeout_s
     while not happened():

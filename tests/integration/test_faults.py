@@ -28,7 +28,7 @@ def hospitals(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployment]:
 def network(hospitals: Deployment) -> Iterator[Forwarder]:
     """Between one hospital and the coordinator."""
     with Forwarder(hospitals.port) as forwarder:
-        hospitals.redirect(VICTIM, forwarder.port)
+        hospitals.redirect(VICTIM, f"127.0.0.1:{forwarder.port}")
         yield forwarder
 
 

@@ -12,6 +12,8 @@ import httpx
 from medfed.common.tls import explain, trust_only
 
 _TIMEOUT_S = 5.0
+# Flower takes a signature that is up to 5 s in the server's future and 305 s in its past.
+_MOST_AHEAD_S, _MOST_BEHIND_S = 5.0, 300.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,20 @@ def _ahead_s(date: str | None, now: datetime) -> float | None:
         return None
     # The header has whole seconds, cut off.
     return (now - there.astimezone(UTC)).total_seconds() - 0.5
+
+
+def is_clock_refused(ahead_s: float) -> bool:
+    """Whether the coordinator takes nothing from a machine whose clock is so far ahead of its."""
+    return not -_MOST_BEHIND_S <= ahead_s <= _MOST_AHEAD_S
+
+
+def explain_clock(ahead_s: float) -> str:
+    """Say how far this machine's clock is off, how far it may be, and what to do."""
+    off, limit_s = ("ahead of", _MOST_AHEAD_S) if ahead_s > 0 else ("behind", _MOST_BEHIND_S)
+    return (
+        f"{abs(ahead_s):.0f} s {off} the coordinator's, which takes up to {limit_s:.0f}. "
+        "Set this machine's clock: timedatectl set-ntp true."
+    )
 
 
 def why_no_hello(error: Exception, host: str, where: str) -> str:

@@ -17,7 +17,13 @@ import httpx
 
 from medfed.client.agent.asking import DeclinedError
 from medfed.client.agent.checks.finding import Finding, Level, Subject
-from medfed.client.agent.checks.hello import Hello, say_hello, why_no_hello
+from medfed.client.agent.checks.hello import (
+    Hello,
+    explain_clock,
+    is_clock_refused,
+    say_hello,
+    why_no_hello,
+)
 from medfed.client.agent.enrol import ask_state, read_enrolment
 from medfed.client.site import SiteConfig
 from medfed.common.addresses import is_ip, join_address, split_address
@@ -26,8 +32,6 @@ from medfed.common.errors import FederationError
 
 _TIMEOUT_S = 5.0
 _SOON_DAYS = 30
-# Flower takes a signature that is up to 5 s in the server's future and 305 s in its past.
-_MOST_AHEAD_S, _MOST_BEHIND_S = 5.0, 300.0
 _CLOSE_S = 2.0
 _CHECKS = ("name", "connection", "certificate", "clock", "membership", "release")
 
@@ -168,16 +172,10 @@ def _judge_certificate(hello: Hello, host: str) -> Finding:
 def _judge_clock(ahead_s: float | None) -> Finding:
     if ahead_s is None:
         return Finding("clock", "warning", "The coordinator's answer had no date to compare with.")
-    way_out = "Set this machine's clock: timedatectl set-ntp true."
     if abs(ahead_s) <= _CLOSE_S:
         return Finding("clock", "ok", "within two seconds of the coordinator's")
-    if ahead_s > 0:
-        text = f"{ahead_s:.0f} s ahead of the coordinator's, which takes up to {_MOST_AHEAD_S:.0f}."
-        failed = ahead_s > _MOST_AHEAD_S
-    else:
-        text = f"{-ahead_s:.0f} s behind the coordinator's, which takes up to {_MOST_BEHIND_S:.0f}."
-        failed = -ahead_s > _MOST_BEHIND_S
-    return Finding("clock", "failed" if failed else "warning", f"{text} {way_out}")
+    level: Level = "failed" if is_clock_refused(ahead_s) else "warning"
+    return Finding("clock", level, explain_clock(ahead_s))
 
 
 def _check_membership(site: SiteConfig) -> Iterator[Finding]:

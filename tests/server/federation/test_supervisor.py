@@ -24,7 +24,7 @@ from medfed.common.processes import programs_folder
 from medfed.common.study_file import parse_study
 from medfed.server.federation.control import ControlClient
 from medfed.server.federation.home import FederationHome
-from medfed.server.federation.processes import Child, end_all, leftovers, server_apps
+from medfed.server.federation.processes import child, end_all, leftovers, server_apps
 from medfed.server.federation.queue import RunQueue
 from medfed.server.federation.supervisor import lock_file, supervise
 
@@ -226,26 +226,28 @@ def test_supervisor_says_which_port_is_taken(home: FederationHome, which: str) -
 
 
 def test_child_waits_longer_each_time_it_ends(home: FederationHome) -> None:
-    child = Child("shortlived", [sys.executable, "-c", "raise SystemExit('no such study')"], home)
-    child.keep_alive()
-    wait_until(lambda: child.keep_alive() or child.problem, "its end is seen")
-    assert child.problem == "shortlived ended with exit code 1: no such study"
-    assert (child.pid, child.state, child.restarts) == (None, "waiting", 1)
-    wait_until(lambda: child.keep_alive() or child.restarts == 2, "it was started again")
-    child.keep_alive()
-    assert child.state == "waiting"
+    shortlived = child(
+        "shortlived", [sys.executable, "-c", "raise SystemExit('no such study')"], home
+    )
+    shortlived.keep_alive()
+    wait_until(lambda: shortlived.keep_alive() or shortlived.problem, "its end is seen")
+    assert shortlived.problem == "shortlived ended with exit code 1: no such study"
+    assert (shortlived.pid, shortlived.state, shortlived.restarts) == (None, "waiting", 1)
+    wait_until(lambda: shortlived.keep_alive() or shortlived.restarts == 2, "it was started again")
+    shortlived.keep_alive()
+    assert shortlived.state == "waiting"
 
 
 def test_child_that_cannot_be_started_is_tried_again(home: FederationHome) -> None:
-    child = Child("sleeper", ["sleep", "600"], home)
-    child.log.mkdir()  # as good as a full disk
-    child.keep_alive()
-    assert "sleeper cannot be started" in child.problem
-    child.log.rmdir()
-    wait_until(lambda: child.keep_alive() or child.pid, "it is started")
-    assert (child.state, child.problem) == ("running", "")
-    child.stop()
-    assert (child.state, child.pid) == ("stopped", None)
+    sleeper = child("sleeper", ["sleep", "600"], home)
+    sleeper.log.mkdir()  # as good as a full disk
+    sleeper.keep_alive()
+    assert "sleeper cannot be started" in sleeper.problem
+    sleeper.log.rmdir()
+    wait_until(lambda: sleeper.keep_alive() or sleeper.pid, "it is started")
+    assert (sleeper.state, sleeper.problem) == ("running", "")
+    sleeper.stop()
+    assert (sleeper.state, sleeper.pid) == ("stopped", None)
 
 
 def test_programs_that_are_started_are_installed() -> None:
