@@ -41,6 +41,7 @@ class Attendance:
         self._joining = joining
         self._strategy = strategy
         self._gone: set[str] = set()
+        self._paused: set[str] = set()
         self._awaited: dict[str, Absence] = {}
         self._short_since: float | None = None
 
@@ -91,16 +92,21 @@ class Attendance:
             elif self._awaited.get(name) == PAUSED and self._joining.is_probed(name):
                 absent[name] = PAUSED
         self._strategy.absent = absent
-        away = {name for name, why in absent.items() if why == NOT_CONNECTED}
+        self._tell(
+            away={name for name, why in absent.items() if why == NOT_CONNECTED},
+            paused={name for name, why in absent.items() if why == PAUSED},
+        )
+
+    def _tell(self, away: set[str], paused: set[str]) -> None:
         for name in sorted(away - self._gone):
             self._arm.emit("away", site=name)
-        for name in sorted(self._gone - away):
+        for name in sorted((self._gone | self._paused) - away - paused):
             self._arm.emit("rejoined", site=name)
-        self._gone = away
+        self._gone, self._paused = away, paused
 
-    def note_lost(self, name: str) -> None:
+    def note_lost(self, name: str, round_number: int) -> None:
         """Note that a site was disconnected while it was waited for."""
-        self._arm.emit("lost", site=name)
+        self._arm.emit("lost", round=round_number, site=name)
         self._gone.add(name)
 
     @property

@@ -178,7 +178,8 @@ class Joining:
                 self._later([node])
             if reply.reason is RefusalReason.PAUSED:
                 self._paused.add(node)
-            self._note_refusal(name, reply.reason.value)
+            # Of a site that joined and was probed, the round has told.
+            self._note_refusal(name, reply.reason.value, tell=name not in self.sites)
         else:
             return self._admit(Participant(name, node, reply.public_num_patients), registered)
         return None
@@ -199,8 +200,8 @@ class Joining:
             self._arm.emit("joined", site=site.name)
         return site if known != site else None
 
-    def _note_refusal(self, name: str, why: str) -> None:
-        if self.refused.get(name) != why:
+    def _note_refusal(self, name: str, why: str, *, tell: bool = True) -> None:
+        if tell and self.refused.get(name) != why:
             self._arm.emit("refused", site=name, reason=why)
         self.refused[name] = why
 

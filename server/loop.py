@@ -103,7 +103,8 @@ def _train(run: Run, number: int, progress: Progress, started: str) -> ArrayReco
     """Ask the round's participants, and aggregate what comes by the deadline."""
     strategy, conversation = run.strategy, run.strategy.conversation
     outgoing = strategy.configure_train(number, progress.arrays, _NO_CONFIG, run.grid)
-    run.arm.emit("round", round=number, sites=len(outgoing))
+    names = [conversation.name_of(message.metadata.dst_node_id) for message in outgoing]
+    run.arm.emit("round", round=number, sites=len(names), names=names)
     # A site that is asked twice sends the same update again (`client.replies`).
     exchange = run.exchange(started, asks_again=True)
     replies = exchange.replies(
@@ -125,7 +126,8 @@ def _train_masked(run: Run, number: int, progress: Progress, started: str) -> Ar
     """Do the same under secure aggregation; None if the round was lost, or too few stayed."""
     conversation, weights = run.strategy.conversation, progress.weights
     chosen = run.strategy.choose(number)
-    run.arm.emit("round", round=number, sites=len(chosen))
+    names = [site.name for site in chosen]
+    run.arm.emit("round", round=number, sites=len(names), names=names)
     masked = MaskedRound(
         lambda: run.exchange(started, asks_again=False),
         run.study,
@@ -177,7 +179,7 @@ def _note_ends(run: Run, number: int, started: str) -> None:
     conversation.note_turned_away(run.turned_away.reasons(started))
     for name, site in conversation.sites.items():
         if site.status == "lost":
-            run.attendance.note_lost(name)
+            run.attendance.note_lost(name, number)
     run.countersigner.sign_round(number, conversation.heads)
     conversation.countersignatures = run.countersigner.latest
 

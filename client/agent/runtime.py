@@ -105,7 +105,7 @@ class Task:
 
         Raises:
             httpx.HTTPError: The SuperNode is not there, or the claim has ended.
-            RuntimeError: Parts of the message are missing.
+            Exception: Any other: the message is none, or parts of it are missing.
         """
         message, context, _, bundle = pull_task_input(self._client)
         return Received(message, context, hashlib.sha256(bundle.content).hexdigest())
@@ -130,6 +130,11 @@ class Task:
         asked = make_message(metadata=metadata, content=RecordDict())
         push_message(self._client, Message(error, reply_to=asked), context)
         push_task_output(self._client, None, SubStatus.FAILED, "")
+
+    def drop(self) -> None:
+        """End the claim without a reply: nobody knows to what it would be one."""
+        with contextlib.suppress(httpx.HTTPError, RuntimeError):
+            push_task_output(self._client, None, SubStatus.FAILED, "")
 
     def _beat(self) -> None:
         while not self._done.wait(_HEARTBEAT_S):

@@ -98,7 +98,13 @@ def main() -> None:
     # The loop uses nothing else of the module; a test would notice.
     setattr(start_client_internal, "time", _Impatient)  # noqa: B010 - not exported
     setattr(start_client_internal, "http_request_response", _connection)  # noqa: B010
-    flower_supernode()
+    try:
+        flower_supernode()
+    except Exception:
+        log.exception("The SuperNode ends")
+    # The loop ends only by an error, which Flower logs. Its server of the Runtime API would keep
+    # the process alive, and the site would look connected for ever.
+    os._exit(1)
 
 
 if __name__ == "__main__":

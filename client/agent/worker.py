@@ -6,8 +6,10 @@ answers that it is paused; everything else goes to `client.app`, the code that t
 The supervisor ends a worker that hangs, and starts the next.
 """
 
+import contextlib
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -21,7 +23,7 @@ from medfed.client.agent.folder import AgentFolder, WorkerState, clock, now
 from medfed.client.agent.runtime import Received, Task, TaskSource, in_hand, leftover
 from medfed.client.app import app as client_app
 from medfed.client.app import refuse
-from medfed.client.audit_facts import Fact
+from medfed.client.audit_facts import Fact, check_facts
 from medfed.client.audit_log import AuditLog
 from medfed.client.site import SiteConfig, load_site
 from medfed.common import messages
@@ -36,6 +38,9 @@ _PATIENCE_S = 5.0
 _BEAT_S = 2.0
 # A message may end a little after its deadline: its sender's clock is not ours.
 _GRACE_S = 30.0
+# Whatever a server says: a worker that hangs must end some day.
+_LONGEST_S = 7 * 86400.0
+_ROUND = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 
 def main(site_file: Path, address: str) -> None:
@@ -76,8 +81,10 @@ class Worker:
         """Answer one message. Whatever goes wrong, the worker lives to answer the next."""
         try:
             received = task.receive()
-        except (httpx.HTTPError, RuntimeError) as error:
-            log.error("A message did not arrive whole: %s", error)
+        except Exception as error:  # a server may send anything, and Flower reads it without care
+            log.error("A message did not arrive whole: %r", error)
+            task.drop()
+            self._note_failure()
             return
         metadata = received.message.metadata
         started = time.perf_counter()
@@ -100,23 +107,13 @@ class Worker:
     def _judged(self, received: Received, site: SiteConfig) -> Message:
         """Return the reply to a message, or the refusal."""
         message = received.message
-        study, run, kind = _about(message)
-        round_number = (
-            int(message.metadata.group_id) if message.metadata.group_id.isdecimal() else 0
-        )
-        limit_s = site.connection.message_timeout_s or message.metadata.ttl
-        self._change(
-            working=True,
-            deadline=clock() + limit_s + _GRACE_S,
-            study=study,
-            run=run,
-            kind=kind,
-            round_number=round_number,
-            since=now(),
-        )
+        about = _about(message)
+        limit_s = site.connection.message_timeout_s or _seconds_for(message)
+        self._change(working=True, deadline=clock() + limit_s + _GRACE_S, since=now(), **about)
         audit = AuditLog(site.state_folder)
         size = messages.num_bytes(message.content) if message.has_content() else 0
-        audit.write("asked", study=study, run=run, kind=kind, round_number=round_number, bytes=size)
+        audit.write("asked", **about, bytes=size)
+        run, study = str(about["run"]), str(about["study"])
         if received.bundle_sha256 not in (site.connection.bundles or (bundle_digest(),)):
             log.warning("Refused: the bundle %s is not approved.", received.bundle_sha256)
             audit.write("bundle_refused", sha256=received.bundle_sha256)
@@ -153,8 +150,11 @@ class Worker:
             task.fail(received.message.metadata, received.context)
         except (httpx.HTTPError, RuntimeError) as error:
             log.error("Nor could the coordinator be told: %s", type(error).__name__)
+        self._note_failure(kind=self._state.kind)
+
+    def _note_failure(self, kind: str = "") -> None:
         try:
-            AuditLog(load_site(self._site_file).state_folder).write("failed", kind=self._state.kind)
+            AuditLog(load_site(self._site_file).state_folder).write("failed", kind=kind)
         except (MedfedError, OSError) as error:
             log.error("Nor could it be written down: %s", error)
 
@@ -172,17 +172,25 @@ class Worker:
                 log.error("The worker's state cannot be written: %s", error)
 
 
-def _about(message: Message) -> tuple[str, str, str]:
-    """Return study, run and kind as far as they can be read."""
+def _about(message: Message) -> dict[str, Fact]:
+    """Return study, run, kind and round as far as they can be read and shown."""
     kind = message.metadata.message_type.removeprefix("query.")
+    group = message.metadata.group_id
+    facts: dict[str, Fact] = {"study": "", "run": "", "kind": kind, "round_number": 0}
+    if _ROUND.fullmatch(group):
+        facts["round_number"] = int(group)
     record = message.content.get("medfed") if message.has_content() else None
-    if not isinstance(record, ConfigRecord):
-        return "", "", kind
-    try:
-        study = parse_study_json(str(record.get("study", ""))).study.name
-    except MedfedError:
-        study = ""
-    return study, str(record.get("run", "")), kind
+    if isinstance(record, ConfigRecord):
+        facts["run"] = str(record.get("run", ""))
+        with contextlib.suppress(MedfedError):
+            facts["study"] = parse_study_json(str(record.get("study", ""))).study.name
+    # A person reads them on a screen: what has not the form of its fact is not shown.
+    return {"study": "", "run": "", "kind": "", **check_facts("asked", facts)}
+
+
+def _seconds_for(message: Message) -> float:
+    ttl = message.metadata.ttl
+    return ttl if 0 < ttl < _LONGEST_S else _LONGEST_S
 
 
 if __name__ == "__main__":
