@@ -195,7 +195,9 @@ class FedAvgStrategy(Strategy):
     def _fold_all(self, rule: Rule, replies: Iterable[Message]) -> None:
         # A filter holds no message while the next one is fetched, as a generator would.
         for site, reply in self.conversation.opened(filter(self._fits, replies)):
-            if isinstance(reply, TrainReply):
+            if self.conversation.round_of(site.name).status != "failed":
+                log.warning("%s was not asked, or answered twice: ignored.", site.name)
+            elif isinstance(reply, TrainReply):
                 self._fold(rule, site, reply)
             else:
                 self.conversation.reject(
@@ -216,9 +218,6 @@ class FedAvgStrategy(Strategy):
         return True
 
     def _fold(self, rule: Rule, site: Participant, reply: TrainReply) -> None:
-        if self.conversation.round_of(site.name).status != "failed":
-            log.warning("%s was not asked, or answered twice: ignored.", site.name)
-            return
         try:
             self.conversation.note_head(site, reply.ledger_head)
             screen_statement(reply)

@@ -19,17 +19,34 @@ import httpx
 from flwr.app import Context, Error, Message, Metadata, RecordDict
 from flwr.app.message import make_message
 from flwr.common.constant import ErrorCode, SubStatus
-from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
+from flwr.common.serde import context_from_proto, message_from_proto
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.proto.node_pb2 import Node
+from flwr.proto.runtime_pb2 import (
+    AcquireTaskRequest,
+    PullAppMessagesRequest,
+    PullTaskInputRequest,
+    SendTaskHeartbeatRequest,
+)
 from flwr.supercore.constant import TaskType
+from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
+from flwr.supercore.inflatable.inflatable_protobuf_utils import (
+    make_confirm_message_received_fn_protobuf,
+    make_pull_object_fn_protobuf,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
     SuperExecAuthHttpInterceptor,
 )
 from flwr.supercore.runtime import RuntimeHttpClient
-from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
+from medfed.common.errors import MessageError
 from medfed.common.files import read_json
+from medfed.common.messages.unfolding import check_unfolded
 from medfed.common.secret_files import write_secret
 
 log = logging.getLogger(__name__)
@@ -53,6 +70,20 @@ class Received:
     message: Message
     context: Context
     bundle_sha256: str
+
+
+class UnreadableError(Exception):
+    """A message that cannot be read. It must be answered all the same: a SuperNode waits for that.
+
+    Attributes:
+        metadata: As announced.
+        context: Flower's context.
+    """
+
+    def __init__(self, metadata: Metadata, context: Context) -> None:
+        super().__init__("A message cannot be read.")
+        self.metadata = metadata
+        self.context = context
 
 
 class TaskSource:
@@ -100,15 +131,57 @@ class Task:
         self._beating.join()
         self._client.close()
 
-    def receive(self) -> Received:
+    def receive(self, most_bytes: float) -> Received:
         """Return the message.
+
+        Args:
+            most_bytes: The largest that is taken.
 
         Raises:
             httpx.HTTPError: The SuperNode is not there, or the claim has ended.
-            Exception: Any other: the message is none, or parts of it are missing.
+            RuntimeError: There is no message.
+            UnreadableError: It is none, or too large.
         """
-        message, context, _, bundle = pull_task_input(self._client)
-        return Received(message, context, hashlib.sha256(bundle.content).hexdigest())
+        # As Flower's `pull_task_input` does it, which reads whatever bytes it is given.
+        given = self._client.PullTaskInput(PullTaskInputRequest())
+        TaskIdentity.task_id = given.task_id
+        TaskIdentity.run_id = given.run.run_id
+        TaskIdentity.node_id = given.context.node_id
+        context = context_from_proto(given.context)
+        found = self._client.PullMessages(PullAppMessagesRequest())
+        if not found.messages_list:
+            raise RuntimeError("No message came with a claim.")
+        [tree] = found.message_object_trees
+        # What was announced, not what the message says of itself: the reply is judged by it.
+        metadata = message_from_proto(found.messages_list[0]).metadata
+        metadata.__dict__["_message_id"] = tree.object_id
+        content = self._content(tree, context, metadata, most_bytes)
+        return Received(
+            make_message(metadata=metadata, content=content),
+            context,
+            hashlib.sha256(given.fab.content).hexdigest(),
+        )
+
+    def _content(
+        self, tree: ObjectTree, context: Context, metadata: Metadata, most_bytes: float
+    ) -> RecordDict:
+        node = Node(node_id=context.node_id)
+        pull = make_pull_object_fn_protobuf(self._client.PullObject, node, context.run_id)
+        confirm = make_confirm_message_received_fn_protobuf(
+            self._client.ConfirmMessageReceived, node, context.run_id
+        )
+        try:
+            pieces = pull_objects([part.object_id for part in iterate_object_tree(tree)], pull)
+            confirm(tree.object_id)
+            check_unfolded(pieces, most_bytes)
+            message = inflate_object_from_contents(tree.object_id, pieces)
+            if not isinstance(message, Message):
+                raise MessageError(f"Expected a message, got {type(message).__name__}.")
+            return message.content
+        except httpx.HTTPError:
+            raise
+        except Exception as error:  # a server may send anything
+            raise UnreadableError(metadata, context) from error
 
     def reply(self, reply: Message, context: Context) -> None:
         """Hand in the reply, and what Flower is to keep in its context.
@@ -130,11 +203,6 @@ class Task:
         asked = make_message(metadata=metadata, content=RecordDict())
         push_message(self._client, Message(error, reply_to=asked), context)
         push_task_output(self._client, None, SubStatus.FAILED, "")
-
-    def drop(self) -> None:
-        """End the claim without a reply: nobody knows to what it would be one."""
-        with contextlib.suppress(httpx.HTTPError, RuntimeError):
-            push_task_output(self._client, None, SubStatus.FAILED, "")
 
     def _beat(self) -> None:
         while not self._done.wait(_HEARTBEAT_S):

@@ -17,18 +17,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
-from flwr.app import ConfigRecord, Message
+from flwr.app import ConfigRecord, Context, Message, Metadata
 
 from medfed.client.agent.folder import AgentFolder, WorkerState, clock, now
-from medfed.client.agent.runtime import Received, Task, TaskSource, in_hand, leftover
+from medfed.client.agent.runtime import (
+    Received,
+    Task,
+    TaskSource,
+    UnreadableError,
+    in_hand,
+    leftover,
+)
 from medfed.client.app import app as client_app
 from medfed.client.app import refuse
 from medfed.client.audit_facts import Fact, check_facts
 from medfed.client.audit_log import AuditLog
-from medfed.client.site import SiteConfig, load_site
+from medfed.client.site import PolicySection, SiteConfig, load_site
 from medfed.common import messages
 from medfed.common.bundle import bundle_digest
-from medfed.common.errors import MedfedError, RefusalReason
+from medfed.common.errors import MedfedError, RefusalReason, SiteConfigError
 from medfed.common.study_file import parse_study_json
 
 log = logging.getLogger(__name__)
@@ -40,6 +47,8 @@ _BEAT_S = 2.0
 _GRACE_S = 30.0
 # Whatever a server says: a worker that hangs must end some day.
 _LONGEST_S = 7 * 86400.0
+_BYTES_PER_PARAMETER = 8
+_BYTES_BESIDES = 64 * 2**20
 _ROUND = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 
@@ -80,11 +89,13 @@ class Worker:
     def answer(self, task: Task, address: str) -> None:
         """Answer one message. Whatever goes wrong, the worker lives to answer the next."""
         try:
-            received = task.receive()
-        except Exception as error:  # a server may send anything, and Flower reads it without care
-            log.error("A message did not arrive whole: %r", error)
-            task.drop()
-            self._note_failure()
+            received = task.receive(self._most_bytes())
+        except UnreadableError as error:
+            log.error("A message cannot be read: %r", error.__cause__)
+            self._give_up(task, error.metadata, error.context)
+            return
+        except (httpx.HTTPError, RuntimeError) as error:
+            log.error("A message did not arrive whole: %s", error)
             return
         metadata = received.message.metadata
         started = time.perf_counter()
@@ -99,7 +110,7 @@ class Worker:
         except Exception as error:  # one bad message must not cost the site its worker
             # The traceback may hold paths or values of patients: it stays in this log.
             log.error("A message was not answered: %s", error, exc_info=error)
-            self._give_up(task, received)
+            self._give_up(task, metadata, received.context, kind=self._state.kind)
         finally:
             self._folder.task_file.unlink(missing_ok=True)
             self._change(working=False, deadline=0.0, messages=self._state.messages + 1)
@@ -145,14 +156,19 @@ class Worker:
             facts["epsilon"] = epsilon
         audit.write("answered", **about, **facts)
 
-    def _give_up(self, task: Task, received: Received) -> None:
+    def _most_bytes(self) -> float:
+        """Return how large a message may be: the largest network, and something for the rest."""
         try:
-            task.fail(received.message.metadata, received.context)
+            policy = load_site(self._site_file).policy
+        except SiteConfigError:  # which is why the message will be refused
+            policy = PolicySection()
+        return _BYTES_PER_PARAMETER * policy.max_parameters + _BYTES_BESIDES
+
+    def _give_up(self, task: Task, metadata: Metadata, context: Context, *, kind: str = "") -> None:
+        try:
+            task.fail(metadata, context)
         except (httpx.HTTPError, RuntimeError) as error:
             log.error("Nor could the coordinator be told: %s", type(error).__name__)
-        self._note_failure(kind=self._state.kind)
-
-    def _note_failure(self, kind: str = "") -> None:
         try:
             AuditLog(load_site(self._site_file).state_folder).write("failed", kind=kind)
         except (MedfedError, OSError) as error:

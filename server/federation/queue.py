@@ -194,6 +194,7 @@ class RunQueue:
             min_sites=quorum,
             expected_sites=approved,
             server_state=str(self._home.server_state),
+            rejections=str(self._home.rejections_file),
         )
 
     def _write(

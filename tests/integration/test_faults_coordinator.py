@@ -31,7 +31,7 @@ def test_round_is_redone_at_no_further_cost_when_server_app_is_killed_in_it(
     row = Row(federation, "noisy", "app-round")
     with row.frozen_in_training(SITE, 2):
         until("another site's update is there", lambda: bool(row.sites_trained(2)))
-        _kill_server_app(federation)
+        federation.kill_pid(_server_app(federation))
     row.finish_whole()
     assert federation.num_tries(row.name) == 2
 
@@ -42,6 +42,7 @@ def test_run_goes_on_when_server_app_is_killed_while_it_writes_its_checkpoint(
     row = Row(federation, "exact", "app-write")
     folder = row.arm / "checkpoint"
     folder.mkdir()
+    state = folder / "state.json"
     with FileWatch(folder) as watch:
         # Half of the weights; all of them, but no word of it in state.json; all but the record.
         for change, name, known in (
@@ -49,12 +50,14 @@ def test_run_goes_on_when_server_app_is_killed_while_it_writes_its_checkpoint(
             ("renamed", "round-00002", "round-00001"),
             ("renamed", "state.json", "round-00003"),
         ):
+            server = _server_app(federation)
             if name == "state.json":  # of the third round
                 watch.wait_for("renamed", "round-00003")
             watch.wait_for(change, name)
-            _kill_server_app(federation)
-            state = folder / "state.json"
-            assert known in (json.loads(state.read_text())["weights"] if state.exists() else "")
+            federation.kill_pid(server)
+            until("it is gone", lambda pid=server: pid not in federation.pids("flwr-serverapp"))
+            named = json.loads(state.read_text())["weights"] if state.exists() else ""
+            assert named.removesuffix(".safetensors") == known
     row.finish_whole()
     assert federation.num_tries(row.name) == 4
 
@@ -107,8 +110,7 @@ def test_ledgers_and_audit_logs_verify_after_all_of_that(federation: Deployment)
         assert "error" not in federation.medfed("site", "log", folder / "site.toml").lower()
 
 
-def _kill_server_app(federation: Deployment) -> None:
-    processes = federation.pids("flwr-serverapp")
-    assert processes
-    for process in processes:
-        federation.kill_pid(process)
+def _server_app(federation: Deployment) -> int:
+    until("the ServerApp runs", lambda: bool(federation.pids("flwr-serverapp")))
+    [process] = federation.pids("flwr-serverapp")
+    return process

@@ -497,6 +497,27 @@ def test_what_the_gate_turned_away_is_on_record_and_not_waited_for(
     assert first.seconds < 30
 
 
+def test_a_site_that_dies_in_a_masked_round_is_never_asked_for_a_second_vector(
+    federation: Federation, prepared: Callable[..., Path]
+) -> None:
+    masked = Federation(federation.link, prepared("secure_aggregation.enabled=true"))
+    masked.add(*SITES)
+    node = masked.node("scanner-3")
+
+    def restart() -> None:
+        threading.Timer(0.1, node.start).start()
+        die(node)
+
+    masked.before = once(messages.TRAIN, 1, "scanner-3", restart)
+    masked.run()
+    assert masked.failed == []
+    first = masked.records[0]
+    assert statuses(masked.records, "scanner-3") == ["lost", "ok", "ok"]
+    assert statuses(masked.records, "scanner-1") == ["ok"] * 3
+    assert first.seconds < 50
+    assert node.handled.count((messages.TRAIN, "1")) == 1
+
+
 # Runs the arm in a child of this process, which imports once; the child dies at the given moment.
 # Moments are counted: before and after each call of the server's that changes what is on the disk.
 SERVING = """
