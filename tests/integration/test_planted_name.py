@@ -37,7 +37,7 @@ type = "report"
 max_words = 6
 min_patients = 4
 words_per_patient = 20
-words_noise_multiplier = 0.05
+words_noise_multiplier = 0.2
 words_delta = 0.01
 beam_size = 1
 [data]

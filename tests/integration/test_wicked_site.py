@@ -17,8 +17,8 @@ from flwr.app import Message
 from wicked import (
     Member,
     Replies,
+    honest_digests,
     honest_reply,
-    honest_update,
     join,
     light_federation,
     members,
@@ -27,10 +27,6 @@ from wicked import (
 from wicked_replies import ATTACKS, HONEST, WICKED, Bomb
 
 from medfed.common import messages
-from medfed.common.models import build_model
-from medfed.common.state_dicts import digest, read_state
-from medfed.common.study_file import load_study
-from medfed.server.aggregation.choice import make_rule
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -97,26 +93,12 @@ def rounds_of(arm: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (arm / "rounds.jsonl").read_text().splitlines()]
 
 
-def honest_digests(study: Path, num_rounds: int) -> list[str]:
-    """Work out the model after each round that the honest sites alone make."""
-    config = load_study(study)
-    weights = read_state(build_model(config, len(config.task.classes)))
-    digests = []
-    for _ in range(num_rounds):
-        rule = make_rule(config.aggregation, weights)
-        for site in HONEST:
-            rule.add(honest_update(site, weights), 10, site)
-        weights = rule.apply()
-        digests.append(digest(weights))
-    return digests
-
-
 def test_honest_rounds_are_what_they_are_worked_out_to_be(
     federation: Deployment, outcome: Outcome
 ) -> None:
     study = federation.folder / "undisturbed.toml"
     found = [record["weights_sha256"] for record in outcome.undisturbed]
-    assert found == honest_digests(study, len(found))
+    assert found == honest_digests(study, len(found), HONEST)
 
 
 @pytest.mark.parametrize("number", range(1, len(ATTACKS) + 1), ids=list(ATTACKS))
@@ -125,7 +107,7 @@ def test_round_goes_on_as_if_the_wicked_site_were_not_there(
 ) -> None:
     expected = list(ATTACKS.values())[number - 1][1]
     record = outcome.rounds[number - 1]
-    undisturbed = honest_digests(federation.folder / "trained.toml", number)
+    undisturbed = honest_digests(federation.folder / "trained.toml", number, HONEST)
     assert record["weights_sha256"] == undisturbed[-1]
     assert [record["sites"][name]["status"] for name in HONEST] == ["ok", "ok"]
     wicked = record["sites"][WICKED]
@@ -145,5 +127,4 @@ def test_nothing_was_unpickled_and_nobody_died(federation: Deployment, outcome: 
 
 def test_memory_stays_within_a_few_messages(outcome: Outcome) -> None:
     first, most = outcome.script.memory_mb[1], max(outcome.script.memory_mb.values())
-    print(outcome.script.memory_mb)
     assert most < first + 8 * LIMIT_MB

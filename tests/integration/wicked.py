@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 from deployment import Deployment, deployment
 from fake_site import FakeSite
@@ -17,7 +18,10 @@ from flwr.proto.message_pb2 import ObjectTree
 from medfed.client.agent.enrol import enroll
 from medfed.common import messages
 from medfed.common.messages import EvaluateReply, JoinReply, Reply, TrainReply
-from medfed.common.state_dicts import StateDict
+from medfed.common.models import build_model
+from medfed.common.state_dicts import StateDict, digest, read_state
+from medfed.common.study_file import load_study
+from medfed.server.aggregation.choice import make_rule
 from medfed.server.federation.home import load_home
 from medfed.server.federation.membership import approve_site, invite_site
 from medfed.server.federation.registry import Registry
@@ -89,6 +93,18 @@ class Crafted:
         return Part("Message", body, (self.content,) if self.content else ())
 
 
+def zeros(num_bytes: int) -> Part:
+    """An array of zeros that names one piece as often as it takes."""
+    piece = 5_000_000
+    table = {
+        "dtype": "uint8",
+        "shape": [num_bytes],
+        "stype": "numpy.ndarray",
+        "arraychunk_ids": [0] * (num_bytes // piece),
+    }
+    return Part("Array", json.dumps(table).encode(), (Part("ArrayChunk", bytes(piece)),))
+
+
 Replies = Sequence[Message | Crafted]
 
 
@@ -112,12 +128,17 @@ class Member(FakeSite):
             answer or (lambda asked: [packed(honest_reply(site, asked), asked)]),  # type: ignore[arg-type,return-value]
         )
 
-    @staticmethod
-    def _send(replies: Replies, send: Any, push: Any) -> None:  # type: ignore[override]
+    def _send(self, replies: Replies, send: Any, push: Any) -> None:  # type: ignore[override]
         for reply in replies:
-            if isinstance(reply, Message):
-                FakeSite._send(reply, send, push)
-                continue
+            # One that is turned away does not keep the next from being sent.
+            with contextlib.suppress(httpx.HTTPStatusError):
+                self._send_one(reply, send, push)
+
+    @staticmethod
+    def _send_one(reply: Message | Crafted, send: Any, push: Any) -> None:
+        if isinstance(reply, Message):
+            FakeSite._send(reply, send, push)
+        else:
             root, run = reply.parts(), reply.reply.metadata.run_id
             reply.reply.metadata.__dict__["_message_id"] = root.object_id
             wanted, session = send(reply.reply, root.tree(), 0.0)
@@ -148,6 +169,20 @@ def honest_reply(site: str, asked: Message) -> Reply:
         return EvaluateReply(site=site, sums={"count": np.array(7), "correct": np.array(3)})
     assert kind == messages.JOIN, kind
     return JoinReply(site=site, public_num_patients=None)
+
+
+def honest_digests(study: Path, num_rounds: int, sites: Sequence[str]) -> list[str]:
+    """Work out the model after each round that only such sites take part in."""
+    config = load_study(study)
+    weights = read_state(build_model(config, len(config.task.classes)))
+    digests = []
+    for _ in range(num_rounds):
+        rule = make_rule(config.aggregation, weights)
+        for site in sites:
+            rule.add(honest_update(site, weights), 10, site)
+        weights = rule.apply()
+        digests.append(digest(weights))
+    return digests
 
 
 def packed(reply: Reply, asked: Message) -> Message:

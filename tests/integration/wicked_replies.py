@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
-from wicked import SITES, Crafted, Part, Replies, honest_reply, honest_update, packed
+from wicked import SITES, Crafted, Part, Replies, honest_reply, honest_update, packed, zeros
 
 from medfed.common import messages
 from medfed.common.messages import EvaluateReply, TrainReply
@@ -180,6 +180,17 @@ ATTACKS: dict[str, tuple[Callable[[Message], Replies], str]] = {
     ),
     "no message": (
         lambda m: [Crafted(Message(stated(m), reply_to=m), None, root=Part("MetricRecord", b""))],
+        "read",
+    ),
+    "a gigabyte of zeros from one piece": (
+        lambda m: [
+            Crafted(
+                Message(stated(m), reply_to=m),
+                Part.holding(
+                    "RecordDict", {"arrays": Part.holding("ArrayRecord", {"w": zeros(10**9)})}
+                ),
+            )
+        ],
         "read",
     ),
     "an error": (lambda m: [Message(Error(0, "\x1b[2J" + "x" * 9999), reply_to=m)], "error 0"),
