@@ -19,8 +19,9 @@ from medfed.common.study import StudyConfig
 from medfed.common.text import Vocabulary
 from medfed.common.words import is_word
 from medfed.server.countersigning import Countersigner, screen_head
-from medfed.server.exchange import Exchange
+from medfed.server.exchange import Exchange, Watch
 from medfed.server.participants import Participant
+from medfed.server.presence import Presence
 from medfed.server.records import ArmFolder, RunPlan
 from medfed.server.vocabulary import merge_vocabularies, screen_words
 
@@ -145,8 +146,9 @@ def _ask(
         for node in by_node
     ]
     lists: dict[str, tuple[str, ...]] = {}
-    exchange = Exchange(grid)
-    for message in exchange.replies(outgoing, timeout_s):
+    watch = Watch(Presence(grid), study.federation.lost_after_s, lambda node: 0.0)
+    exchange = Exchange(grid, watch)
+    for message in exchange.replies(outgoing, timeout_s, lambda: len(lists) >= plan.min_sites):
         site = by_node[message.metadata.src_node_id]
         facts: dict[str, Any] = {"bytes": messages.num_bytes(message.content)}
         try:

@@ -18,6 +18,8 @@ from medfed.server.federation.http import header
 from medfed.server.federation.registry import Registry
 
 PUSH_MESSAGES = "/v1/fleet/push-messages"
+PUSH_OBJECT = "/v1/fleet/push-object"
+PULL_MESSAGES = "/v1/fleet/pull-messages"
 
 # register-node and unregister-node are the coordinator's to do, and on no list.
 FLEET_PATHS = frozenset(
@@ -131,19 +133,29 @@ def check_push(body: bytes, site: str) -> None:
 
 @dataclass
 class Uploads:
-    """How much each site has sent since it announced its last message."""
+    """How much each site has sent since it was given its last message to answer.
+
+    What a site announces starts no new count: it could announce as often as it likes.
+    """
 
     limit_bytes: float
     _sent: dict[str, int] = field(default_factory=dict)
 
+    def allow(self, site: str) -> None:
+        """Begin to count anew: the site was given a message."""
+        self._sent.pop(site, None)
+
     def count(self, site: str, path: str, num_bytes: int) -> None:
-        """Add a request's body.
+        """Add a request's body, if it is part of an answer.
+
+        Nothing else is held back: a site whose answer was too large goes on with the next message.
 
         Raises:
-            RefusedError: With 413: the message is larger than allowed.
+            RefusedError: With 413: the answer is larger than allowed.
         """
-        before = 0 if path == PUSH_MESSAGES else self._sent.get(site, 0)
-        self._sent[site] = before + num_bytes
+        if path not in (PUSH_MESSAGES, PUSH_OBJECT):
+            return
+        self._sent[site] = self._sent.get(site, 0) + num_bytes
         if self._sent[site] > self.limit_bytes:
             limit_mb = self.limit_bytes / 1e6
             raise RefusedError(413, f"a message of more than {limit_mb:g} MB", site)

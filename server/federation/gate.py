@@ -24,6 +24,7 @@ from medfed.server.federation.enrolment import EnrolmentDesk
 from medfed.server.federation.fleet_requests import (
     FLEET_PATHS,
     MAX_REQUEST_BYTES,
+    PULL_MESSAGES,
     PUSH_MESSAGES,
     RefusedError,
     Uploads,
@@ -52,6 +53,8 @@ _DESK_PATIENCE_S = 30.0
 _FLEET_PATIENCE_S = 600.0
 # Flower sends two objects at a time beside its polls. Each may hold a whole body in memory.
 _MAX_REQUESTS_A_SITE = 8
+# An answer to a site that asks for messages and gets none; one alone takes hundreds.
+_EMPTY_BYTES = 64
 # Of Flower's answers: what no program that follows its protocol gets.
 _STRANGE = frozenset({400, 401, 404, 405, 415, 422, 500})
 
@@ -110,6 +113,8 @@ class PublicGate:
             await self.app(scope, replay(body, receive), send)
         finally:
             self._open[site] -= 1
+        if path == PULL_MESSAGES and send.num_bytes > _EMPTY_BYTES:
+            self.uploads.allow(site)
         if send.status in _STRANGE:
             self.rejections.add(site, path, f"Flower answered {send.status}")
 
@@ -148,15 +153,18 @@ class LoopbackGate:
 
 
 class _Watched:
-    """A `send` that remembers the status of the response that was begun; 0 before."""
+    """A `send` that remembers the status of the response that was begun, 0 before, and its size."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.status = 0
+        self.num_bytes = 0
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
+        if self.status == 200:
+            self.num_bytes += len(message.get("body", b""))
         await self._send(message)
 
 

@@ -84,6 +84,12 @@ class Signed:
             self.key = loaded
         self.client = public_client(deployed)
 
+    def __enter__(self) -> "Signed":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+
     @property
     def public(self) -> bytes:
         """The public key as Flower spells it."""

@@ -31,6 +31,7 @@ from flwr.proto.message_pb2 import (
 )
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER
 from wicked import Member, light_federation, light_site, members
 
 from medfed.common.enrolment import (
@@ -49,6 +50,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 REAL = "scanner-3"
 LIGHT = ("scanner-1", "scanner-2")
+ACTIVATE = "/v1/fleet/activate-node"
 
 
 @pytest.fixture(scope="module")
@@ -79,32 +81,34 @@ def activation(signed: Signed) -> bytes:
 # Keys
 
 
+def member(deployed: Deployment, site: str = LIGHT[0]) -> Signed:
+    return Signed(deployed, deployed.sites[site] / "keys" / "node.key")
+
+
 def test_unknown_key_opens_no_path(federation: Deployment) -> None:
-    stranger = Signed(federation)
-    for path in sorted(FLEET_PATHS):
-        answer = stranger.post(path, activation(stranger))
-        assert (answer.status_code, answer.content) == (401, b""), path
-    for path in ("/v1/fleet/register-node", "/v1/fleet/unregister-node"):
-        assert stranger.post(path, activation(stranger)).status_code == 404
+    with Signed(federation) as stranger:
+        for path in sorted(FLEET_PATHS):
+            answer = stranger.post(path, activation(stranger))
+            assert (answer.status_code, answer.content) == (401, b""), path
+        for path in ("/v1/fleet/register-node", "/v1/fleet/unregister-node"):
+            assert stranger.post(path, activation(stranger)).status_code == 404
     assert "unknown node key" in {line["reason"] for line in rejections(federation)}
 
 
 def test_known_key_without_its_signature_opens_no_path(federation: Deployment) -> None:
-    stranger = Signed(federation)
-    member = Signed(federation, federation.sites[LIGHT[0]] / "keys" / "node.key")
-    shown = {name: member.headers()[name] for name in list(member.headers())[:1]}
-    for path in sorted(FLEET_PATHS):
-        answer = stranger.post(path, activation(member), {**stranger.headers(), **shown})
-        assert (answer.status_code, answer.content) == (401, b""), path
+    with Signed(federation) as stranger, member(federation) as known:
+        shown = {FLEET_HTTP_PUBLIC_KEY_HEADER: known.headers()[FLEET_HTTP_PUBLIC_KEY_HEADER]}
+        for path in sorted(FLEET_PATHS):
+            answer = stranger.post(path, activation(known), {**stranger.headers(), **shown})
+            assert (answer.status_code, answer.content) == (401, b""), path
 
 
 def test_member_cannot_act_as_another_member(federation: Deployment) -> None:
     nodes = json.loads((federation.home / "superlink" / "nodes.json").read_text())["nodes"]
-    other = nodes[LIGHT[1]]["node_id"]
-    member = Signed(federation, federation.sites[LIGHT[0]] / "keys" / "node.key")
-    for path, body in bodies_of(other).items():
-        answer = member.post(path, body)
-        assert answer.status_code in (400, 401), (path, answer.status_code, answer.text)
+    with member(federation) as known:
+        for path, body in bodies_of(nodes[LIGHT[1]]["node_id"]).items():
+            answer = known.post(path, body)
+            assert answer.status_code in (400, 401), (path, answer.status_code, answer.text)
 
 
 def bodies_of(node_id: int) -> dict[str, bytes]:
@@ -336,10 +340,10 @@ def test_signed_request_of_a_site_is_heard_once_and_for_one_purpose(
 
 
 def test_fleet_request_that_was_recorded_is_of_no_use_later(federation: Deployment) -> None:
-    member = Signed(federation, federation.sites[LIGHT[0]] / "keys" / "node.key")
-    for age_s in (400, 86400, -60):
-        answer = member.post("/v1/fleet/activate-node", activation(member), member.headers(age_s))
-        assert (answer.status_code, answer.content) == (401, b""), age_s
+    with member(federation) as known:
+        for age_s in (400, 86400, -60):
+            answer = known.post(ACTIVATE, activation(known), known.headers(age_s))
+            assert (answer.status_code, answer.content) == (401, b""), age_s
     stale = [line for line in rejections(federation) if "clock differs" in line["reason"]]
     assert {line["site"] for line in stale} == {LIGHT[0]}
 
@@ -373,8 +377,8 @@ def test_revoked_site_is_shut_out_at_once_and_the_run_goes_on(federation: Deploy
     assert "revoked" in federation.site_status(REAL)["reason"]
     assert "revoked" in federation.medfed("site", "status", site_file, check=False)
     # It cannot come back: not with its key, not by starting anew, not with its old invite.
-    member = Signed(federation, federation.sites[REAL] / "keys" / "node.key")
-    assert member.post("/v1/fleet/activate-node", activation(member)).status_code == 401
+    with member(federation, REAL) as known:
+        assert known.post(ACTIVATE, activation(known)).status_code == 401
     federation.kill(f"site-{REAL}")
     federation.start_site(REAL)
     federation.wait_for("the agent", lambda: "revoked" in federation.site_status(REAL)["reason"])

@@ -147,9 +147,8 @@ def a_million_records(forger: Forger, asked: Message, other: Message) -> Replies
         message_object_trees=[tree],
     )
     key = forger.federation.sites[WICKED] / "keys" / "node.key"
-    answer = Signed(forger.federation, key).post(
-        "/v1/fleet/push-messages", request.SerializeToString()
-    )
+    with Signed(forger.federation, key) as wicked:
+        answer = wicked.post("/v1/fleet/push-messages", request.SerializeToString())
     assert answer.status_code == 413
     return NAN(asked)
 

@@ -26,6 +26,7 @@ from medfed.common.study import StudyConfig
 from medfed.common.tasks import make_task
 
 _POLL_S = 0.25
+_STATES = ("started", "words", "round", "trained", "completed", "finished", "failed")
 Preparing = Callable[[int, int], None]
 
 
@@ -119,7 +120,9 @@ class _Display:
 
     def _apply(self, name: str, arm: _Arm, event: dict[str, Any]) -> None:
         kind = event["event"]
-        arm.state = kind
+        # Of sites that are away or waited for `medfed federation status` tells.
+        if kind in _STATES:
+            arm.state = kind
         if kind == "started":
             arm.rounds, arm.round_number = event["rounds"], event["after"]
         elif kind == "round":

@@ -160,10 +160,17 @@ def test_rejections_bound_the_file(tmp_path: Path) -> None:
     assert (tmp_path / "rejections.jsonl.1").stat().st_size == MAX_BYTES + 1
 
 
-def test_uploads_count_a_message_from_its_announcement() -> None:
+def test_uploads_count_an_answer_until_the_next_message() -> None:
     uploads = Uploads(limit_bytes=10)
     uploads.count("alice", "/v1/fleet/push-messages", 4)
     uploads.count("alice", "/v1/fleet/push-object", 6)
-    with pytest.raises(RefusedError, match="more than"):
-        uploads.count("alice", "/v1/fleet/push-object", 1)
+    # Announcing it again is no way to send more.
+    for path in ("/v1/fleet/push-object", "/v1/fleet/push-messages"):
+        with pytest.raises(RefusedError, match="more than"):
+            uploads.count("alice", path, 1)
+    # It can go on asking for messages, for as long as it likes.
+    for _ in range(20):
+        uploads.count("alice", "/v1/fleet/pull-messages", 1)
+    uploads.count("bob", "/v1/fleet/push-messages", 10)
+    uploads.allow("alice")
     uploads.count("alice", "/v1/fleet/push-messages", 10)
