@@ -30,7 +30,7 @@ from medfed.client.agent.runtime import (
 )
 from medfed.client.app import app as client_app
 from medfed.client.app import refuse
-from medfed.client.audit_facts import Fact, check_facts
+from medfed.client.audit_facts import UNFIT, Fact, check_facts
 from medfed.client.audit_log import AuditLog
 from medfed.client.site import PolicySection, SiteConfig, load_site
 from medfed.common import messages
@@ -128,6 +128,10 @@ class Worker:
         if received.bundle_sha256 not in (site.connection.bundles or (bundle_digest(),)):
             log.warning("Refused: the bundle %s is not approved.", received.bundle_sha256)
             audit.write("bundle_refused", sha256=received.bundle_sha256)
+            return refuse(message, site, RefusalReason.POLICY, run=run, study=study)
+        if run == UNFIT:
+            # It would stand in the ledger and on screens. No run of a medfed is called so.
+            log.warning("Refused: the run's name is none.")
             return refuse(message, site, RefusalReason.POLICY, run=run, study=study)
         if self._folder.paused:
             return refuse(message, site, RefusalReason.PAUSED, run=run, study=study)

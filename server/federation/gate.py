@@ -91,13 +91,13 @@ class PublicGate:
             what = path or str(scope.get("raw_path", b""))
             self.rejections.add(error.site, what, error.reason)
             if not watched.status:
-                await answer(send, error.status, close=True)
+                await _last_word(send, error.status)
         except ClientGoneError:
             pass
         except Exception:
             _log.exception("A request to %s could not be answered", path)
             if not watched.status:
-                await answer(send, 500, close=True)
+                await _last_word(send, 500)
 
     async def _fleet(self, path: str, scope: Scope, receive: Receive, send: "_Watched") -> None:
         site = sender(scope, self.registry)
@@ -166,6 +166,14 @@ class _Watched:
         if self.status == 200:
             self.num_bytes += len(message.get("body", b""))
         await self._send(message)
+
+
+async def _last_word(send: Send, status: int) -> None:
+    try:
+        await answer(send, status, close=True)
+    except Exception:
+        # Who sent no whole request may not hear it. A line for each would fill the disk.
+        _log.debug("A connection takes no answer", exc_info=True)
 
 
 async def _read(scope: Scope, receive: Receive, limit: int, patience_s: float, site: str) -> bytes:

@@ -62,8 +62,14 @@ class Deployment:
             _MARK: str(self.folder),
         }
 
-    def medfed(self, *arguments: str | Path, check: bool = True, timeout_s: float = 120) -> str:
-        """Run a command to its end and return what it printed.
+    def medfed(
+        self,
+        *arguments: str | Path,
+        check: bool = True,
+        timeout_s: float = 120,
+        environment: Mapping[str, str] | None = None,
+    ) -> str:
+        """Run a command to its end, with more in its environment, and return what it printed.
 
         Raises:
             DeploymentError: It ended with another exit code than 0 and `check` is on.
@@ -71,7 +77,7 @@ class Deployment:
         done = subprocess.run(
             [str(_BINARIES / "medfed"), *map(str, arguments)],
             cwd=self.folder,
-            env=self.environment,
+            env={**self.environment, **(environment or {})},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -175,9 +175,25 @@ class Row:
             if event["event"] == "trained" and event["round"] == round_number
         ]
 
+    def until(self, what: str, happened: Callable[[], bool]) -> None:
+        """Wait for a moment that lasts for milliseconds only, and comes before the run's end."""
+        looked = time.monotonic()
+
+        def happened_or_over() -> bool:
+            nonlocal looked
+            if happened():
+                return True
+            if time.monotonic() - looked > 1:
+                looked = time.monotonic()
+                state = self.federation.run_state(self.name)
+                assert state in ("waiting", "running"), f"{what}: {state}\n{self.federation.logs()}"
+            return False
+
+        until(what, happened_or_over)
+
     def until_training(self, site: str, round_number: int) -> None:
         """Wait until a site has charged a round, and so begins to train it."""
-        until(f"{site} trains", lambda: self.num_charges(site) >= round_number)
+        self.until(f"{site} trains", lambda: self.num_charges(site) >= round_number)
 
     @contextlib.contextmanager
     def frozen_in_training(self, site: str, round_number: int) -> Iterator[None]:

@@ -8,7 +8,6 @@ import json
 import random
 import socket
 import ssl
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,8 @@ from flwr.supercore.interceptors import (
     SuperExecAuthHttpInterceptor,
 )
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
+from garbage import JSON_BODIES, protobufs, raw_requests
+from superlink import free_port
 from wicked import Member, light_federation, members
 
 from medfed.common.tls import trust_only
@@ -77,16 +78,21 @@ class Watched:
 @pytest.fixture(scope="module")
 def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
     folder = tmp_path_factory.mktemp("ports")
-    with light_federation(folder, *LIGHT) as deployed:
+    metrics, site_metrics = free_port(), free_port()
+    with light_federation(folder, *LIGHT, metrics_port=metrics) as deployed:
         study = write_study(folder, "after")
         deployed.medfed("data", "trial", study, "--out", folder / "hospitals")
-        deployed.enrol({REAL: folder / "hospitals" / REAL})
+        file = folder / "hospitals" / REAL / "site.toml"
+        file.write_text(f"{file.read_text()}\n[connection]\nmetrics_port = {site_metrics}\n")
+        deployed.enrol({REAL: file.parent})
         deployed.start_site(REAL)
         deployed.wait_for("the site", lambda: deployed.is_ready(REAL), 240)
         ports = {
             "public": deployed.port,
             "control": deployed.control_port,
             "supernode": supernode_port(deployed),
+            "metrics": metrics,
+            "site's metrics": site_metrics,
         }
         yield Watched(deployed, ports)
 
@@ -115,50 +121,6 @@ def check_answer(answer: httpx.Response, *, most: int = 499) -> None:
 
 
 # Bodies
-
-
-def varint(number: int) -> bytes:
-    out = b""
-    while number > 127:
-        out, number = out + bytes([number & 127 | 128]), number >> 7
-    return out + bytes([number])
-
-
-def filled(node: int) -> bytes:
-    """A protobuf that most requests take for theirs: node, numbers, texts, nested messages."""
-    inner = b"\x08" + varint(node)
-    text = b"\x12" + varint(64) + b"a" * 64
-    return b"\x0a" + varint(len(inner)) + inner + text + b"\x18\x01" + b"\x22\x00"
-
-
-def protobufs(node: int) -> list[bytes]:
-    """Malformed, truncated, deep, random; the same in every run."""
-    draw = random.Random(5)
-    whole = filled(node)
-    bodies = [whole[:end] for end in range(0, len(whole), 7)]
-    bodies += [b"\xff" * 12, b"\x0a" + varint(2**40), b"\x0a" * 5000, b"\x80" * 100]
-    bodies += [b"\x0b" * 2000, struct.pack("<Q", 2**63) * 100, b'{"node": 1}']
-    for size in (1, 8, 64, 512, 4096, 65536):
-        bodies += [draw.randbytes(size), whole + draw.randbytes(size)]
-    return bodies
-
-
-JSON_BODIES: list[bytes] = [
-    b"",
-    b"{",
-    b"[" * 30_000,
-    b'{"a":' * 10_000,
-    b"null",
-    b"[]",
-    b'"text"',
-    b"\xff\xfe{}",
-    b'{"site": "\\ud800"}',
-    b'{"site": "\x00"}',
-    b'{"site": 1e999, "time": NaN}',
-    b'{"nonce": ' + b"9" * 20_000 + b"}",
-    b'{"site": "' + b"x" * 60_000 + b'"}',
-    b"{" + b",".join(b'"k%d": 1' % n for n in range(4000)) + b"}",
-]
 
 
 @pytest.mark.parametrize("is_member", [False, True], ids=["stranger", "member"])
@@ -296,46 +258,25 @@ def test_nobody_takes_a_task_without_the_secret(port: str, attacked: Watched) ->
 # Below HTTP
 
 
-def raw_requests() -> list[bytes]:
-    draw = random.Random(7)
-    head = b"POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: 127.0.0.1\r\n"
-    return [
-        b"",
-        b"\r\n" * 100,
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + draw.randbytes(500),
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + draw.randbytes(100),
-        b"GET /health\r\n\r\n",
-        b"GET /health HTTP/9.9\r\nHost: 127.0.0.1\r\n\r\n",
-        b"GET / HTTP/1.1\r\n\r\n",
-        b"X" * 70_000,
-        b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
-        head + b"X: " + b"a" * 1_000_000 + b"\r\n\r\n",
-        head + b"".join(b"X%d: a\r\n" % n for n in range(20_000)) + b"\r\n",
-        head + b"Content-Length: -5\r\n\r\n",
-        head + b"Content-Length: five\r\n\r\n",
-        head + b"Content-Length: 99999999999999999999\r\n\r\n",
-        head + b"Content-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
-        head + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\nGET /docs",
-        head + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
-        head + b"Transfer-Encoding: chunked\r\n\r\n" + b"f" * 20 + b"\r\n",
-        head + b"X:\x00\r\n\r\n",
-        head + b"\xff\xff: \xff\r\n\r\n",
-        head + b"Expect: 100-continue\r\nContent-Length: 10\r\n\r\n",
-        head + b"Upgrade: websocket\r\nConnection: upgrade\r\n\r\n",
-        *(draw.randbytes(2**size) for size in range(0, 17, 2)),
-    ]
-
-
-@pytest.mark.parametrize("port", ["public", "control", "supernode"])
+@pytest.mark.parametrize("port", ["public", "control", "supernode", "metrics", "site's metrics"])
 def test_port_takes_what_is_no_http(port: str, attacked: Watched) -> None:
     context = attacked.context(port)
     for data in raw_requests():
         said = exchange(attacked.ports[port], data, context)
-        assert not said or said.startswith(b"HTTP/1."), data[:60]
         assert b"Traceback" not in said
-        if said:
-            is_served = said.split(b" ")[1][:1] == b"2"
+        assert b"site-packages" not in said
+        if said.startswith(b"HTTP/1."):
+            status = int(said.split(b" ")[1])
+            is_served = status < 400 and status != 100
             assert not is_served or data.startswith(b"GET /health"), (data[:60], said[:100])
+            assert status < 500 or port.endswith("metrics"), (data[:60], said[:100])
+        else:
+            # Python's own server answers the HTTP of 1991 in its way.
+            assert not said or (port.endswith("metrics") and b"<!DOCTYPE" in said), data[:60]
+    if port.endswith("metrics"):
+        address = f"http://127.0.0.1:{attacked.ports[port]}"
+        assert "medfed" in httpx.get(f"{address}/metrics", timeout=30).text
+        assert httpx.get(f"{address}/../../etc/passwd", timeout=30).status_code == 404
     attacked.check()
 
 

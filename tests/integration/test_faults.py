@@ -73,7 +73,7 @@ def test_site_is_waited_for_when_supernode_is_killed_between_rounds(
     row = Row(federation, "noisy", "supernode-between")
     until("the ServerApp runs", lambda: bool(federation.pids("flwr-serverapp")))
     [server] = federation.pids("flwr-serverapp")
-    until("a round is complete", lambda: row.num_rounds() == 1)
+    row.until("a round is complete", lambda: row.num_rounds() == 1)
     with frozen(server):
         assert row.num_charges(VICTIM) == 1
         federation.kill_pid(federation.site_status(VICTIM)["supernode_pid"])

@@ -30,7 +30,7 @@ def test_round_is_redone_at_no_further_cost_when_server_app_is_killed_in_it(
 ) -> None:
     row = Row(federation, "noisy", "app-round")
     with row.frozen_in_training(SITE, 2):
-        until("another site's update is there", lambda: bool(row.sites_trained(2)))
+        row.until("another site's update is there", lambda: bool(row.sites_trained(2)))
         federation.kill_pid(_server_app(federation))
     row.finish_whole()
     assert federation.num_tries(row.name) == 2
@@ -65,7 +65,7 @@ def test_run_goes_on_when_server_app_is_killed_while_it_writes_its_checkpoint(
 def test_round_goes_on_when_superlink_is_killed_in_it(federation: Deployment) -> None:
     row = Row(federation, "noisy", "link-round")
     with row.frozen_in_training(SITE, 2):
-        until("another site's update is there", lambda: bool(row.sites_trained(2)))
+        row.until("another site's update is there", lambda: bool(row.sites_trained(2)))
         federation.kill_pid(federation.child("superlink"))
     row.finish_whole()
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import small_disk
 from deployment import Deployment
-from faults import SITES, Row, three_hospitals, until
+from faults import SITES, Row, three_hospitals
 
 pytestmark = [
     pytest.mark.slow,
@@ -34,7 +34,7 @@ def test_site_sits_out_while_its_disk_is_full_and_is_back_once_it_is_not(
         with row.frozen_in_training(VICTIM, 2):
             disk.fill()
         # The second round was paid for and nothing of it left; the third is not even begun.
-        until("two rounds without it", lambda: row.num_rounds() == 3)
+        row.until("two rounds without it", lambda: row.num_rounds() == 3)
         disk.free()
         records = row.finish()
         after = hospitals.site_status(VICTIM)

@@ -14,7 +14,7 @@ import network_namespace
 import pytest
 import skewed_clock
 from deployment import Deployment
-from faults import SITES, Row, three_hospitals, until
+from faults import SITES, Row, three_hospitals
 from forwarder import Forwarder
 from skewed_clock import SkewedClock
 
@@ -64,7 +64,7 @@ def test_site_is_waited_for_when_its_cable_is_pulled_for_minutes(hospitals: Depl
         row = Row(federation, "noisy", "cable")
         with row.frozen_in_training(VICTIM, 2):
             cable.pull()
-        until("it has trained", lambda: row.num_answers(VICTIM, "train") == 2)
+        row.until("it has trained", lambda: row.num_answers(VICTIM, "train") == 2)
         # Nobody is told: both sides notice by themselves.
         federation.wait_for("the coordinator notices", lambda: not federation.is_online(VICTIM))
         federation.wait_for(
@@ -85,7 +85,9 @@ def test_round_goes_on_when_connections_break_or_hang_for_a_while(hospitals: Dep
         for round_number, fault in ((1, network.cut), (2, network.hang)):
             with row.frozen_in_training(VICTIM, round_number):
                 fault()
-            until("it has trained", lambda n=round_number: row.num_answers(VICTIM, "train") == n)
+            row.until(
+                "it has trained", lambda n=round_number: row.num_answers(VICTIM, "train") == n
+            )
             time.sleep(_OUTAGE_S)
             network.heal()
         row.finish_whole()
@@ -144,7 +146,8 @@ def test_site_says_that_its_clock_is_wrong_and_goes_on_once_it_is_set(
             "the site says why",
             lambda: "clock" in federation.site_status(VICTIM)["reason"],
         )
-        shown = federation.medfed("site", "status", federation.sites[VICTIM] / "site.toml")
+        file = federation.sites[VICTIM] / "site.toml"
+        shown = federation.medfed("site", "status", file, environment=clock.environment)
         assert "connecting" in shown
         assert "clock" in shown
         assert "timedatectl" in federation.site_status(VICTIM)["reason"]
