@@ -160,7 +160,7 @@ FORGERIES: dict[str, tuple[Callable[[Forger, Message, Message], Replies], str]] 
     "a reply to another site's message": (as_answer_to_another, "NaN"),
     "a reply as another site": (as_another, "NaN"),
     "a million records": (a_million_records, "NaN"),
-    "another site inside": (another_inside, ""),
+    "another site inside": (another_inside, "read"),
 }
 
 
@@ -192,7 +192,7 @@ def test_forged_reply_counts_for_nobody(
     assert record["weights_sha256"] == undisturbed[-1]
     assert [record["sites"][name]["status"] for name in HONEST] == ["ok", "ok"]
     wicked = record["sites"][WICKED]
-    assert wicked["status"] == ("rejected" if expected else "late")
+    assert wicked["status"] == "rejected"
     assert expected in wicked["reason"]
     assert wicked["weight"] == 0
 
@@ -229,8 +229,8 @@ def test_more_than_the_gate_lets_through_is_on_record(federation: Deployment) ->
     assert "NaN" in second["sites"][WICKED]["reason"]
     digests = [record["weights_sha256"] for record in (first, second)]
     assert digests == honest_digests(study, 2, HONEST)
-    # What is missing of it, and the deadline, hold the round up for no longer than that.
-    assert first["seconds"] < 240
+    # The deadline was met, whatever was announced and never came.
+    assert first["seconds"] < 90
 
 
 # Joining
@@ -259,7 +259,8 @@ def test_site_that_joins_under_another_name_is_left_out(
     [record] = rounds_of(arm)
     assert sorted(record["sites"]) == sorted(HONEST)
     assert record["weights_sha256"] == honest_digests(study, 1, HONEST)[0]
-    assert holding(federation.home, [b"\x1b]0", b"\x07"]) == []
+    for folder in (federation.home / "runs", federation.home / "logs"):
+        assert holding(folder, [b"\x1b]0;evilmark"]) == []
     assert not [path for path in federation.folder.rglob("*evilmark*")]
     assert not list(Path("/tmp").glob("*evilmark*"))
     assert max(map(len, (arm / "events.jsonl").read_bytes().splitlines())) < 2000

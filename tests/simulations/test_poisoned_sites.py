@@ -248,11 +248,10 @@ def test_mean_falls_at_every_seed(ended: Run, seed: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(2400)  # two or three runs of 45 s on an idle core
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("attack", [*ATTACKS, "flipped labels"])
 def test_multi_krum_keeps_auroc_on_real_lesions(ended: Run, attack: str, seed: int) -> None:
-    poisoned = ended(HAM10000, seed, attack=attack, rule="multi_krum")
-    assert poisoned.auroc >= ended(HAM10000, seed).auroc - MARGIN
-    assert (
-        ended(HAM10000, seed, attack="scaled sign flip").auroc < ended(HAM10000, seed).auroc - 0.1
-    )
+    clean = ended(HAM10000, seed).auroc
+    assert ended(HAM10000, seed, attack=attack, rule="multi_krum").auroc >= clean - MARGIN
+    assert ended(HAM10000, seed, attack="scaled sign flip").auroc < clean - 0.1
