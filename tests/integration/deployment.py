@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -294,16 +293,6 @@ def deployment(folder: Path) -> Iterator[Deployment]:
         yield deployed
     finally:
         deployed.stop()
-
-
-def sites_of(run: Path, into: Path) -> dict[str, Path]:
-    """Copy the sites of a prepared simulation, as hospitals of their own, and return them."""
-    found = {}
-    for site in sorted((run / "arms" / "federated" / "sites").iterdir()):
-        shutil.copytree(site, into / site.name, symlinks=True)
-        shutil.rmtree(into / site.name / "state", ignore_errors=True)
-        found[site.name] = into / site.name
-    return found
 
 
 def _table(file: Path) -> dict[str, Any]:

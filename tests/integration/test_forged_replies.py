@@ -238,13 +238,11 @@ def test_more_than_the_gate_lets_through_is_on_record(federation: Deployment) ->
 
 @pytest.mark.parametrize(
     "name",
-    ["../../../../tmp/evilmark", "/evilmark", f"\x1b]0;evilmark\x07{'x' * 100_000}", HONEST[0], ""],
-    ids=["path", "root", "escapes", "another's", "none"],
+    [f"../../../../tmp/\x1b]0;evilmark\x07{'x' * 100_000}", HONEST[0], ""],
+    ids=["a path with escapes", "another's", "none"],
 )
-def test_site_that_joins_under_another_name_is_left_out(
-    name: str, federation: Deployment, tmp_path: Path
-) -> None:
-    run = f"join-{abs(hash(name)) % 10**8}"
+def test_site_that_joins_under_another_name_is_left_out(name: str, federation: Deployment) -> None:
+    run = f"join-{len(name)}"
     study = write_study(federation.folder, "short", every=1000)
 
     def wicked(asked: Message) -> Replies:
