@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-slow check bench clean
+.PHONY: demo test test-slow test-deployment check bench clean
 
 demo: $(READY)  ## a federated study on embedded data, ending in a report to look at
 	$(BIN)/medfed simulate studies/demo.toml
@@ -13,7 +13,10 @@ test: $(READY)  ## the tests, without those marked slow
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not slow" -n auto
 
 test-slow: $(READY)  ## the end-to-end tests: Ray, a real SuperLink, kill and resume
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not deployment" -n 2 --dist loadfile
+
+test-deployment: $(READY)  ## faults and attacks on a federation of real processes
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m deployment -n 2 --dist loadfile
 
 check: $(READY)  ## what CI checks besides the tests
 	scripts/check

@@ -6,6 +6,15 @@ import pytest
 # `make test-slow`, which CI runs too.
 _DEEP = ("densenet121", "resnet50", "inception_v3", "vgg16")
 _NETWORK_TESTS = ("tests/common/models/", "tests/common/test_models.py", "tests/client/privacy/")
+# Minutes each, with a federation of real processes: `make test-deployment`.
+_DEPLOYMENTS = (
+    "test_attack",
+    "test_fault",
+    "test_forged",
+    "test_hostile_texts",
+    "test_planted",
+    "test_wicked",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -14,3 +23,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         place = item.nodeid.startswith(_NETWORK_TESTS)
         if place and any(name in item.name for name in _DEEP):
             item.add_marker(pytest.mark.slow)
+        module = item.nodeid.partition("::")[0]
+        name = module.rpartition("/")[2]
+        if module.startswith("tests/integration/") and name.startswith(_DEPLOYMENTS):
+            item.add_marker(pytest.mark.deployment)

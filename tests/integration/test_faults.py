@@ -48,6 +48,10 @@ def test_site_trains_on_when_supernode_is_killed_in_training(federation: Deploym
     after = federation.site_status(VICTIM)
     assert after["supernode_pid"] not in (before["supernode_pid"], 0)
     assert after["worker_pid"] == before["worker_pid"]  # stayed warm
+    # Let in at once: the SuperNode that was killed is signed off by the next one.
+    said = (row.state(VICTIM) / "agent" / "logs" / "supernode.log").read_text()
+    assert "SuperNode ID" in said
+    assert "Failed to activate" not in said
 
 
 def test_site_sends_the_same_again_when_supernode_is_killed_in_upload(
