@@ -252,7 +252,8 @@ def _reason_of(words: str) -> str:
         )
     if "certificate" in words:
         return "the coordinator's certificate does not verify against keys/ca.pem"
-    if "401 unauthorized" in words:
+    # On a 401 Flower interrupts itself, and says no more than this.
+    if "terminated gracefully" in words or "401 unauthorized" in words:
         return "the coordinator does not accept this site's key: not yet approved, or revoked"
     return "the connection is being made"
 

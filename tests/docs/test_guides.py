@@ -170,7 +170,9 @@ def test_every_command_of_the_coordinators_guide_works(
                 walk.type(earlier.replace("scanner-1", name).replace("invite-1", f"invite-{name}"))
         for name in ("scanner-1", "scanner-2", "scanner-3"):
             deployed.sites[name] = tmp_path / "hospitals" / name
-        deployed.wait_for("the sites", lambda: all(map(deployed.is_ready, deployed.sites)))
+        deployed.wait_for(
+            "the sites", lambda: all(map(deployed.is_ready, deployed.sites)), timeout_s=240
+        )
         del walk.after["site start"]
 
     walk = Walk(deployed, tmp_path, {"localhost:8443": f"localhost:{port}"})

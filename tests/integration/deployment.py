@@ -215,7 +215,7 @@ class Deployment:
         if self.run_state(name) != "finished":
             raise DeploymentError(f"Run {name} is {self.run_state(name)}.\n{self.logs()}")
 
-    def wait_for(self, what: str, happened: Callable[[], bool], timeout_s: float = 90) -> None:
+    def wait_for(self, what: str, happened: Callable[[], bool], timeout_s: float = 240) -> None:
         """Wait until something has happened.
 
         Raises:
