@@ -40,7 +40,7 @@ batch_size = 8
 every = {every}
 [federation]
 min_sites = 2
-join_timeout_s = 90
+join_timeout_s = 40
 round_timeout_s = {round_timeout_s}
 lost_after_s = 2
 [simulation]

@@ -352,7 +352,7 @@ def test_fleet_request_that_was_recorded_is_of_no_use_later(federation: Deployme
 
 
 def test_revoked_site_is_shut_out_at_once_and_the_run_goes_on(federation: Deployment) -> None:
-    study = write_study(federation.folder, "long", rounds=8)
+    study = write_study(federation.folder, "long", rounds=5)
     site_file = federation.sites[REAL] / "site.toml"
     federation.wait_for("the real site", lambda: federation.is_ready(REAL), 180)
     with members(*(Member(federation, name) for name in LIGHT)):
@@ -361,7 +361,7 @@ def test_revoked_site_is_shut_out_at_once_and_the_run_goes_on(federation: Deploy
         federation.medfed("federation", "revoke", REAL)
         federation.wait_for_run("revoking")
     rounds = rounds_of(arm)
-    assert len(rounds) == 8
+    assert len(rounds) == 5
     assert not has_trained(rounds[-1])
     for record in rounds:
         assert [record["sites"][name]["status"] for name in LIGHT] == ["ok", "ok"]
