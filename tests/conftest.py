@@ -25,5 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
         module = item.nodeid.partition("::")[0]
         name = module.rpartition("/")[2]
-        if module.startswith("tests/integration/") and name.startswith(_DEPLOYMENTS):
+        if module.startswith("tests/docs/") or (
+            module.startswith("tests/integration/") and name.startswith(_DEPLOYMENTS)
+        ):
             item.add_marker(pytest.mark.deployment)
