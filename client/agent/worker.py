@@ -48,7 +48,8 @@ _GRACE_S = 30.0
 # Whatever a server says: a worker that hangs must end some day.
 _LONGEST_S = 7 * 86400.0
 _BYTES_PER_PARAMETER = 8
-_BYTES_BESIDES = 64 * 2**20
+# Enough for a network that is larger than the policy allows: it is for the policy to say so.
+_BYTES_BESIDES = 2**30
 _ROUND = re.compile(r"[0-9]{1,9}", re.ASCII)
 
 
@@ -161,7 +162,7 @@ class Worker:
         audit.write("answered", **about, **facts)
 
     def _most_bytes(self) -> float:
-        """Return how large a message may be: the largest network, and something for the rest."""
+        """Return how large a message may be: the largest network, and much for the rest."""
         try:
             policy = load_site(self._site_file).policy
         except SiteConfigError:  # which is why the message will be refused

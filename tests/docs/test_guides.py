@@ -173,7 +173,6 @@ def test_every_command_of_the_coordinators_guide_works(
         deployed.wait_for(
             "the sites", lambda: all(_is_up(deployed, name) for name in deployed.sites)
         )
-        del walk.after["site start"]
 
     walk = Walk(deployed, tmp_path, {"localhost:8443": f"localhost:{port}"})
     walk.after = {
