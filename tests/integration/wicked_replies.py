@@ -109,36 +109,22 @@ ATTACKS: dict[str, tuple[Callable[[Message], Replies], str]] = {
         own(lambda m: updated(m, lambda u: {**u, "\x1b[2Jx": np.zeros(1, "f4")})),
         "unknown",
     ),
-    "no arrays": (own(lambda m: updated(m, lambda u: {})), "missing"),
     "30 MB of zeros": (
         own(lambda m: updated(m, lambda u: {**u, "z": np.zeros(30 * 10**6, "u1")})),
         "at most",
     ),
-    "30 MB in a known name": (
-        own(lambda m: first_array(m, data=npy(np.zeros(30 * 10**6, "u1")))),
-        "at most",
-    ),
     "pickled objects": (own(lambda m: first_array(m, data=bombs())), "damaged"),
-    "pickled objects, stated": (
-        own(lambda m: first_array(m, data=bombs(), dtype="object")),
-        "expected NumPy",
-    ),
     "a pickle": (
         own(lambda m: first_array(m, data=pickle.dumps(Bomb()), stype="pickle")),
         "expected NumPy",
     ),
     "header of terabytes": (own(lambda m: first_array(m, data=header(f"({2**46},)"))), "rray"),
     "header of recursion": (own(lambda m: first_array(m, data=header("-" * 9000 + "1"))), "rray"),
-    "header of text": (own(lambda m: first_array(m, data=header("'x'"))), "rray"),
     "huge example count": (own(lambda m: stated(m, num_examples=2**40)), "examples"),
     "examples below zero": (own(lambda m: stated(m, num_examples=-5)), "examples"),
-    "examples unstated": (own(lambda m: stated(m, num_examples=None)), "examples"),
     "infinite loss": (own(lambda m: stated(m, loss=float("inf"))), "loss"),
-    "negative loss": (own(lambda m: stated(m, loss=-1.0, num_examples=0)), "e"),
     "no ledger head": (own(lambda m: stated(m, ledger_head="\x1b]0;x\x07" * 9)), "hexadecimal"),
-    "unknown noise": (own(lambda m: stated(m, noise="\x1b[2J")), "noise"),
     "another's name": (own(lambda m: stated(m, site=HONEST[0])), "another name"),
-    "a path for a name": (own(lambda m: stated(m, site="../../../tmp/x")), "another name"),
     "another answer": (
         lambda m: [packed(EvaluateReply(site=WICKED, sums=None), m)],
         "answered training with",
@@ -147,28 +133,20 @@ ATTACKS: dict[str, tuple[Callable[[Message], Replies], str]] = {
         own(lambda m: worded(m, site=7, num_examples="many", loss=[1.0], noise=b"")),
         "Expected text",
     ),
-    "kind of wrong type": (own(lambda m: worded(m, kind=3)), "medfed record"),
     "another version": (own(lambda m: worded(m, version=99)), "version"),
     "long kind": (own(lambda m: worded(m, kind=LONG)), "e"),
-    "long version": (own(lambda m: worded(m, version=LONG)), "e"),
     "kind with escapes": (own(lambda m: worded(m, kind="\x1b[2J\r\nok")), "kind"),
     "hundreds of thousands of values": (
         own(lambda m: worded(m, **{f"v{n}": n for n in range(4 * 10**5)})),
         "at most",
     ),
     "no record": (own(lambda m: RecordDict()), "medfed record"),
-    "record of another type": (
-        own(lambda m: RecordDict({"medfed": MetricRecord({"kind": 1})})),
-        "medfed record",
-    ),
     "arrays of another type": (
         own(lambda m: RecordDict({"medfed": stated(m)["medfed"], "arrays": MetricRecord()})),
         "Expected arrays",
     ),
     "garbage for a content": (unreadable("RecordDict", b"\xff garbage"), "read"),
-    "a number for a content": (unreadable("RecordDict", b"7"), "read"),
     "array for a content": (unreadable("Array", json.dumps({"dtype": "x"}).encode()), "read"),
-    "record for a content": (unreadable("ConfigRecord", b""), "read"),
     "garbage for a record": (
         lambda m: [
             Crafted(
