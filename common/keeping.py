@@ -50,6 +50,7 @@ class KeptChild:
         self._process: subprocess.Popen[bytes] | None = None
         self._is_stopped = False
         self._started = 0.0
+        self._log_start = 0
         self._due = 0.0
         self._pause_s = _FIRST_PAUSE_S
 
@@ -100,10 +101,10 @@ class KeptChild:
         self._due = min(self._due, time.monotonic() + seconds)
 
     def last_words(self, num_bytes: int = 4096) -> str:
-        """Return the end of its log."""
+        """Return the end of what it has said since it was last started."""
         try:
             with self.log.open("rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - num_bytes))
+                file.seek(max(self._log_start, os.fstat(file.fileno()).st_size - num_bytes))
                 return file.read().decode("utf-8", "replace")
         except OSError:
             return ""
@@ -113,6 +114,7 @@ class KeptChild:
             self.log.parent.mkdir(exist_ok=True)
             if self.log.exists() and self.log.stat().st_size > _MAX_LOG_BYTES:
                 self.log.replace(self.log.with_name(f"{self.log.name}.1"))
+            self._log_start = self.log.stat().st_size if self.log.exists() else 0
             self._process = start_child(self.command, environment=self._environment, log=self.log)
         except OSError as error:  # a full disk, or no memory: that may pass
             self.problem = f"{self.name} cannot be started: {error}"

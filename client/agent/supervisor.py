@@ -132,25 +132,20 @@ class _Agent:
 
     def _keep_supernode(self) -> None:
         if self._supernode.keep_alive():
-            log.warning("The SuperNode ended: %s.", _reason_of(self._last_life))
-            if "address already in use" in self._last_life:
+            log.warning("The SuperNode ended: %s.", _reason_of(self._supernode.last_words()))
+            if "address already in use" in self._supernode.last_words():
                 self._choose_port()
                 self._worker.kill()
             # Else the worker stays, warm: what it has in hand it finishes and keeps, for the
             # coordinator will ask for it again.
-            if _IN_USE in self._last_life.lower():
+            if _IN_USE in self._supernode.last_words().lower():
                 self._supernode.start_within(_IN_USE_PAUSE_S)
 
     @property
     def _is_active(self) -> bool:
         """Whether the SuperNode was let in; Flower says so in its log alone."""
-        is_known = "SuperNode ID:" in self._last_life
+        is_known = "SuperNode ID:" in self._supernode.last_words()
         return self._supernode.pid is not None and (is_known or self._supernode.age_s > 30)
-
-    @property
-    def _last_life(self) -> str:
-        """What the latest SuperNode has said; the log holds that of those before it, too."""
-        return self._supernode.last_words().rpartition("Starting Flower SuperNode")[2]
 
     def _choose_port(self) -> None:
         """Choose where SuperNode and worker meet."""
@@ -205,7 +200,8 @@ class _Agent:
         if not self._reach.connected:
             return "connecting", self._reach.problem
         if not self._is_active:
-            return "connecting", self._reach.clock_problem or _reason_of(self._last_life)
+            why = _reason_of(self._supernode.last_words())
+            return "connecting", self._reach.clock_problem or why
         if worker is None or worker.pid != self._worker.pid:
             return "starting", "the worker is loading"
         return ("working", "") if worker.working else ("waiting", "")

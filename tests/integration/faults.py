@@ -35,7 +35,7 @@ from medfed.simulations.study import Options, prepare_run, run_study, start_stud
 
 Kind = Literal["exact", "noisy"]
 SITES = ("scanner-1", "scanner-2", "scanner-3")
-ROUNDS = 3
+ROUNDS = 2
 
 _STUDY = """
 [study]

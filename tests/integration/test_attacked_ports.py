@@ -151,7 +151,7 @@ def test_desk_takes_any_bytes(attacked: Watched) -> None:
 def test_loopback_ports_take_any_bytes(attacked: Watched) -> None:
     token = (attacked.deployed.home / "control.token").read_text().strip()
     headers = {"authorization": f"Bearer {token}", "content-type": "application/protobuf"}
-    some = protobufs(node_id(attacked))[::3] + JSON_BODIES[::2]
+    some = protobufs(node_id(attacked))[::6] + JSON_BODIES[::4]
     paths = [path for method, path in PROTOBUF_REQUEST_TYPES if method == "POST"]
     for port in ("control", "supernode"):
         address = f"http://127.0.0.1:{attacked.ports[port]}"

@@ -42,7 +42,7 @@ def federation(hospitals: Deployment, network: Forwarder) -> Deployment:
 def test_site_trains_on_when_supernode_is_killed_in_training(federation: Deployment) -> None:
     row = Row(federation, "noisy", "supernode-training")
     before = federation.site_status(VICTIM)
-    with row.frozen_in_training(VICTIM, 2):
+    with row.frozen_in_training(VICTIM, 1):
         federation.kill_pid(before["supernode_pid"])
     row.finish_whole()
     after = federation.site_status(VICTIM)
@@ -58,13 +58,13 @@ def test_site_sends_the_same_again_when_supernode_is_killed_in_upload(
     federation: Deployment, network: Forwarder
 ) -> None:
     row = Row(federation, "noisy", "supernode-upload")
-    with row.frozen_in_training(VICTIM, 2):
+    with row.frozen_in_training(VICTIM, 1):
         network.hang(after_bytes=50_000)
     until("the upload has begun", network.stuck.is_set)
     # All of the update is made, a part of it has left.
-    assert row.num_answers(VICTIM, "train") == 2
+    assert row.num_answers(VICTIM, "train") == 1
     assert not (row.state(VICTIM) / "replies" / "charging.json").exists()
-    assert VICTIM not in row.sites_trained(2)
+    assert VICTIM not in row.sites_trained(1)
     federation.kill_pid(federation.site_status(VICTIM)["supernode_pid"])
     network.heal()
     row.finish_whole()
@@ -89,7 +89,7 @@ def test_next_worker_trains_at_no_further_cost_when_worker_is_killed_in_training
 ) -> None:
     row = Row(federation, "noisy", "worker-training")
     before = federation.site_status(VICTIM)
-    with row.frozen_in_training(VICTIM, 2):
+    with row.frozen_in_training(VICTIM, 1):
         federation.kill_pid(before["worker_pid"])
     row.finish_whole()
     assert federation.site_status(VICTIM)["worker_pid"] not in (before["worker_pid"], 0)
@@ -98,7 +98,7 @@ def test_next_worker_trains_at_no_further_cost_when_worker_is_killed_in_training
 def test_site_goes_on_when_its_supervisor_is_killed_in_training(federation: Deployment) -> None:
     row = Row(federation, "noisy", "agent-training")
     before = federation.site_status(VICTIM)
-    with row.frozen_in_training(VICTIM, 2):
+    with row.frozen_in_training(VICTIM, 1):
         federation.kill(f"site-{VICTIM}")
         # The hospital's processes end with their supervisor: nothing trains on unseen.
         children = [Path(f"/proc/{before[pid]}") for pid in ("supernode_pid", "worker_pid")]
