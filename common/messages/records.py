@@ -3,6 +3,8 @@
 Arrays are NumPy's own format read with pickle off; only the types below pass.
 """
 
+import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -132,9 +134,28 @@ def _unpack_array(name: str, packed: Array) -> npt.NDArray[np.generic]:
             f"got {packed.stype!r} of {packed.dtype!r}."
         )
     try:
+        _check_size(packed.data)
         array = packed.numpy()  # reads with allow_pickle=False
     except (ValueError, EOFError, OSError) as error:
         raise MessageError(f"Array {name!r} is damaged: {error}.") from None
     if array.dtype.name != packed.dtype or array.shape != tuple(packed.shape):
         raise MessageError(f"Array {name!r} is not what its header says.")
     return cast(npt.NDArray[np.generic], array)
+
+
+def _check_size(data: bytes) -> None:
+    """Refuse an array that states another size than it has: NumPy would allocate what is stated.
+
+    Raises:
+        ValueError: Or a header that is none.
+    """
+    stream = io.BytesIO(data)
+    if np.lib.format.read_magic(stream) != (1, 0):
+        raise ValueError("expected version 1.0 of NumPy's format")
+    try:
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    except (MemoryError, RecursionError):  # the parser's own, of a header with deep nesting
+        raise ValueError("its header is nested too deeply") from None
+    stated, got = math.prod(shape) * dtype.itemsize, len(data) - stream.tell()
+    if stated != got:
+        raise ValueError(f"its header states {stated} bytes, and it has {got}")

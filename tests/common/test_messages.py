@@ -191,3 +191,20 @@ def test_request_with_a_changed_study_is_refused() -> None:
     )
     with pytest.raises(StudyError, match="code"):
         messages.unpack_join_request(content)
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        (f"({2**46},)", "states 281474976710656 bytes, and it has 8"),
+        ("(1,)", "states 4 bytes, and it has 8"),
+        ("-" * 9000 + "1", "damaged"),
+        ("()", "states 4 bytes"),
+    ],
+)
+def test_array_whose_header_lies_about_its_size_is_refused(shape: str, says: str):
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+    data = b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(8)
+    record = ArrayRecord({"w": Array("float32", (2,), "numpy.ndarray", data)})
+    with pytest.raises(MessageError, match=says):
+        messages.unpack_arrays(record)
