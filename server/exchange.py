@@ -26,6 +26,9 @@ _LONGEST_PAUSE_S = 1.0
 # A message or its reply that Flower lost on the way: its ErrorCode MESSAGE_UNAVAILABLE,
 # REPLY_MESSAGE_UNAVAILABLE and NODE_UNAVAILABLE.
 _LOST_ON_THE_WAY = (3, 4, 5)
+# CLIENT_APP_CRASHED: the program at the site died, or a SuperNode whose clock was set took it for
+# dead. That may pass, or be the fault of the message: it is tried once more.
+_CRASHED = 8
 _MOST_ASKED = 5
 
 
@@ -196,12 +199,11 @@ class Exchange:
         asked.identifiers.discard(identifier)
         if asked.identifiers:
             return  # it was asked again meanwhile
-        if code not in _LOST_ON_THE_WAY:
-            self._end(node, f"error {code}")
-        elif self._watch is not None and self._asks_again and asked.times < _MOST_ASKED:
+        most = {_CRASHED: 2, **dict.fromkeys(_LOST_ON_THE_WAY, _MOST_ASKED)}.get(code, 0)
+        if self._watch is not None and self._asks_again and asked.times < most:
             asked.owed = True
         else:
-            self._end(node, LOST)
+            self._end(node, LOST if code in _LOST_ON_THE_WAY else f"error {code}")
 
     def _notice(self) -> None:
         """Look who is connected, and ask those again that were connected anew."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -185,6 +185,40 @@ def test_a_node_that_was_killed_and_is_back_is_asked_again(link: Link) -> None:
     assert node.handled == [(messages.TRAIN, "1")] * 2
     assert exchange.failures == {}
     restarting.join()
+
+
+def crashing(times: int, code: int) -> Callable[[Message, Context], Message]:
+    """Fail so many times, then answer."""
+    left = iter(range(times))
+
+    def app(message: Message, context: Context) -> Message:
+        is_over = next(left, None) is None
+        return answer(message, context) if is_over else Message(Error(code), reply_to=message)
+
+    return app
+
+
+def test_a_node_whose_program_crashed_is_asked_once_more(link: Link) -> None:
+    once, ever = link.add("once", crashing(1, 8)), link.add("ever", crashing(9, 8))
+    exchange = watched(link, asks_again=True)
+    assert collect(exchange, [once, ever]) == [once.node_id]
+    assert (len(once.handled), len(ever.handled)) == (2, 2)
+    assert exchange.failures == {ever.node_id: "error 8"}
+
+
+def test_a_node_whose_message_was_lost_on_the_way_is_asked_up_to_five_times(link: Link) -> None:
+    four, ever = link.add("four", crashing(4, 3)), link.add("ever", crashing(9, 3))
+    exchange = watched(link, asks_again=True)
+    assert collect(exchange, [four, ever]) == [four.node_id]
+    assert (len(four.handled), len(ever.handled)) == (5, 5)
+    assert exchange.failures == {ever.node_id: LOST}
+
+
+def test_a_node_that_answered_with_an_error_is_not_asked_again(link: Link) -> None:
+    node = link.add("node", crashing(1, 2))
+    exchange = watched(link, asks_again=True)
+    assert collect(exchange, [node]) == []
+    assert exchange.failures == {node.node_id: "error 2"}
 
 
 def test_a_node_that_must_not_be_asked_again_is_lost_when_it_was_killed(link: Link) -> None:
