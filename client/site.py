@@ -112,6 +112,9 @@ class SiteComputeSection(Section):
     """Where to train; study follows the study's compute.device."""
     weights: str = ""
     """Folder with pretrained weights files, relative to site.toml; studies name them by hash."""
+    download_weights: bool = False
+    """Fetch weights that are not there from the address that a study names. Else this site asks
+    nobody but its coordinator."""
 
 
 class ConnectionSection(Section):

@@ -86,7 +86,9 @@ def _network(
     key = (study.model, study.data, study.study.seed, num_outputs, device)
     if getattr(_local, "key", None) != key:
         folder = site.path(site.compute.weights) if site.compute.weights else None
-        model = build_model(study, num_outputs, folder).to(device)
+        model = build_model(
+            study, num_outputs, folder, may_download=site.compute.download_weights
+        ).to(device)
         _local.network = Network(model, trained_state(model), frozen_state_digest(model))
         _local.key = key
     network: Network = _local.network

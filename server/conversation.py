@@ -216,9 +216,12 @@ class Conversation:
 
     def reject(self, name: str, reason: str) -> None:
         """Note that a site's reply cannot be used."""
-        record = self.round_of(name)
-        record.status, record.reason = "rejected", reason
         log.warning("A reply of %s was rejected: %s", name, reason)
+        record = self.round_of(name)
+        if record.status == "ok":  # its update counts; what came after it does not
+            self._note(name, reason)
+        else:
+            record.status, record.reason = "rejected", reason
 
     def note_failures(self, failures: Mapping[int, str]) -> None:
         """Record why training sites, by node, gave no reply."""
@@ -232,10 +235,8 @@ class Conversation:
         for node_id, why in ignored:
             name = self.name_of(node_id)
             log.warning("Ignored, from %s: %s.", name or "an unknown node", why)
-            noted = self.sites[name].ignored if name in self.sites else []
-            # A flood of them must not fill the record.
-            if len(noted) < _MOST_IGNORED:
-                noted.append(why)
+            if name in self.sites:
+                self._note(name, why)
 
     def note_turned_away(self, reasons: Mapping[str, str]) -> None:
         """Record, by name, why the gate turned away what sites sent, of those without an answer."""
@@ -259,6 +260,12 @@ class Conversation:
         """Return what is known of a site in the current round."""
         # A site that only evaluates in this round took no part in training: nothing went wrong.
         return self.sites.setdefault(name, SiteRound(status="ok", reason="evaluation only"))
+
+    def _note(self, name: str, why: str) -> None:
+        noted = self.sites[name].ignored
+        # A flood of them must not fill the record.
+        if len(noted) < _MOST_IGNORED:
+            noted.append(why)
 
     def _refused(self, name: str, refusal: Refusal) -> None:
         record = self.round_of(name)

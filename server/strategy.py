@@ -173,7 +173,7 @@ class FedAvgStrategy(Strategy):
             try:
                 screen_sums(reply.sums, self._task.sum_shapes())
             except UpdateError as error:
-                log.warning("Metric sums of %s were rejected: %s", site.name, error)
+                self.conversation.reject(site.name, str(error))
                 continue
             self.sums[site.name] = reply.sums
             self.conversation.round_of(site.name).metrics = self._task.metrics(reply.sums)

@@ -45,7 +45,11 @@ _seeding = threading.Lock()
 
 
 def build_model(
-    study: StudyConfig, num_outputs: int, weights_folder: Path | None = None
+    study: StudyConfig,
+    num_outputs: int,
+    weights_folder: Path | None = None,
+    *,
+    may_download: bool = True,
 ) -> nn.Module:
     """Return the study's network, initialised by its seed and weights file, and frozen as asked.
 
@@ -55,13 +59,14 @@ def build_model(
         study: What to build.
         num_outputs: `Task.num_outputs`.
         weights_folder: Where a weights file may lie under its own name besides model.weights.
+        may_download: Whether weights may be fetched from the address that the study names.
 
     Raises:
         StudyError: A size that the network cannot take, weights that do not fit or cannot be had.
     """
     with _seeded(study, "initial weights"):
         model = _build(study, num_outputs)
-    load_pretrained(model, study, weights_folder)
+    load_pretrained(model, study, weights_folder, may_download=may_download)
     with _seeded(study, "low rank"):
         _choose_what_trains(model, study)
     return model
@@ -85,13 +90,19 @@ def check_model(study: StudyConfig) -> None:
 
 
 def load_pretrained(
-    model: nn.Module, study: StudyConfig, weights_folder: Path | None = None
+    model: nn.Module,
+    study: StudyConfig,
+    weights_folder: Path | None = None,
+    *,
+    may_download: bool = True,
 ) -> LoadReport | None:
     """Load model.weights into `model`, if the study names any; say what was taken and what not."""
     section = study.model
     if not section.weights:
         return None
-    path = resolve_weights(section.weights, section.weights_sha256, weights_folder)
+    path = resolve_weights(
+        section.weights, section.weights_sha256, weights_folder, may_download=may_download
+    )
     return initialise_from(model, load_weights_file(path), origin=section.weights)
 
 

@@ -25,7 +25,9 @@ _TORCH = (".pt", ".pth", ".bin")
 _NESTS = ("state_dict", "model", "model_state_dict")
 
 
-def resolve_weights(weights: str, sha256: str, folder: Path | None) -> Path:
+def resolve_weights(
+    weights: str, sha256: str, folder: Path | None, *, may_download: bool = True
+) -> Path:
     """Return the file that `weights` stands for, downloaded once if it is an http or https URL.
 
     Downloads go to `<cache>/weights/<sha256><suffix>`, the cache being `MEDFED_CACHE` or
@@ -36,6 +38,7 @@ def resolve_weights(weights: str, sha256: str, folder: Path | None) -> Path:
         sha256: Hexadecimal SHA-256 that the file must have. A URL needs it; a path may do without
             (""), and is then taken as it is.
         folder: Where the file may lie under its own name or as `<sha256><suffix>`.
+        may_download: Whether a URL may be asked for at all. Where others choose it, no.
 
     Raises:
         StudyError: No such file, another checksum, or no way to download it. The message holds
@@ -65,6 +68,12 @@ def resolve_weights(weights: str, sha256: str, folder: Path | None) -> Path:
     if not remote:
         _refuse(places, sha256)
     _check_suffix(local)
+    if not may_download:
+        raise StudyError(
+            f"Expected the weights of {weights} on this machine, found none, and this site asks no "
+            f"address that a study names. Fetch and vet the file, and place it in the folder of "
+            f"compute.weights in site.toml as {pinned}; or set compute.download_weights = true."
+        )
     try:
         download(weights, cached, Checksum("sha256", sha256), elsewhere="set model.weights to it")
     except DataError as error:

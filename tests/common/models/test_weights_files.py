@@ -2,6 +2,8 @@
 
 import hashlib
 import pickle
+import select
+import socket
 import threading
 from pathlib import Path
 
@@ -302,3 +304,13 @@ def test_load_refuses_a_missing_file_and_another_format(tmp_path: Path) -> None:
     (tmp_path / "net.h5").write_bytes(b"x")
     with pytest.raises(StudyError, match=r"\*\.safetensors, .*got 'net.h5'"):
         load_weights_file(tmp_path / "net.h5")
+
+
+def test_url_is_not_asked_where_downloads_are_off(file: Path, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/net.pth"
+        with pytest.raises(StudyError, match=r"compute\.download_weights = true") as caught:
+            resolve_weights(url, SHA256, tmp_path, may_download=False)
+        assert f"{SHA256}.pth" in str(caught.value)
+        assert not select.select([listener], [], [], 0)[0]
+    assert resolve_weights(url, SHA256, file.parent, may_download=False) == file
