@@ -208,3 +208,16 @@ def test_array_whose_header_lies_about_its_size_is_refused(shape: str, says: str
     record = ArrayRecord({"w": Array("float32", (2,), "numpy.ndarray", data)})
     with pytest.raises(MessageError, match=says):
         messages.unpack_arrays(record)
+
+
+def test_size_of_a_message_is_flowers_own_and_that_of_empty_values_is_nothing():
+    content = RecordDict(
+        {
+            "arrays": ArrayRecord({"weight": Array(np.zeros((3, 4), np.float32))}),
+            "medfed": ConfigRecord({"a": True, "bc": 1.5, "d": "text", "e": ["x", "yz"]}),
+        }
+    )
+    assert messages.num_bytes(content) == sum(r.count_bytes() for r in content.values())
+    before = messages.num_bytes(content)
+    content["medfed"] = ConfigRecord({**content["medfed"], "f": "", "g": b"", "h": []})  # type: ignore[dict-item]
+    assert messages.num_bytes(content) == before + 3
