@@ -5,6 +5,8 @@ A round has at least two messages a site, so these waits are most of what a smal
 (docs/benchmarks.md). Here the same program runs with a fifth of each wait, until no message has
 come for a while: a coordinator with many idle sites should not be kept busy by them.
 
+A run that ends while a message of it is on its way would block the site; here it does not.
+
 A SuperLink lets a node in once at a time, and counts one that was killed as connected for up to a
 minute, in which the site would be missing. Here a SuperNode first signs off the one before it, if
 that could not do so itself.
@@ -15,7 +17,7 @@ import hashlib
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from flwr.proto.fleet_pb2 import DeactivateNodeRequest
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
+from flwr.supercore.run import RunNotRunningException
 from flwr.supernode import start_client_internal
 from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.fleet_http_client import FleetHttpClient
@@ -74,7 +77,24 @@ def _connection(
         address, insecure, root_certificates, keys, max_retries, max_wait_time
     ) as connected:
         write_atomically(file, str(connected[0]).encode())
-        yield connected
+        *others, pull_object, push_object, confirm = connected
+        yield (*others, _while_running(pull_object), push_object, _while_running(confirm))
+
+
+def _while_running(call: Callable[..., Any]) -> Callable[..., Any]:
+    """Have the end of a run stop the download of a message like any other failure.
+
+    Flower's own exception for it passes by the code that gives the message up. The worker, which
+    may have claimed it by then, would wait for the rest of it, and no other message be answered.
+    """
+
+    def called(*arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except RunNotRunningException:
+            raise RuntimeError("the run has ended") from None
+
+    return called
 
 
 def _sign_off(file: Path, address: str, certificates: bytes | str | None, keys: Keys) -> None:
