@@ -17,7 +17,7 @@ from medfed.common.errors import MessageError, RefusalReason
 from medfed.common.messages import Refusal, Reply, TrainReply
 from medfed.common.study import StudyConfig
 from medfed.server.countersigning import screen_head
-from medfed.server.exchange import LATE, LOST
+from medfed.server.exchange import DAMAGED, LATE, LOST
 from medfed.server.participants import Participant
 from medfed.server.records import SiteRound, SiteStatus
 
@@ -34,7 +34,11 @@ class Absence(NamedTuple):
 
 
 # How an exchange that ended without a reply is put on record.
-_ENDS = {LATE: Absence("late", "late"), LOST: Absence("lost", "not connected any more")}
+_ENDS = {
+    LATE: Absence("late", "late"),
+    LOST: Absence("lost", "not connected any more"),
+    DAMAGED: Absence("rejected", "its reply cannot be read, or is not what was announced"),
+}
 NOT_CONNECTED = Absence("away", "not connected")
 PAUSED = Absence("refused", RefusalReason.PAUSED.value)
 
@@ -229,6 +233,12 @@ class Conversation:
             site = self.sites.get(self.name_of(node_id))
             if site is not None and site.status == "failed":
                 site.status, site.reason = _ENDS.get(reason, Absence("failed", reason))
+
+    def note_damaged(self, failures: Mapping[int, str]) -> None:
+        """Record whose figures, by node, could not be read."""
+        for node_id, reason in failures.items():
+            if reason == DAMAGED and self.name_of(node_id):
+                self.reject(self.name_of(node_id), _ENDS[DAMAGED].reason)
 
     def note_ignored(self, ignored: Iterable[tuple[int, str]]) -> None:
         """Record what came from a node, or in its name, and was not used."""

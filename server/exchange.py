@@ -17,9 +17,13 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from medfed.server.presence import Presence
+from medfed.server.reading import UNREADABLE, puller
 
 LATE = "late"
 LOST = "lost"
+DAMAGED = "damaged"
+
+_MOST_BYTES = 64e6
 
 _FIRST_PAUSE_S = 0.02
 _LONGEST_PAUSE_S = 1.0
@@ -75,14 +79,24 @@ class Exchange:
         grid: Flower's.
         watch: Tells which nodes will not answer; None to wait for all.
         asks_again: Whether a node may be asked the same twice: it then gives the same answer.
+        most_bytes: Most memory that a reply may take, besides 64 MB.
 
     Attributes:
-        failures: By node, why there was no reply: unreachable, late, lost, or the error's code.
+        failures: By node, why there was no reply: unreachable, late, lost, damaged, or the error's
+            code.
         ignored: What came and was not used: node (0 if unknown) and why.
     """
 
-    def __init__(self, grid: Grid, watch: Watch | None = None, *, asks_again: bool = False) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        watch: Watch | None = None,
+        *,
+        asks_again: bool = False,
+        most_bytes: float = 0.0,
+    ) -> None:
         self._grid = grid
+        self._pull_messages = puller(grid, _MOST_BYTES + most_bytes)
         self._watch = watch
         self._asks_again = asks_again
         self._asked: dict[int, _Asked] = {}
@@ -165,7 +179,7 @@ class Exchange:
 
     def _pull(self, identifiers: list[str]) -> Iterator[Message]:
         began = time.monotonic()
-        found = list(self._grid.pull_messages(identifiers))
+        found = list(self._pull_messages(identifiers))
         self._pulling_s += time.monotonic() - began
         while found:
             message = found.pop(0)
@@ -181,6 +195,12 @@ class Exchange:
             self._ignore(metadata.src_node_id, "a second reply, or one to no message of this round")
             return False
         asked = self._asked[node]
+        if message.has_error() and message.error.code == UNREADABLE:
+            if metadata.src_node_id == node:
+                self._end(node, DAMAGED)
+            else:
+                self._ignore(node, "a damaged reply from another node than was asked")
+            return False
         if message.has_error():
             # Its reason may quote a site's exception: it is neither kept nor logged.
             self._take_error(node, asked, metadata.reply_to_message_id, message.error.code)

@@ -106,7 +106,7 @@ def _train(run: Run, number: int, progress: Progress, started: str) -> ArrayReco
     names = [conversation.name_of(message.metadata.dst_node_id) for message in outgoing]
     run.arm.emit("round", round=number, sites=len(names), names=names)
     # A site that is asked twice sends the same update again (`client.replies`).
-    exchange = run.exchange(started, asks_again=True)
+    exchange = run.exchange(started, progress, asks_again=True)
     replies = exchange.replies(
         outgoing,
         run.study.federation.round_timeout_s,
@@ -129,7 +129,7 @@ def _train_masked(run: Run, number: int, progress: Progress, started: str) -> Ar
     names = [site.name for site in chosen]
     run.arm.emit("round", round=number, sites=len(names), names=names)
     masked = MaskedRound(
-        lambda: run.exchange(started, asks_again=False),
+        lambda: run.exchange(started, progress, asks_again=False),
         run.study,
         run.plan.run,
         number,
@@ -245,11 +245,12 @@ def _evaluate(run: Run, progress: Progress, started: str) -> dict[str, float] | 
         return None
     run.attendance.look()
     outgoing = strategy.configure_evaluate(number, progress.published_arrays, _NO_CONFIG, run.grid)
-    exchange = run.exchange(started, asks_again=True)
+    exchange = run.exchange(started, progress, asks_again=True)
     timeout_s = run.study.federation.round_timeout_s
     # Nobody's figures are so needed that a lost site is waited for until the deadline.
     replies = exchange.replies(outgoing, timeout_s, lambda: True)
     metrics = strategy.aggregate_evaluate(number, replies)
+    strategy.conversation.note_damaged(exchange.failures)
     strategy.conversation.note_ignored(exchange.ignored)
     if strategy.sums:
         sums = {

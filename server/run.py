@@ -46,7 +46,7 @@ class Run:
         """Updates without which a round does not count."""
         return max(self.plan.min_sites, self.study.aggregation.min_updates)
 
-    def exchange(self, started: str, *, asks_again: bool) -> Exchange:
+    def exchange(self, started: str, progress: Progress, *, asks_again: bool) -> Exchange:
         """Return an exchange of the round that began at `started` (ISO)."""
         conversation = self.strategy.conversation
         watch = Watch(
@@ -54,7 +54,9 @@ class Run:
             self.study.federation.lost_after_s,
             lambda node: self.turned_away.upload_age_s(conversation.name_of(node), started),
         )
-        return Exchange(self.grid, watch, asks_again=asks_again)
+        # An update, however it is packed; what it may be exactly is screened once it is read.
+        most_bytes = 4 * sum(array.nbytes for array in progress.weights.values())
+        return Exchange(self.grid, watch, asks_again=asks_again, most_bytes=most_bytes)
 
 
 def begin(
