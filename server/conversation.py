@@ -24,6 +24,7 @@ from medfed.server.records import SiteRound, SiteStatus
 log = logging.getLogger(__name__)
 
 _MOST_IGNORED = 10
+_LONGEST_REASON = 500
 
 
 class Absence(NamedTuple):
@@ -220,6 +221,8 @@ class Conversation:
 
     def reject(self, name: str, reason: str) -> None:
         """Note that a site's reply cannot be used."""
+        # It may quote what the site sent.
+        reason = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}..."
         log.warning("A reply of %s was rejected: %s", name, reason)
         record = self.round_of(name)
         if record.status == "ok":  # its update counts; what came after it does not
