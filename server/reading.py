@@ -8,7 +8,6 @@ site is heard. Here a reply is read once all its pieces are there, is measured b
 unfolded, and must be what was announced.
 """
 
-import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -25,6 +24,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
     ObjectPullError,
     ObjectUnavailableError,
     inflate_object_from_contents,
+    pull_objects,
 )
 from flwr.superlink.grid.http_grid import HttpGrid
 
@@ -47,12 +47,18 @@ class _Announced:
     Attributes:
         metadata: As the SuperLink was told; it knows the sender.
         pieces: The hashes of all pieces.
-        missing: Those that were not seen to be there.
+        unseen: Those that were not seen to be there.
+        is_short: Whether one was found to be missing.
     """
 
     metadata: Metadata
     pieces: tuple[str, ...]
-    missing: list[str] = field(default_factory=list)
+    unseen: set[str] = field(default_factory=set)
+    is_short: bool = False
+
+
+class _MissingError(Exception):
+    """A piece is not there yet."""
 
 
 class Reader:
@@ -85,7 +91,8 @@ class Reader:
             pieces = tuple(dict.fromkeys(part.object_id for part in iterate_object_tree(tree)))
             metadata = message_from_proto(message).metadata
             metadata.__dict__["_message_id"] = message.metadata.message_id
-            self._announced[message.metadata.message_id] = _Announced(metadata, pieces)
+            announced = _Announced(metadata, pieces, set(pieces))
+            self._announced[message.metadata.message_id] = announced
 
     def _read(self, own: str, announced: _Announced) -> Message | None:
         """Return a reply, or an error in its place; None while pieces of it are missing."""
@@ -122,16 +129,23 @@ def puller(grid: Grid, most_bytes: float) -> Callable[[Iterable[str]], Iterable[
 
 def _contents(announced: _Announced, pull: Callable[[str], bytes]) -> dict[str, bytes] | None:
     """Return all pieces by hash, or None while one is missing. Nothing is held in between."""
-    with contextlib.suppress(ObjectUnavailableError):
-        while announced.missing:
-            pull(announced.missing[0])
-            announced.missing.pop(0)
-        contents: dict[str, bytes] = {}
-        for number, piece in enumerate(announced.pieces):
-            announced.missing = list(announced.pieces[number:])
-            contents[piece] = pull(piece)
-        return contents
-    return None
+
+    def see(piece: str) -> bytes:
+        try:
+            content = pull(piece)
+        except ObjectUnavailableError:
+            raise _MissingError from None
+        announced.unseen.discard(piece)
+        return content
+
+    # Several at a time: a SuperLink takes long to answer, whatever is asked.
+    try:
+        if announced.is_short:
+            pull_objects(list(announced.unseen), see)
+        return pull_objects(list(announced.pieces), see)
+    except _MissingError:
+        announced.is_short = True
+        return None
 
 
 def _error(announced: _Announced, code: int) -> Message:
