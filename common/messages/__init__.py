@@ -5,8 +5,7 @@ evaluate), `SecureRequest` (a phase of secure aggregation). Replies: `JoinReply`
 `TrainReply`, `EvaluateReply`, `SecureReply`, or a `Refusal` with a reason code.
 
 A message holds one ConfigRecord "medfed" (version, kind and small values) and at most one
-ArrayRecord "arrays". Arrays are NumPy's own format read with pickle off; few types pass
-(`records`).
+ArrayRecord "arrays", which holds all arrays as one of safetensors; few types pass (`records`).
 """
 
 from medfed.common.messages.kinds import (

@@ -43,7 +43,7 @@ from medfed.simulations.study import Options, prepare_run, run_study, start_stud
 
 MB = 1_000_000
 # The small CNN's dense layer makes its size: about 64 * (side / 4)^2 * 128 numbers.
-SIDES = {"1 MB": 20, "100 MB": 220}
+SIDES = {"1 MB": 32, "100 MB": 228}
 
 _STUDY = """
 [study]

@@ -141,7 +141,7 @@ def test_site_asks_nobody_but_its_coordinator(federation: Deployment) -> None:
 
 
 def with_array(**values: Any) -> RecordDict:
-    """A request to train with another first array."""
+    """A request to train with another array of all arrays."""
     content = training(parse_study(STUDY, "study"))
     arrays = dict(content["arrays"])  # type: ignore[arg-type]
     name, old = next(iter(arrays.items()))
@@ -153,8 +153,8 @@ def with_array(**values: Any) -> RecordDict:
 WEIGHTS: dict[str, Callable[[], RecordDict]] = {
     "pickled objects": lambda: with_array(data=bombs()),
     "pickled objects, stated": lambda: with_array(data=bombs(), dtype="object"),
-    "header of terabytes": lambda: with_array(data=header(f"({2**46},)")),
-    "header of recursion": lambda: with_array(data=header("-" * 9000 + "1")),
+    "header of terabytes": lambda: with_array(data=header(f"[{2**46}]")),
+    "header of recursion": lambda: with_array(data=header("[" * 9000 + "1")),
     "no arrays": lambda: RecordDict({"medfed": training(parse_study(STUDY, "study"))["medfed"]}),
     "nothing": RecordDict,
 }

@@ -32,7 +32,7 @@ def updated(asked: Message, change: Callable[[StateDict], StateDict]) -> RecordD
 
 
 def first_array(asked: Message, **values: Any) -> RecordDict:
-    """The same with another first array as Flower packs it."""
+    """The same with another array as Flower packs it: that of all arrays."""
     content = stated(asked)
     arrays = dict(content["arrays"])  # type: ignore[arg-type]
     name, old = next(iter(arrays.items()))
@@ -62,9 +62,10 @@ def npy(array: np.ndarray) -> bytes:
 
 
 def header(shape: str) -> bytes:
-    """NumPy's format with any shape, and eight bytes of data."""
-    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}, }}".encode()
-    return b"\x93NUMPY\x01\x00" + (len(text) + 1).to_bytes(2, "little") + text + b"\n" + bytes(8)
+    """Safetensors with one array of any shape, and eight bytes of data."""
+    array = f'{{"dtype": "F32", "shape": {shape}, "data_offsets": [0, 8]}}'
+    text = f'{{"000000 features.0.weight": {array}}}'.encode()
+    return len(text).to_bytes(8, "little") + text + bytes(8)
 
 
 class Bomb:
@@ -116,10 +117,13 @@ ATTACKS: dict[str, tuple[Callable[[Message], Replies], str]] = {
     "pickled objects": (own(lambda m: first_array(m, data=bombs())), "damaged"),
     "a pickle": (
         own(lambda m: first_array(m, data=pickle.dumps(Bomb()), stype="pickle")),
-        "expected NumPy",
+        "Expected arrays as one",
     ),
-    "header of terabytes": (own(lambda m: first_array(m, data=header(f"({2**46},)"))), "rray"),
-    "header of recursion": (own(lambda m: first_array(m, data=header("-" * 9000 + "1"))), "rray"),
+    "header of terabytes": (own(lambda m: first_array(m, data=header(f"[{2**46}]"))), "damaged"),
+    "header of recursion": (
+        own(lambda m: first_array(m, data=header("[" * 9000 + "1"))),
+        "damaged",
+    ),
     "huge example count": (own(lambda m: stated(m, num_examples=2**40)), "examples"),
     "examples below zero": (own(lambda m: stated(m, num_examples=-5)), "examples"),
     "infinite loss": (own(lambda m: stated(m, loss=float("inf"))), "loss"),

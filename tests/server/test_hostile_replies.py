@@ -106,13 +106,6 @@ def honest(request: Message) -> Message:
     return Message(stated(site=site), reply_to=request)
 
 
-def with_array(packed: Array) -> RecordDict:
-    content = stated()
-    arrays = {name: array for name, array in content["arrays"].items()}  # type: ignore[union-attr]
-    content["arrays"] = ArrayRecord({**arrays, "w": packed})  # type: ignore[dict-item]
-    return content
-
-
 def npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=True)
@@ -129,8 +122,14 @@ class _Bomb:
         return open, (str(self.marker), "w")
 
 
-def packed(data: bytes, *, stype: str = "numpy.ndarray", dtype: str = "float32") -> RecordDict:
-    return with_array(Array(dtype=dtype, shape=(2, 3), stype=stype, data=data))
+def packed(data: bytes, *, stype: str = "safetensors") -> RecordDict:
+    content = stated()
+    content["arrays"] = ArrayRecord({"safetensors": Array("uint8", (len(data),), stype, data)})
+    return content
+
+
+def cut_short() -> RecordDict:
+    return packed(stated()["arrays"]["safetensors"].data[:-4])  # type: ignore[index]
 
 
 HOSTILE: dict[str, tuple[Callable[[], RecordDict], str]] = {
@@ -145,13 +144,11 @@ HOSTILE: dict[str, tuple[Callable[[], RecordDict], str]] = {
     "wrong shape": (lambda: stated(update=update(w=np.ones((3, 2), np.float32))), "shape [3, 2]"),
     "no values": (lambda: stated(update=update(w=np.ones((0, 3), np.float32))), "shape [0, 3]"),
     "wrong type": (lambda: stated(update=update(w=np.ones((2, 3)))), "got float64"),
-    "big-endian": (lambda: packed(npy(ONES.astype(">f4"))), "got >f4"),
     "gigabyte": (lambda: packed(bytes(2**30)), "got 10737"),
-    "not NumPy's": (lambda: packed(b"", stype="pickle"), "expected NumPy's format"),
-    "object type": (lambda: packed(npy(ONES), dtype="object"), "expected NumPy's format"),
+    "not safetensors": (lambda: packed(b"", stype="pickle"), "Expected arrays as one of"),
+    "NumPy's": (lambda: packed(npy(ONES), stype="numpy.ndarray"), "Expected arrays as one of"),
     "objects": (lambda: packed(npy(np.full((2, 3), None))), "damaged"),
-    "cut short": (lambda: packed(npy(ONES)[:-4]), "damaged"),
-    "another shape inside": (lambda: packed(npy(ONES.T.copy())), "not what its header says"),
+    "cut short": (cut_short, "damaged"),
     "no arrays": (
         lambda: RecordDict({"medfed": stated()["medfed"]}),
         "Expected arrays",
@@ -234,8 +231,8 @@ def test_update_in_another_memory_order_is_the_same_update(
 ) -> None:
     strategy, requests = asked
     values = np.arange(6, dtype=np.float32).reshape(2, 3)
-    bad = Message(packed(npy(np.asfortranarray(values))), reply_to=requests[1])
-    arrays, _ = strategy.aggregate_train(1, [bad])
+    content = stated(update=update(w=np.asfortranarray(values)))
+    arrays, _ = strategy.aggregate_train(1, [Message(content, reply_to=requests[1])])
     assert arrays is not None
     np.testing.assert_array_equal(messages.unpack_arrays(arrays)["w"], values)
 
