@@ -34,6 +34,7 @@ from medfed.server.words import read_public_words, write_vocabulary
 from medfed.simulations.datasets.catalogue import load_dataset
 from medfed.simulations.environment import describe_environment
 from medfed.simulations.grids.local import LocalGrid
+from medfed.simulations.partition.seen import read_changes, store_as_seen
 from medfed.simulations.sites import (
     POOLED,
     FakeHospitals,
@@ -159,16 +160,24 @@ def prepare_run(run: Path, preparing: Preparing | None = None) -> StudyConfig:
         progress=preparing,
     )
     hospitals = make_hospitals(store, study)
+    seen = store_as_seen(
+        store,
+        hospitals.sites,
+        study.simulation.partition,
+        seed=study.study.seed,
+        progress=preparing,
+    )
     arms = _arm_names(study, hospitals)
     for arm in arms:
-        _prepare_arm(run, arm, store, hospitals, study)
+        _prepare_arm(run, arm, seen, hospitals, study)
     write_json(
         run / "simulation.json",
         {
             "run": facts["run"],
             "dataset": _describe_dataset(store, dataset.name, dataset.licence, dataset.citation),
             "partition": study.simulation.partition.model_dump(mode="json"),
-            "sites": describe_sites(store, hospitals.sites, study),
+            "sites": describe_sites(seen, hospitals.sites, study),
+            "changes": read_changes(seen),
             "left_out": dict(hospitals.left_out),
             "arms": arms,
         },

@@ -15,7 +15,7 @@ def check_records(dataset: SourceDataset, task: TaskSection, image: DataSection)
     """
     if not dataset.records:
         raise DataError(f"{dataset.name} holds no images. Check the folder given with --data.")
-    _check_kind(dataset, task, image)
+    check_kind(dataset, task, image)
     seen: set[str] = set()
     side: dict[str, str] = {}
     for record in dataset.records:
@@ -34,8 +34,12 @@ def check_records(dataset: SourceDataset, task: TaskSection, image: DataSection)
             )
 
 
-def _check_kind(dataset: SourceDataset, task: TaskSection, image: DataSection) -> None:
-    """Refuse a task or a kind of image that the data set as a whole cannot serve."""
+def check_kind(dataset: SourceDataset, task: TaskSection, image: DataSection) -> None:
+    """Refuse a task or a kind of image that the data set as a whole cannot serve.
+
+    Raises:
+        DataError: Dimensions, masks, structures, reports or views are not the study's.
+    """
     if dataset.dimensions != image.dimensions:
         raise DataError(
             f"{dataset.name} holds {dataset.dimensions}-D images, the study's data.dimensions is "

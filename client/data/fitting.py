@@ -18,6 +18,9 @@ from medfed.common.study import DataSection
 # How far the proportions of a mask may be off those of its image.
 _MAX_STRETCH = 0.02
 
+# Kinds of NumPy types that hold whole numbers: bool, signed, unsigned.
+_WHOLE = "biu"
+
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -40,7 +43,8 @@ def fit_image(
     if image.dimensions == 2:
         return _fit_picture(values, image)
     size = target_size(values.shape[:3], image, source, spacing_mm)
-    return _fit_volume(_match_channels_3d(values, image, source), size)
+    floats = np.asarray(values, dtype=np.float32)
+    return _fit_volume(_match_channels_3d(floats, image), size)
 
 
 def fit_mask(
@@ -69,7 +73,8 @@ def fit_mask(
     if not _same_geometry(mask.shape, shape, image):
         raise UnreadableImageError(
             f"{source}: the mask of shape {list(mask.shape)} and the image of shape {list(shape)} "
-            "are of different geometry. Export the two again from the same study."
+            f"are of different geometry{_turned(mask.shape, shape)}. Export the two again from "
+            "the same study."
         )
     if image.dimensions == 2:
         size = (fitted_shape[1], fitted_shape[0])
@@ -130,7 +135,8 @@ def target_size(
 
 def _checked(
     pixels: npt.NDArray[np.generic], image: DataSection, source: str
-) -> npt.NDArray[np.float32]:
+) -> npt.NDArray[np.generic]:
+    """The pixels, as float32 unless they are whole numbers, which need no rounding."""
     allowed = (image.dimensions, image.dimensions + 1)
     if pixels.ndim not in allowed or not pixels.size:
         sides = "[H, W] or [H, W, C]" if image.dimensions == 2 else "[D, H, W] or [D, H, W, C]"
@@ -142,6 +148,8 @@ def _checked(
             f"{source}: expected {image.channels} channel(s), got {pixels.shape[-1]}. "
             "Set data.channels to what the files hold."
         )
+    if pixels.dtype.kind in _WHOLE:
+        return pixels
     values = np.asarray(pixels, dtype=np.float32)
     if not np.isfinite(values).all():
         raise UnreadableImageError(f"{source}: holds NaN or infinite pixels.")
@@ -153,8 +161,8 @@ def _channels_fit(channels: int, image: DataSection) -> bool:
     return channels in (1, image.channels) or from_colour
 
 
-def _fit_picture(values: npt.NDArray[np.float32], image: DataSection) -> Pixels:
-    bytes_HWC = np.clip(np.rint(values), 0, 255).astype(np.uint8)
+def _fit_picture(values: npt.NDArray[np.generic], image: DataSection) -> Pixels:
+    bytes_HWC = _as_bytes(values)
     if bytes_HWC.ndim == 3 and bytes_HWC.shape[2] == 1:
         bytes_HWC = bytes_HWC[:, :, 0]
     size = target_size(bytes_HWC.shape[:2], image, "", None)
@@ -162,11 +170,20 @@ def _fit_picture(values: npt.NDArray[np.float32], image: DataSection) -> Pixels:
         # Not colours: Pillow would blend the fourth channel as transparency.
         planes = [_resize(Image.fromarray(plane), size) for plane in np.moveaxis(bytes_HWC, 2, 0)]
         return np.stack([np.asarray(plane, dtype=np.uint8) for plane in planes])
-    picture = Image.fromarray(bytes_HWC).convert("RGB" if image.channels == 3 else "L")
+    picture, mode = Image.fromarray(bytes_HWC), "RGB" if image.channels == 3 else "L"
+    if picture.mode != mode:
+        picture = picture.convert(mode)
     array = np.asarray(_resize(picture, size), dtype=np.uint8)
     if array.ndim == 3:
         return np.ascontiguousarray(array.transpose(2, 0, 1))
     return np.repeat(array[None], image.channels, axis=0)
+
+
+def _as_bytes(values: npt.NDArray[np.generic]) -> Pixels:
+    if values.dtype in (np.uint8, np.bool_):
+        return values.astype(np.uint8, copy=False)
+    whole = values if values.dtype.kind in _WHOLE else np.rint(values.astype(np.float32))
+    return np.clip(whole, 0, 255).astype(np.uint8)
 
 
 def _resize(picture: Image.Image, size: tuple[int, ...]) -> Image.Image:
@@ -178,7 +195,7 @@ def _resize(picture: Image.Image, size: tuple[int, ...]) -> Image.Image:
 
 
 def _match_channels_3d(
-    values: npt.NDArray[np.float32], image: DataSection, source: str
+    values: npt.NDArray[np.float32], image: DataSection
 ) -> npt.NDArray[np.float32]:
     if values.ndim == 3:
         values = values[..., None]
@@ -192,6 +209,12 @@ def _fit_volume(values_CDHW: npt.NDArray[np.float32], size: tuple[int, ...]) -> 
         volume = torch.from_numpy(values_CDHW)[None]
         values_CDHW = F.interpolate(volume, size=size, mode="trilinear")[0].numpy()
     return np.clip(np.rint(values_CDHW), 0, 255).astype(np.uint8)
+
+
+def _turned(mask: Sequence[int], shape: Sequence[int]) -> str:
+    if tuple(mask) != tuple(shape) and sorted(mask) == sorted(shape):
+        return " (the same sides in another order: one of the two is turned)"
+    return ""
 
 
 def _same_geometry(mask: Sequence[int], shape: Sequence[int], image: DataSection) -> bool:

@@ -6,21 +6,19 @@ both sides of the official split or a record named twice is a mistake in the dat
 and always refused.
 """
 
+import contextlib
 import hashlib
-import hmac
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from medfed.client.data.checks import check_records
-from medfed.client.data.fitting import Pixels, fit_image, fit_mask, fit_views
-from medfed.client.data.records import SourceDataset, SourceRecord
+from medfed.client.data.preparing import Preparation, Refused
+from medfed.client.data.pseudonyms import pseudonym
+from medfed.client.data.records import SourceDataset
 from medfed.client.data.store import (
     STORE_FORMAT,
     Store,
@@ -28,12 +26,20 @@ from medfed.client.data.store import (
     open_store,
     read_quarantine,
 )
-from medfed.common.errors import DataError, UnreadableImageError
-from medfed.common.metrics.findings import FindingLabeller
+from medfed.client.data.workers import prepared_in_order
+from medfed.client.data.writing import StoreWriter
+from medfed.common.errors import DataError, RunError, UnreadableImageError
+from medfed.common.files import sync_folder
+from medfed.common.locking import held_alone, holder
 from medfed.common.study import DataSection, TaskSection
-from medfed.common.text import tokenise
+
+__all__ = ["Progress", "prepare_store", "pseudonym", "store_key"]
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
+
+_LOOK_AGAIN_S = 0.2
 
 
 def prepare_store(
@@ -45,11 +51,15 @@ def prepare_store(
     pseudonym_key: bytes,
     strict: bool = False,
     progress: Progress | None = None,
+    workers: int = 1,
+    digest_again: Callable[[], str] | None = None,
 ) -> Store:
     """Return the store of `dataset` under `parent`, writing it if it is not there yet.
 
     The folder's name is a hash of the source files, the preprocessing and the label set, so a
-    stale store is never used. It appears whole or not at all (written aside, then renamed).
+    stale store is never used. It appears whole or not at all (written aside, then renamed). What
+    was interrupted, by a kill or a full disk too, goes on where it stopped when it is called
+    again; of two processes that prepare the same store, one waits for the other.
 
     Args:
         dataset: The source records.
@@ -59,23 +69,35 @@ def prepare_store(
         pseudonym_key: Key of the HMAC that turns patient keys into pseudonyms.
         strict: Refuse the first unreadable image instead of quarantining it.
         progress: Called with (done, total).
+        workers: Processes that decode. The store is the same, byte for byte.
+        digest_again: Returns `dataset.digest` anew from the files, once all are read: a store of
+            files that changed meanwhile is refused.
 
     Raises:
-        DataError: Labels outside the label set, records named twice, or no usable image.
+        DataError: Labels outside the label set, records named twice, no usable image, files that
+            changed, or a folder that cannot be written.
         LeakageError: A patient on both sides of the official split.
         UnreadableImageError: With `strict`, the first image that cannot be decoded.
+        RunError: A process that decodes was killed.
     """
     check_records(dataset, task, image)
     key = store_key(dataset, task, image, pseudonym_key)
     folder = parent / f"store-{key[:16]}"
     if not folder.exists():
-        parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".preparing-", dir=parent))
-        try:
-            _write(aside, dataset, task, image, key, pseudonym_key, strict, progress)
-            _publish(aside, folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        _make_folder(parent)
+        aside = parent / f".preparing-{key[:16]}"
+        with _alone(aside):
+            # It may have been prepared while we waited.
+            if not folder.exists():
+                resized = image_shape(image) if image.fit == "resize" else None
+                with_masks = task.type == "segmentation"
+                writer = StoreWriter(aside, key, resized, with_masks=with_masks)
+                with contextlib.closing(writer):
+                    prepare = Preparation(task, image, pseudonym_key)
+                    _decode(writer, dataset, prepare, strict, progress, workers)
+                    _refuse_useless(writer, dataset, task, digest_again)
+                    _publish(writer.finish(_header(dataset, prepare, key, writer)), folder)
+                    writer.discard()
     store = open_store(folder)
     if strict and store.num_quarantined:
         raise UnreadableImageError(
@@ -106,59 +128,64 @@ def store_key(
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def pseudonym(key: bytes, kind: str, identity: str) -> str:
-    """Return a keyed pseudonym of 128 bits: the same identity always gives the same one."""
-    return hmac.new(key, f"{kind}\x1f{identity}".encode(), hashlib.sha256).hexdigest()[:32]
-
-
-@dataclass
-class _Rows:
-    """What has been prepared so far."""
-
-    images: list[Pixels] = field(default_factory=list)
-    masks: list[Pixels] = field(default_factory=list)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    quarantine: list[dict[str, str]] = field(default_factory=list)
-
-
-def _write(
-    folder: Path,
+def _decode(
+    writer: StoreWriter,
     dataset: SourceDataset,
-    task: TaskSection,
-    image: DataSection,
-    key: str,
-    pseudonym_key: bytes,
+    prepare: Preparation,
     strict: bool,
     progress: Progress | None,
+    workers: int,
 ) -> None:
-    done = _Rows()
-    with_masks = task.type == "segmentation"
-    total = len(dataset.records)
-    for number, record in enumerate(dataset.records, start=1):
-        try:
-            _add(done, record, task, image, pseudonym_key)
-        except UnreadableImageError as error:
-            if strict:
-                raise
-            done.quarantine.append({"source": record.source, "reason": str(error)})
+    """Prepare the records that the writer does not have yet."""
+    total, done = len(dataset.records), writer.counts.records
+    if done:
+        log.info("%d of %d records were prepared before.", done, total)
         if progress is not None:
-            progress(number, total)
-    if not done.images:
-        raise DataError(
-            f"None of the {total} images of {dataset.name} can be used. The first reason: "
-            f"{done.quarantine[0]['reason']}"
+            progress(done, total)
+    outcomes = prepared_in_order(dataset.records, done, prepare, workers)
+    with contextlib.closing(outcomes):
+        for outcome in outcomes:
+            if strict and isinstance(outcome, Refused):
+                writer.discard()
+                raise UnreadableImageError(outcome.reason)
+            writer.add(outcome)
+            if progress is not None:
+                progress(writer.counts.records, total)
+
+
+def _refuse_useless(
+    writer: StoreWriter,
+    dataset: SourceDataset,
+    task: TaskSection,
+    digest_again: Callable[[], str] | None,
+) -> None:
+    """Throw away what nothing can be learned from, and what may be half of one, half another."""
+    counts, problem = writer.counts, ""
+    if not counts.images:
+        problem = (
+            f"None of the {counts.records} images of {dataset.name} can be used. The first "
+            f"reason: {writer.first_reason()}"
         )
-    if with_masks and not any(mask.any() for mask in done.masks):
-        raise DataError(
-            f"All {len(done.masks)} masks of {dataset.name} are empty: there is nothing to learn. "
+    elif task.type == "segmentation" and not counts.with_structures:
+        problem = (
+            f"All {counts.images} masks of {dataset.name} are empty: there is nothing to learn. "
             "Check that mask values are 1 and up, and that the right folder was given."
         )
-    np.save(folder / "images.npy", _stacked(done.images), allow_pickle=False)
-    if with_masks:
-        np.save(folder / "masks.npy", _stacked(done.masks), allow_pickle=False)
-    _write_lines(folder / "records.jsonl", done.rows)
-    _write_lines(folder / "quarantine.jsonl", done.quarantine)
-    header = {
+    elif digest_again is not None and digest_again() != dataset.digest:
+        problem = (
+            f"Files of {dataset.name} changed while they were read. Run this again when nothing "
+            "writes there, or on a copy."
+        )
+    if problem:
+        writer.discard()
+        raise DataError(problem)
+
+
+def _header(
+    dataset: SourceDataset, prepare: Preparation, key: str, writer: StoreWriter
+) -> dict[str, object]:
+    task, image = prepare.task, prepare.image
+    return {
         "format": STORE_FORMAT,
         "key": key,
         "dataset": dataset.name,
@@ -170,114 +197,52 @@ def _write(
         "views": list(image.views),
         "dimensions": image.dimensions,
         "fit": image.fit,
-        "num_images": len(done.rows),
-        "num_patients": len({row["patient"] for row in done.rows}),
-        "num_quarantined": len(done.quarantine),
-    }
-    (folder / "store.json").write_text(json.dumps(header, indent=1), encoding="utf-8")
-
-
-def _add(
-    done: _Rows, record: SourceRecord, task: TaskSection, image: DataSection, pseudonym_key: bytes
-) -> None:
-    """Decode, fit and check one record; nothing is added when it cannot be used.
-
-    Raises:
-        UnreadableImageError: Pixels or mask cannot be used, or the task's target is missing.
-    """
-    if task.type == "report" and not record.report.strip():
-        raise UnreadableImageError(
-            f"{record.source}: expected a report, got none. Add its text, or leave the image out."
-        )
-    present: Pixels | None = None
-    if image.views:
-        views = {name: record.views[name]() for name in image.views if name in record.views}
-        pixels, present = fit_views(views, image, record.source)
-        decoded_shape = next(iter(views.values())).shape[: image.dimensions]
-    else:
-        decoded = record.read_image()
-        decoded_shape = decoded.shape[: image.dimensions]
-        pixels = fit_image(decoded, image, record.source, record.spacing_mm)
-    row = _row(record, task, pseudonym_key)
-    row["shape"] = list(pixels.shape[1:])
-    if present is not None:
-        row["present"] = present.tolist()
-    if task.type == "segmentation":
-        mask = _read_mask(record, task, image, decoded_shape, pixels.shape[1:])
-        row["labels"] = _structures_in(mask, task)
-        done.masks.append(mask)
-    done.images.append(pixels)
-    done.rows.append(row)
-
-
-def _read_mask(
-    record: SourceRecord,
-    task: TaskSection,
-    image: DataSection,
-    shape: Sequence[int],
-    fitted_shape: Sequence[int],
-) -> Pixels:
-    if record.read_mask is None:
-        raise UnreadableImageError(
-            f"{record.source}: expected a mask, found none. Place it beside the others, or leave "
-            "the image out: an image without a mask is not an image without a finding."
-        )
-    mask = record.read_mask()
-    highest = int(mask.max(initial=0))
-    limit = 2 ** len(task.classes) - 1 if task.mode == "multilabel" else len(task.classes)
-    if highest > limit:
-        raise UnreadableImageError(
-            f"{record.source}: mask value {highest} is outside the study's structures "
-            f"({', '.join(task.classes)}), which allow 0 to {limit}."
-        )
-    return fit_mask(mask, image, record.source, shape, fitted_shape)
-
-
-def _structures_in(mask: Pixels, task: TaskSection) -> list[int]:
-    """Indices of the structures that `mask` holds."""
-    values = np.unique(mask)
-    if task.mode == "multilabel":
-        return [i for i in range(len(task.classes)) if (values >> i & 1).any()]
-    return [int(value) - 1 for value in values if value]
-
-
-def _stacked(arrays: Sequence[Pixels]) -> Pixels:
-    """Stack arrays [*, *S]; smaller ones are padded with zeros at the far ends."""
-    shape = tuple(np.max([array.shape for array in arrays], axis=0))
-    if all(array.shape == shape for array in arrays):
-        return np.stack(arrays)
-    stacked = np.zeros((len(arrays), *shape), dtype=np.uint8)
-    for target, array in zip(stacked, arrays, strict=True):
-        target[tuple(slice(side) for side in array.shape)] = array
-    return stacked
-
-
-def _row(record: SourceRecord, task: TaskSection, pseudonym_key: bytes) -> dict[str, Any]:
-    labels: list[int] = []
-    if task.type == "classification":
-        labels = sorted(task.classes.index(label) for label in record.labels)
-    elif task.type == "report":
-        mentioned_F = FindingLabeller(task.report.findings)(tokenise(record.report))
-        labels = np.flatnonzero(mentioned_F).tolist()
-    return {
-        "record": pseudonym(pseudonym_key, "record", record.record_id),
-        "patient": pseudonym(pseudonym_key, "patient", record.patient_id),
-        "labels": labels,
-        "split": record.split or "",
-        "columns": dict(record.columns),
-        "report": record.report if task.type == "report" else "",
+        "num_images": writer.counts.images,
+        "num_patients": len(writer.counts.patients),
+        "num_quarantined": writer.counts.quarantined,
     }
 
 
-def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    text = "".join(json.dumps(row, sort_keys=True) + "\n" for row in rows)
-    path.write_text(text, encoding="utf-8")
-
-
-def _publish(aside: Path, folder: Path) -> None:
+def _make_folder(parent: Path) -> None:
     try:
-        aside.rename(folder)
-    except OSError:
-        # Another process prepared the same store meanwhile; its content is the same.
-        if not (folder / "store.json").exists():
-            raise
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"Expected a folder for stores at {parent}, which cannot be made: {error.strerror}. "
+            "Name another."
+        ) from None
+
+
+@contextlib.contextmanager
+def _alone(aside: Path) -> Iterator[None]:
+    """Be the only process that writes in `aside`; wait for another that does."""
+    lock = aside.with_name(f"{aside.name}.lock")
+    told = False
+    while True:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(held_alone(lock, f"{aside} is being written"))
+            except RunError as error:
+                if not told:
+                    log.warning("%s", str(error).replace("Stop it first.", "Waiting for it."))
+                    told = True
+                time.sleep(_LOOK_AGAIN_S)
+                continue
+            except OSError as error:
+                raise DataError(
+                    f"The store cannot be written in {aside.parent}: {error.strerror}. Name a "
+                    "folder of this user's own."
+                ) from None
+            # Who held it before may have removed the file, and a third made it anew.
+            if holder(lock) != os.getpid():
+                continue
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def _publish(whole: Path, folder: Path) -> None:
+    whole.rename(folder)
+    sync_folder(folder.parent)

@@ -4,31 +4,116 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from medfed.common.study.base import PositiveFloat, PositiveInt, Section
+from medfed.common.study.base import Fraction, PositiveFloat, PositiveInt, Section
+
+
+class MissingSection(Section):
+    """`[simulation.partition.missing]`: classes that sites lack. Drawn, or given by site."""
+
+    num_classes: PositiveInt | None = None
+    """Classes that each site lacks, drawn so that every class is at some site."""
+    at_sites: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    """The classes that a site lacks, by site name."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.num_classes is None) == (not self.at_sites):
+            raise ValueError(
+                "expected one of num_classes and at_sites. num_classes = 1 draws a class a site; "
+                'at_sites names them, e.g. site-1 = ["normal"].'
+            )
+        return self
+
+
+class ShiftSection(Section):
+    """`[simulation.partition.shift]`: each site sees its images as a scanner of its own does.
+
+    Noise, tone, sharpness, brightness and collimation differ between sites (the phantom's scanner
+    physics), for training and test images alike. Masks and labels stay.
+    """
+
+    strength: Fraction = 1.0
+    """How far scanners are from one that changes nothing; 1 as far as the phantom's."""
+    collimation: Literal["auto", "blades", "circle", "none"] = "auto"
+    """What shuts the border out: four blades (radiographs), a circle (slices), nothing. auto:
+    blades for images, a circle for volumes."""
+
+
+class LabelNoiseSection(Section):
+    """`[simulation.partition.noise]`: wrong training labels. Held-out labels stay true."""
+
+    rate: Fraction
+    """Probability that a training patient's labels are wrong: all of the patient's images."""
+    pairs: dict[str, str] = Field(default_factory=dict)
+    """What a class is mistaken for, by class, e.g. mel = "nv"; empty: any other class."""
+    sites: tuple[str, ...] = ()
+    """Sites that make these mistakes; empty: all."""
 
 
 class PartitionSection(Section):
     """`[simulation.partition]`: how a data set becomes sites. Always by patient."""
 
-    method: Literal["iid", "dirichlet", "quantity", "natural"] = "iid"
-    """iid; dirichlet label skew; quantity skew (log-normal sizes); natural (a metadata column)."""
+    method: Literal[
+        "iid", "dirichlet", "quantity", "pathological", "natural", "scanner", "temporal"
+    ] = "iid"
+    """iid; dirichlet label skew; quantity skew (sizes differ); pathological (some classes a site);
+    natural (a metadata column); scanner (the columns that name the machine); temporal (periods of
+    a date column)."""
     num_sites: PositiveInt = 4
-    """Fake hospitals; natural takes one for each value of the column."""
+    """Fake hospitals; natural and scanner take one for each value of the column."""
     alpha: PositiveFloat = 0.5
     """Dirichlet concentration: small is skewed."""
+    sizes: Literal["auto", "equal", "lognormal", "power"] = "auto"
+    """Law of the sites' sizes, with any method that draws or cuts; auto: equal, with quantity
+    lognormal."""
     sigma: PositiveFloat = 1.0
-    """Standard deviation of log site size (quantity)."""
+    """Standard deviation of log site size (lognormal)."""
+    exponent: PositiveFloat = 1.0
+    """Sizes fall as rank^-exponent, site 1 the largest (power)."""
+    classes_per_site: PositiveInt = 2
+    """Classes at each site (pathological), by each patient's most frequent class."""
     column: str = ""
-    """Metadata column whose values are the sites (natural)."""
+    """Metadata column whose values are the sites (natural), or dates (temporal), or which names
+    the scanner (unset: scanner, manufacturer, model as far as there are)."""
     min_patients: PositiveInt = 8
     """Patients every site must have; a natural site with fewer is left out and reported."""
+    missing: MissingSection | None = None
+    """Classes that sites lack."""
+    shift: ShiftSection | None = None
+    """Scanners of the sites' own."""
+    noise: LabelNoiseSection | None = None
+    """Wrong training labels."""
+
+    @property
+    def size_law(self) -> Literal["equal", "lognormal", "power"]:
+        """`sizes` with auto resolved."""
+        if self.sizes == "auto":
+            return "lognormal" if self.method == "quantity" else "equal"
+        return self.sizes
 
     @model_validator(mode="after")
     def _column(self) -> Self:
-        if self.method == "natural" and not self.column:
+        if self.method in ("natural", "temporal") and not self.column:
+            example = "dataset" if self.method == "natural" else "study_date"
             raise ValueError(
-                'expected column with method = "natural", got none. '
-                'Name the metadata column, e.g. column = "dataset".'
+                f'expected column with method = "{self.method}", got none. '
+                f'Name the metadata column, e.g. column = "{example}".'
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _combination(self) -> Self:
+        if self.method in ("natural", "scanner") and self.sizes != "auto":
+            raise ValueError(
+                f'sizes = "{self.sizes}" with method = "{self.method}": these sites are as large '
+                "as they are. Remove it."
+            )
+        if self.method == "quantity" and self.sizes == "equal":
+            raise ValueError('sizes = "equal" with method = "quantity". Set method = "iid".')
+        if self.method == "pathological" and self.missing is not None:
+            raise ValueError(
+                'missing with method = "pathological": sites have classes_per_site classes and '
+                "lack the others already. Remove it."
             )
         return self
 
@@ -61,6 +146,21 @@ class SimulationSection(Section):
         "busi",
         "covid_chestxray",
         "iu_xray",
+        "isic2019",
+        "brats",
+        "diabetic_retinopathy",
+        "aptos",
+        "refuge",
+        "oct_amd",
+        "vqa_rad",
+        "nih_chestxray14",
+        "chexpert",
+        "montgomery_tb",
+        "shenzhen_tb",
+        "tb_chestxray",
+        "luna16",
+        "cbis_ddsm",
+        "duke_breast_mri",
     ]
     """The data set; `medfed simulate --data FOLDER` says where its files are."""
     name: str = ""

@@ -1,7 +1,7 @@
 """MedMNIST: small public image sets, one `.npz` each, downloaded with their checksum or given.
 
 A file holds `train_images`, `train_labels`, `val_*` and `test_*`: images uint8 [N, H, W] or
-[N, H, W, 3], labels [N, 1], or [N, L] of zeros and ones for multi-label sets.
+[N, H, W, 3], volumes [N, D, H, W], labels [N, 1], or [N, L] of zeros and ones for multi-label sets.
 """
 
 import difflib
@@ -57,10 +57,11 @@ def load_medmnist(name: str, path: Path | None, cache: Path) -> SourceDataset:
     trained on is never tested on. Several images of one person may still be on both sides; nothing
     in the files tells.
 
-    The whole file is held in memory: 4 MB for pneumoniamnist, 16 GB for pathmnist_224.
+    The whole file is held in memory: 4 MB for pneumoniamnist, 16 GB for pathmnist_224. The size of
+    a volume's voxel is not in the files.
 
     Args:
-        name: E.g. pneumoniamnist (28 pixels), or with a size, pneumoniamnist_64.
+        name: E.g. pneumoniamnist (28 pixels), or with a size, pneumoniamnist_64, organmnist3d_64.
         path: The .npz, or a folder that holds `<name>.npz`. A file that is not the published one
             (by MD5) is taken, with a warning logged.
         cache: Folder for downloads.
@@ -82,6 +83,7 @@ def load_medmnist(name: str, path: Path | None, cache: Path) -> SourceDataset:
         classes=facts.classes,
         records=_records(parts, file, facts),
         digest=hashlib.sha256(f"{_LOADER}\x1f{name}\x1f{file_digest}".encode()).hexdigest(),
+        dimensions=facts.dimensions,
     )
 
 
@@ -94,11 +96,14 @@ def _facts(name: str) -> tuple[MedMnistSet, int]:
             f"Expected the name of a MedMNIST set (simulation.name), got {name!r}. {hint}"
             f"There are: {', '.join(MEDMNIST_SETS)}."
         )
-    if suffix and suffix not in {str(size) for size in SIZES[1:]}:
+    facts = MEDMNIST_SETS[base]
+    first, *others = SIZES[facts.dimensions]
+    if suffix and suffix not in map(str, others):
+        names = [base, *(f"{base}_{size}" for size in others)]
         raise DataError(
-            f"Expected {base}, {base}_64, {base}_128 or {base}_224 (simulation.name), got {name!r}."
+            f"Expected {', '.join(names[:-1])} or {names[-1]} (simulation.name), got {name!r}."
         )
-    return MEDMNIST_SETS[base], int(suffix or SIZES[0])
+    return facts, int(suffix or first)
 
 
 def _given_file(name: str, path: Path, md5: str) -> Path:
@@ -165,7 +170,7 @@ def _checked_images(
     images: npt.NDArray[np.generic], source: str, name: str
 ) -> npt.NDArray[np.uint8]:
     facts, size = _facts(name)
-    shape = (size, size, 3) if facts.colour else (size, size)
+    shape = (size,) * facts.dimensions + ((3,) if facts.colour else ())
     if images.dtype != np.uint8 or images.shape[1:] != shape:
         raise DataError(
             f"{source}: expected uint8 of shape [N, "
@@ -179,7 +184,8 @@ def _checked_labels(
     labels: npt.NDArray[np.generic], source: str, name: str
 ) -> npt.NDArray[np.int64]:
     facts, _ = _facts(name)
-    width, limit = (len(facts.classes), 2) if facts.multilabel else (1, len(facts.classes))
+    multilabel = facts.mode == "multilabel"
+    width, limit = (len(facts.classes), 2) if multilabel else (1, len(facts.classes))
     if labels.dtype.kind not in "iu" or labels.ndim != 2 or labels.shape[1] != width:
         raise DataError(
             f"{source}: expected integers of shape [N, {width}] for {name}, got "
@@ -220,7 +226,7 @@ def _records(parts: list[_Part], file: Path, facts: MedMnistSet) -> tuple[Source
 
 
 def _label_names(label: npt.NDArray[np.int64], facts: MedMnistSet) -> tuple[str, ...]:
-    chosen = np.flatnonzero(label) if facts.multilabel else label
+    chosen = np.flatnonzero(label) if facts.mode == "multilabel" else label
     return tuple(facts.classes[index] for index in chosen)
 
 

@@ -1,4 +1,4 @@
-"""The two-dimensional sets of MedMNIST v2 and MedMNIST+: classes, channels, licence, checksums.
+"""All 18 sets of MedMNIST v2 and MedMNIST+: classes, tasks, channels, licence, checksums.
 
 Facts as published with version 3.0.2 of the project's own package (https://medmnist.com) and at
 https://doi.org/10.5281/zenodo.10519652; Yang et al. 2023, https://doi.org/10.1038/s41597-022-01721-8.
@@ -6,8 +6,10 @@ https://doi.org/10.5281/zenodo.10519652; Yang et al. 2023, https://doi.org/10.10
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
-SIZES = (28, 64, 128, 224)
+# Pixels, or voxels, a side; the first one is not in the name.
+SIZES: Mapping[int, tuple[int, ...]] = {2: (28, 64, 128, 224), 3: (28, 64)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,16 +18,19 @@ class MedMnistSet:
 
     Attributes:
         classes: Names in the order of the label indices.
-        md5: Published MD5 of the .npz by image size in pixels.
+        md5: Published MD5 of the .npz by size.
+        mode: What a study sets as task.mode: multiclass and ordinal label rows hold one class
+            index, multilabel ones a 0 or 1 for each class.
         colour: RGB rather than grey.
-        multilabel: A label row holds one 0 or 1 for each class, not one class index.
+        dimensions: 2 for images, 3 for volumes.
         licence: One line.
     """
 
     classes: tuple[str, ...]
     md5: Mapping[int, str]
+    mode: Literal["multiclass", "multilabel", "ordinal"] = "multiclass"
     colour: bool = False
-    multilabel: bool = False
+    dimensions: Literal[2, 3] = 2
     licence: str = "CC BY 4.0"
 
 
@@ -72,7 +77,7 @@ MEDMNIST_SETS: Mapping[str, MedMnistSet] = {
             "pleural",
             "hernia",
         ),
-        multilabel=True,
+        mode="multilabel",
         md5={
             28: "02c8a6516a18b556561a56cbdd36c4a8",
             64: "9de6cd0b934ebb5b7426cfba5efbae16",
@@ -119,6 +124,7 @@ MEDMNIST_SETS: Mapping[str, MedMnistSet] = {
     ),
     "retinamnist": MedMnistSet(
         classes=("0", "1", "2", "3", "4"),
+        mode="ordinal",
         colour=True,
         md5={
             28: "bd4c0672f1bba3e3a89f0e4e876791e4",
@@ -234,6 +240,66 @@ MEDMNIST_SETS: Mapping[str, MedMnistSet] = {
             64: "53a6d115339d874c25e309a994ff46d3",
             128: "ded0c5fa01a95dc4978b956f613e9b8e",
             224: "b354719e553fbbb2513d5533f52a4cb1",
+        },
+    ),
+    "organmnist3d": MedMnistSet(
+        classes=(
+            "liver",
+            "kidney-right",
+            "kidney-left",
+            "femur-right",
+            "femur-left",
+            "bladder",
+            "heart",
+            "lung-right",
+            "lung-left",
+            "spleen",
+            "pancreas",
+        ),
+        dimensions=3,
+        md5={
+            28: "a0c5a1ff56af4f155c46d46fbb45a2fe",
+            64: "58a2205adf14a9d0a189cb06dc78bf10",
+        },
+    ),
+    "nodulemnist3d": MedMnistSet(
+        classes=("benign", "malignant"),
+        dimensions=3,
+        md5={
+            28: "8755a7e9e05a4d9ce80a24c3e7a256f3",
+            64: "c47c5b7d457bf6332200d2ea6d64ecd8",
+        },
+    ),
+    "adrenalmnist3d": MedMnistSet(
+        classes=("normal", "hyperplasia"),
+        dimensions=3,
+        md5={
+            28: "bbd3c5a5576322bc4cdfea780653b1ce",
+            64: "17721accfe9fb005146a47d33bc54b2f",
+        },
+    ),
+    "fracturemnist3d": MedMnistSet(
+        classes=("buckle rib fracture", "nondisplaced rib fracture", "displaced rib fracture"),
+        dimensions=3,
+        md5={
+            28: "6aa7b0143a6b42da40027a9dda61302f",
+            64: "f01d7e6316aedf4210da0da5b7437b42",
+        },
+    ),
+    "vesselmnist3d": MedMnistSet(
+        classes=("vessel", "aneurysm"),
+        dimensions=3,
+        md5={
+            28: "b41fd4f7e7e2feedddb201585ecafa1b",
+            64: "6bb274a8846e1097066dcd64e2c4520f",
+        },
+    ),
+    "synapsemnist3d": MedMnistSet(
+        classes=("inhibitory synapse", "excitatory synapse"),
+        dimensions=3,
+        md5={
+            28: "1235b78a3cd6280881dd7850a78eadb6",
+            64: "43bd14ebf3af9d3dd072446fedc14d5e",
         },
     ),
 }

@@ -1,6 +1,5 @@
 """`write_report`: the run folder as one page to read and figures to keep."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from medfed.simulations.reporting.headline import headline
 from medfed.simulations.reporting.heads import heads_introduction, heads_table
 from medfed.simulations.reporting.history import history_table
 from medfed.simulations.reporting.model_facts import model_rows, published
+from medfed.simulations.reporting.partition_words import partition_in_words
 from medfed.simulations.reporting.rendering import render
 from medfed.simulations.reporting.run_data import RunData, load_run
 from medfed.simulations.reporting.tables import Table, whole
@@ -36,12 +36,6 @@ _SECTIONS = (
     ("unseen", "What is not here"),
     ("reproduction", "Reproduction"),
 )
-_PARTITION_KEYS = {
-    "iid": ("num_sites",),
-    "dirichlet": ("num_sites", "alpha"),
-    "quantity": ("num_sites", "sigma"),
-    "natural": ("column", "min_patients"),
-}
 
 
 def write_report(run_folder: Path) -> Path:
@@ -178,13 +172,6 @@ def _dataset(run: RunData) -> list[tuple[str, str]]:
         *((label, whole(facts[key]) if key in facts else None) for label, key in counts.items()),
         ("Licence", facts.get("licence")),
         ("Citation", facts.get("citation")),
-        ("Partition", _partition(partition)),
+        ("Partition", partition_in_words(partition)),
     ]
     return [(label, str(value)) for label, value in rows if value not in (None, "")]
-
-
-def _partition(facts: Mapping[str, Any]) -> str:
-    """`natural (column = scanner)`: the method with the keys that it reads."""
-    method = str(facts.get("method", ""))
-    known = [f"{key} = {facts[key]}" for key in _PARTITION_KEYS.get(method, ()) if key in facts]
-    return f"{method} ({', '.join(known)})" if known else method

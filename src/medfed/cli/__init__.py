@@ -9,7 +9,11 @@ from typing import Annotated
 import typer
 
 from medfed.cli import (
+    data_check,
+    data_partition,
+    data_prepare,
     data_trial,
+    data_view,
     federation_runs,
     federation_sites,
     federation_status,
@@ -38,6 +42,10 @@ site_app.add_typer(ledger_app, name="ledger")
 app.add_typer(privacy_app, name="privacy")
 data_app = typer.Typer(help="Prepare and look at data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+data_prepare.add_to(data_app)
+data_check.add_to(data_app)
+data_view.add_to(data_app)
+data_partition.add_to(data_app)
 data_trial.add_to(data_app)
 federation_app = typer.Typer(
     help="Coordinate a federation: sites, runs and how they are.", no_args_is_help=True

@@ -51,6 +51,12 @@ def dataset(*records: SourceRecord, digest: str = "0" * 64) -> SourceDataset:
     )
 
 
+def content(parent: Path) -> dict[str, bytes]:
+    """All files below a folder by path."""
+    files = (path for path in sorted(parent.rglob("*")) if path.is_file())
+    return {str(path.relative_to(parent)): path.read_bytes() for path in files}
+
+
 def prepare(data: SourceDataset, parent: Path, *, strict: bool = False):  # type: ignore[no-untyped-def]
     return prepare_store(data, TASK, IMAGE, parent=parent, pseudonym_key=KEY, strict=strict)
 
@@ -97,13 +103,20 @@ def test_damaged_image_is_quarantined_counted_and_refused_when_strict(tmp_path: 
     assert list((tmp_path / "fresh").iterdir()) == []
 
 
-def test_interrupted_preparation_leaves_no_store(tmp_path: Path) -> None:
+def test_interrupted_preparation_leaves_no_store_and_goes_on_where_it_was(tmp_path: Path) -> None:
     def killed() -> np.ndarray:
         raise KeyboardInterrupt
 
+    def must_not() -> np.ndarray:
+        raise AssertionError("decoded twice")
+
     with pytest.raises(KeyboardInterrupt):
-        prepare(dataset(record(0), record(1, read_image=killed)), tmp_path)
-    assert list(tmp_path.iterdir()) == []
+        prepare(dataset(record(0), record(1, read_image=killed)), tmp_path / "one")
+    [aside] = (tmp_path / "one").iterdir()
+    assert aside.name.startswith(".preparing-")
+    prepare(dataset(record(0, read_image=must_not), record(1)), tmp_path / "one")
+    prepare(dataset(record(0), record(1)), tmp_path / "other")
+    assert content(tmp_path / "one") == content(tmp_path / "other")
 
 
 @pytest.mark.parametrize(

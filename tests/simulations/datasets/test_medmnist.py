@@ -6,7 +6,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from medfed.client.data.prepare import prepare_store
 from medfed.common.errors import DataError
+from medfed.common.study import DataSection, TaskSection
 from medfed.simulations.datasets.medmnist import load_medmnist
 from medfed.simulations.datasets.medmnist_sets import MEDMNIST_SETS, SIZES, url_of
 
@@ -14,12 +16,17 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 
 
 def _arrays(
-    *, size: int = 28, colour: bool = False, width: int = 1, num_classes: int = 2
+    *,
+    size: int = 28,
+    colour: bool = False,
+    width: int = 1,
+    num_classes: int = 2,
+    dimensions: int = 2,
 ) -> Arrays:
     rng = np.random.default_rng(3)
     arrays: Arrays = {}
     for part, number in (("train", 5), ("val", 3), ("test", 4)):
-        shape = (number, size, size, 3) if colour else (number, size, size)
+        shape = (number, *(size,) * dimensions, *(3,) * colour)
         arrays[f"{part}_images"] = rng.integers(0, 256, shape, dtype=np.uint8)
         arrays[f"{part}_labels"] = rng.integers(0, num_classes, (number, width), dtype=np.uint8)
     return arrays
@@ -76,6 +83,28 @@ def test_medmnist_reads_multilabel_rows_and_colour(tmp_path: Path) -> None:
     assert record.read_image().shape == (64, 64, 3)
 
 
+@pytest.mark.parametrize(("name", "size"), [("organmnist3d", 28), ("organmnist3d_64", 64)])
+def test_medmnist_reads_volumes_into_a_store(tmp_path: Path, name: str, size: int) -> None:
+    arrays = _arrays(size=size, num_classes=11, dimensions=3)
+    dataset = load_medmnist(name, _save(tmp_path, arrays, name), tmp_path)
+    assert dataset.dimensions == 3
+    np.testing.assert_array_equal(dataset.records[5].read_image(), arrays["val_images"][0])
+    classes = MEDMNIST_SETS["organmnist3d"].classes
+    assert dataset.classes == classes
+    assert dataset.records[0].labels == (classes[int(arrays["train_labels"][0, 0])],)
+    store = prepare_store(
+        dataset,
+        TaskSection(classes=classes),
+        DataSection(image_size=16, dimensions=3),
+        parent=tmp_path / "stores",
+        pseudonym_key=b"k" * 32,
+    )
+    assert (len(store), store.num_quarantined) == (12, 0)
+    flat = _save(tmp_path, _arrays(size=size, num_classes=11), name)
+    with pytest.raises(DataError, match=rf"\[N, {size}, {size}, {size}\] for {name}"):
+        load_medmnist(name, flat, tmp_path)
+
+
 def test_medmnist_warns_of_a_given_file_that_is_not_the_published_one(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -101,6 +130,8 @@ def test_medmnist_refuses_a_cached_file_that_is_not_the_published_one(tmp_path: 
         ("pneumoniamnst", "Did you mean pneumoniamnist"),
         ("pneumoniamnist_32", "pneumoniamnist_64"),
         ("pneumoniamnist_28", "pneumoniamnist_64"),
+        ("organmnist3d_128", "Expected organmnist3d or organmnist3d_64 "),
+        ("organmnist", "Did you mean organ"),
         ("", "There are: pathmnist"),
     ],
 )
@@ -185,10 +216,16 @@ def test_medmnist_names_the_file_whatever_bytes_are_damaged(
 
 
 def test_medmnist_table_is_complete() -> None:
-    assert len(MEDMNIST_SETS) == 12
-    sums = [facts.md5[size] for facts in MEDMNIST_SETS.values() for size in SIZES]
-    assert len(set(sums)) == len(sums) == 48
+    assert len(MEDMNIST_SETS) == 18
+    sums = []
+    for facts in MEDMNIST_SETS.values():
+        assert tuple(facts.md5) == SIZES[facts.dimensions]
+        sums += facts.md5.values()
+    assert len(set(sums)) == len(sums) == 12 * 4 + 6 * 2
     assert all(len(md5) == 32 and set(md5) <= set("0123456789abcdef") for md5 in sums)
+    assert all(name.endswith("3d") == (s.dimensions == 3) for name, s in MEDMNIST_SETS.items())
+    others = {name: s.mode for name, s in MEDMNIST_SETS.items() if s.mode != "multiclass"}
+    assert others == {"chestmnist": "multilabel", "retinamnist": "ordinal"}
     # Number of classes as in table 2 of Yang et al. 2023, https://doi.org/10.1038/s41597-022-01721-8
     counts = {name: len(facts.classes) for name, facts in MEDMNIST_SETS.items()}
     assert counts == {
@@ -204,6 +241,12 @@ def test_medmnist_table_is_complete() -> None:
         "organamnist": 11,
         "organcmnist": 11,
         "organsmnist": 11,
+        "organmnist3d": 11,
+        "nodulemnist3d": 2,
+        "adrenalmnist3d": 2,
+        "fracturemnist3d": 3,
+        "vesselmnist3d": 2,
+        "synapsemnist3d": 2,
     }
     assert url_of("pneumoniamnist").startswith("https://zenodo.org/records/10519652/files/")
 

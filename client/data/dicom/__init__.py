@@ -1,0 +1,1 @@
+"""DICOM files: headers, pixels as a radiologist sees them, volumes in patient coordinates."""
