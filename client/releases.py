@@ -127,9 +127,11 @@ def list_quantities(
     for record, values in content.items():
         if record not in ("medfed", "arrays"):
             raise ReleaseError(f"Expected the records medfed and arrays, got {record!r}.")
-        for part, value in values.items():
-            name = _TOGETHER.get(kind, part) if record == "arrays" else part
-            sizes[name] = sizes.get(name, 0) + len(part.encode()) + _num_bytes(value)
+        is_arrays = record == "arrays"
+        parts = _array_sizes(values) if is_arrays else _sizes(values)
+        for part, num_bytes in parts.items():
+            name = _TOGETHER.get(kind, part) if is_arrays else part
+            sizes[name] = sizes.get(name, 0) + num_bytes
     known = {**_ALWAYS, **_COSTS.get(kind, {}), **costs}
     unknown = sorted(set(sizes) - set(known))
     if unknown:
@@ -193,6 +195,17 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
+def _sizes(values: Mapping[str, Any]) -> dict[str, int]:
+    return {part: len(part.encode()) + _num_bytes(value) for part, value in values.items()}
+
+
+def _array_sizes(packed: Any) -> dict[str, int]:
+    # Here: whoever only reads the list does not wait for Flower to load.
+    from medfed.common.messages import array_sizes
+
+    return array_sizes(packed)
+
+
 def _num_bytes(value: Any) -> int:
     """Size of a value as messages carry it: text in UTF-8, numbers in eight bytes."""
     if isinstance(value, str):
@@ -205,7 +218,7 @@ def _num_bytes(value: Any) -> int:
         return len(value)
     if isinstance(value, list):
         return sum(map(_num_bytes, value))
-    return len(value.data)  # Flower's Array
+    raise ReleaseError(f"Expected numbers, texts and bytes in a reply, got {type(value).__name__}.")
 
 
 def _read(line: bytes) -> Release | None:

@@ -50,6 +50,7 @@ from medfed.common.messages.packing import (
 from medfed.common.messages.records import (
     MAX_WORDS,
     MESSAGE_VERSION,
+    array_sizes,
     num_bytes,
     pack_arrays,
     unpack_arrays,
@@ -78,6 +79,7 @@ __all__ = [
     "TrainReply",
     "WordsReply",
     "WordsRequest",
+    "array_sizes",
     "num_bytes",
     "pack_arrays",
     "pack_evaluate_reply",

@@ -3,6 +3,7 @@
 Arrays are safetensors; only the types below pass.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -160,6 +161,24 @@ def unpack_arrays(record: ArrayRecord) -> StateDict:
             )
         arrays[name] = array
     return arrays
+
+
+def array_sizes(record: ArrayRecord) -> dict[str, int]:
+    """Return how many bytes each array takes, by name, of a record that was packed here.
+
+    What names them all is counted to the first, so that the sizes add up to the record's.
+    """
+    data = record[_STYPE].data
+    start = 8 + int.from_bytes(data[:8], "little")
+    table = json.loads(data[8:start])
+    sizes = {
+        numbered.partition(" ")[2]: table[numbered]["data_offsets"][1]
+        - table[numbered]["data_offsets"][0]
+        for numbered in sorted(table)
+    }
+    for name in list(sizes)[:1]:
+        sizes[name] += start + len(_STYPE)
+    return sizes
 
 
 def arrays_of(content: RecordDict) -> StateDict:
