@@ -137,7 +137,6 @@ def test_every_file_is_copied_or_refused_with_a_reason(
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason="issue 6, open: a content creator is left in one DICOM SEG")
 def test_no_identity_is_left_in_the_bytes_of_any_copy(pairs: list[tuple[Path, Path]]) -> None:
     num_searched = 0
     for source, copy in pairs:
