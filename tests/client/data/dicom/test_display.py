@@ -1,5 +1,6 @@
 """Grey and colour as the standard's formulas, or pydicom's own functions, give them."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,12 @@ def ramp(dtype: type, low: int, high: int, side: int = 32) -> npt.NDArray[Any]:
 @pytest.mark.parametrize("side", [32, 300])
 def test_window_is_that_of_pydicom(tmp_path: Path, function: str, side: int) -> None:
     values = ramp(np.uint16, 0, 4095, side)
-    elements = {"WindowCenter": 40, "WindowWidth": 400, "VOILUTFunction": function, "BitsStored": 12}
+    elements = {
+        "WindowCenter": 40,
+        "WindowWidth": 400,
+        "VOILUTFunction": function,
+        "BitsStored": 12,
+    }
     got = shown(tmp_path, values, **elements, **HU)
     dataset = slice_dataset(values, **elements, **HU)
     windowed = apply_windowing(apply_modality_lut(values, dataset), dataset)
@@ -144,7 +150,7 @@ def test_signed_values_of_twelve_bits_keep_their_sign(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("narrow", [True, False])
 def test_modality_lut_is_that_of_pydicom(tmp_path: Path, narrow: bool) -> None:
-    entries = np.linspace(0, 250 if narrow else 4000, 200).astype(np.uint16) ** 1
+    entries = np.linspace(0, 250 if narrow else 4000, 200).astype(np.uint16)
     data = entries.astype(np.uint8 if narrow else "<u2").tobytes()
     lut = item(LUTDescriptor=[200, 30, 8 if narrow else 16], LUTData=data, ModalityLUTType="US")
     lut["LUTData"].VR = "OW"
@@ -263,8 +269,6 @@ def test_floating_point_pixels_are_shown_and_nan_is_black(tmp_path: Path) -> Non
 
 
 def test_monochrome_pair_of_real_radiographs_is_one_picture_and_its_negative() -> None:
-    import os
-
     root = Path(os.environ.get("MEDFED_TEST_DATA", Path(__file__).parents[4] / "../shared/data"))
     folder = root / "dicom/cxr_mono_pair"
     if not folder.is_dir():

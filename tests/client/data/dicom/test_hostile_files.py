@@ -2,7 +2,6 @@
 
 import io
 import os
-import resource
 import struct
 import subprocess
 import sys
@@ -63,7 +62,6 @@ def test_absurd_number_of_frames_is_refused(tmp_path: Path) -> None:
 
 def test_more_pixels_than_bytes_is_refused(tmp_path: Path) -> None:
     path = write_slice(tmp_path / "a.dcm", SMALL, Rows=5000)
-    refused(path, "Expected 60,000 bytes of pixels, got 4[0-9]:")if False else None
     facts = look_at(str(path), LIMITS)
     assert isinstance(facts, Unusable)
     assert facts.what == "cut off"
@@ -78,7 +76,7 @@ def test_file_over_the_limit_is_refused(tmp_path: Path) -> None:
 
 def test_codestream_larger_than_its_header_says_is_refused(tmp_path: Path) -> None:
     siz = struct.pack(">HHHIIIIIIIIH3B", 41, 0, 0, 60000, 60000, 0, 0, 60000, 60000, 0, 0, 1, 15, 1, 1)  # fmt: skip
-    frame = b"\xff\x4f\xff\x51" + siz[0:] + b"\0" * 64
+    frame = b"\xff\x4f\xff\x51" + siz + b"\0" * 64
     path = write_encoded(tmp_path / "a.dcm", frame, JPEG2000Lossless)
     with pytest.raises(UnreadableImageError, match="frame 1 holds one of 60000 x 60000"):
         read_pixels(path, LIMITS)
@@ -144,7 +142,9 @@ except Exception as error:
     print(error)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     first, second, kib = done.stdout.splitlines()
     assert "inflates to far more" in first
     assert "inflates to far more" in second
@@ -202,4 +202,3 @@ def test_nothing_is_left_open(tmp_path: Path) -> None:
         with pytest.raises(UnreadableImageError):
             read_pixels(path, LIMITS)
     assert len(os.listdir("/proc/self/fd")) == before
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > 0
