@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from medfed.client.data.dicom_slice import read_grey
 from medfed.common.errors import DataError, UnreadableImageError
+from medfed.simulations.datasets.dicoms import read_grey
 from medfed.simulations.datasets.pictures import read_picture
 
 _CASE = re.compile(r"(?:Mass|Calc)-(?:Training|Test)_P_\d{5}_(?:LEFT|RIGHT)_(?:CC|MLO)(?:_\d+)?")
@@ -108,10 +108,8 @@ def read_mammogram(path: Path) -> npt.NDArray[np.generic]:
     if path.suffix != ".dcm":
         return read_picture(path, "L")
     image = read_grey(path)
-    scaled: npt.NDArray[np.float32] = image.values.astype(np.float32) * np.float32(
-        255 / (2**image.bits - 1)
-    )
-    return np.clip(scaled, 0, 255)
+    scaled: npt.NDArray[np.float32] = image.values * np.float32(255 / (2**image.bits - 1))
+    return scaled.clip(0, 255)
 
 
 def read_outlines(outlines: Sequence[Sequence[Path]], index: int) -> npt.NDArray[np.uint8]:

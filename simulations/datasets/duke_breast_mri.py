@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from medfed.client.data.dicom_slice import read_grey
 from medfed.client.data.records import SourceDataset, SourceRecord
 from medfed.common.errors import DataError, UnreadableImageError
+from medfed.simulations.datasets.dicoms import read_grey
 from medfed.simulations.datasets.digests import dataset_digest
 from medfed.simulations.datasets.duke_breast_mri_files import MAPPING, VIEWS, Slices, find_slices
 from medfed.simulations.datasets.folders import find_root
@@ -116,12 +116,6 @@ def load_duke_breast_mri(folder: Path) -> SourceDataset:
         for patient in sorted(found.of_patient)
         for one in _choose(patient, boxes[patient], found.of_patient[patient], makers)
     ]
-    with known_digests(root) as digest:
-        rows = [
-            (one.patient, str(one.number), *(digest(path) for path in one.files.values()))
-            for one in slices
-        ]
-    contents = (table.content, metadata)
     return SourceDataset(
         name="Duke-Breast-Cancer-MRI",
         licence="CC BY-NC 4.0",
@@ -131,13 +125,7 @@ def load_duke_breast_mri(folder: Path) -> SourceDataset:
         ),
         classes=CLASSES,
         records=tuple(map(_record, slices)),
-        digest=dataset_digest(
-            _LOADER,
-            [
-                [*(hashlib.sha256(content).hexdigest() for content in contents), found.digest],
-                *rows,
-            ],
-        ),
+        digest=_digest(root, (table.content, metadata), found.digest, slices),
         structures=STRUCTURES,
     )
 
@@ -231,3 +219,13 @@ def _read_box(one: _Slice) -> npt.NDArray[np.uint8]:
     if one.is_tumour:
         mask[top - 1 : bottom, left - 1 : right] = 1
     return mask
+
+
+def _digest(root: Path, contents: Sequence[bytes], mapping: str, slices: Sequence[_Slice]) -> str:
+    with known_digests(root) as digest:
+        rows = [
+            (one.patient, str(one.number), *(digest(path) for path in one.files.values()))
+            for one in slices
+        ]
+    tables = [*(hashlib.sha256(content).hexdigest() for content in contents), mapping]
+    return dataset_digest(_LOADER, [tables, *rows])

@@ -60,17 +60,7 @@ def find_slices(root: Path, patients: Collection[str], *, how_to_get: str) -> Fo
     if not path.is_file():
         raise DataError(f"Expected {MAPPING} in {root}, got none. {how_to_get}")
     base = _base(root)
-    slices: dict[str, dict[int, dict[str, Path]]] = defaultdict(lambda: defaultdict(dict))
-    # Each folder is listed once, not once a slice.
-    files_in = functools.cache(_numbered_files)
-    for patient, view, number, texts in _rows(path):
-        if patient not in patients or view not in VIEWS:
-            continue
-        for place in filter(None, map(_below_patients, texts)):
-            file = files_in(base / place.parent).get(_number(place.name))
-            if file is not None:
-                slices[patient][number][view] = file
-                break
+    slices = _collect(path, base, patients)
     used = {
         patient: {
             number: {view: own[view] for view in VIEWS if view in own}
@@ -86,6 +76,29 @@ def find_slices(root: Path, patients: Collection[str], *, how_to_get: str) -> Fo
         )
     with path.open("rb") as file_:
         return Found(used, hashlib.file_digest(file_, "sha256").hexdigest())
+
+
+def _collect(
+    path: Path, base: Path, patients: Collection[str]
+) -> Mapping[str, Mapping[int, Mapping[str, Path]]]:
+    """The files that are there, by view, number and patient."""
+    slices: dict[str, dict[int, dict[str, Path]]] = defaultdict(lambda: defaultdict(dict))
+
+    # Each folder is looked for and listed once, not once a slice.
+    @functools.cache
+    def files_in(folder: str) -> Mapping[int, Path]:
+        place = _below_patients(folder)
+        return _numbered_files(base / place) if place else {}
+
+    for patient, view, number, texts in _rows(path):
+        if patient not in patients or view not in VIEWS:
+            continue
+        for folder, _, name in (_with_slashes(text).rpartition("/") for text in texts):
+            file = files_in(folder).get(_number(name))
+            if file is not None:
+                slices[patient][number][view] = file
+                break
+    return slices
 
 
 def _base(root: Path) -> Path:
@@ -126,9 +139,13 @@ def _rows(path: Path) -> Iterator[tuple[str, str, int, list[str]]]:
             ) from None
 
 
-def _below_patients(text: str) -> PurePosixPath | None:
+def _with_slashes(text: str) -> str:
+    return text.strip().replace("\\", "/")
+
+
+def _below_patients(folder: str) -> PurePosixPath | None:
     # Doubled slashes vanish with the parts.
-    parts = PurePosixPath(text.strip().replace("\\", "/")).parts
+    parts = PurePosixPath(folder).parts
     for position, part in enumerate(parts):
         match = _PATIENT.fullmatch(part)
         if match is not None and ".." not in parts:

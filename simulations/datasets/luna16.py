@@ -16,12 +16,10 @@ maker of the scanner (column `manufacturer`, natural sites). Without it each sca
 
 import functools
 import hashlib
-import heapq
 import logging
 import math
 import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,10 +28,17 @@ from medfed.common.errors import DataError, UnreadableImageError
 from medfed.simulations.datasets.digests import dataset_digest
 from medfed.simulations.datasets.folders import find_root
 from medfed.simulations.datasets.known_digests import known_digests
-from medfed.simulations.datasets.luna16_cubes import Nodule, Place, read_balls, read_cube
+from medfed.simulations.datasets.luna16_cubes import Nodule, read_balls, read_cube
+from medfed.simulations.datasets.luna16_tables import (
+    Candidate,
+    choose_candidates,
+    find_candidates,
+    nodules_of,
+    read_annotations,
+    read_candidates,
+)
 from medfed.simulations.datasets.metaimage import read_header
 from medfed.simulations.datasets.nbia import NbiaSeries, read_nbia_metadata
-from medfed.simulations.datasets.tables import Table, read_table
 
 logger = logging.getLogger(__name__)
 
@@ -48,30 +53,10 @@ HOW_TO_GET = (
     "Retriever writes for https://doi.org/10.7937/K9/TCIA.2015.LO9QL9SX."
 )
 
-_CANDIDATES = (
-    "candidates_V2.csv",
-    "candidates_V2/candidates_V2.csv",
-    "CSVFILES/candidates_V2.csv",
-    "candidates.csv",
-    "CSVFILES/candidates.csv",
-)
-_ANNOTATIONS = ("annotations.csv", "CSVFILES/annotations.csv")
-_PLACE = ("coordX", "coordY", "coordZ")
 _SUBSET = re.compile(r"subset(\d)")
-
-_OTHERS_PER_SCAN = 10
 
 # Part of the digest: raise it when this module turns the same files into other records.
 _LOADER = "luna16 loader 1"
-
-
-@dataclass(frozen=True)
-class _Candidate:
-    """A row of the candidates."""
-
-    line: int
-    place_mm: Place
-    is_nodule: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +72,7 @@ class _Scan:
     patient: str
     manufacturer: str
     spacing_mm: tuple[float, ...] | None
-    candidates: tuple[_Candidate, ...]
+    candidates: tuple[Candidate, ...]
     nodules: tuple[Nodule, ...] | None
 
 
@@ -107,21 +92,23 @@ def load_luna16(folder: Path) -> SourceDataset:
     root = find_root(
         folder,
         ("LUNA16", "luna16"),
-        lambda root: _first(root, _CANDIDATES) is not None and bool(_subset_folders(root)),
+        lambda root: find_candidates(root) is not None and bool(_subset_folders(root)),
         name="LUNA16",
-        expected=f"{_CANDIDATES[0]} and subset0/ or others",
+        expected="candidates_V2.csv and subset0/ or others",
         how_to_get=HOW_TO_GET,
     )
     headers = _find_headers(root)
-    candidates = _read_candidates(root, headers)
-    annotations = _read_annotations(root)
+    path = find_candidates(root)
+    assert path is not None  # `find_root` has seen it
+    candidates = read_candidates(path, headers)
+    annotations = read_annotations(root)
     series, metadata = read_nbia_metadata(root, how_to_get=HOW_TO_GET)
-    chosen = _choose(candidates, headers)
+    chosen = choose_candidates(candidates, headers)
     if not chosen:
         raise DataError(
             f"{candidates.path}: none of its scans is in the subsets of {root}. {HOW_TO_GET}"
         )
-    nodules = _nodules(annotations)
+    nodules = nodules_of(annotations) if annotations else {}
     scans = [
         _scan(
             uid,
@@ -134,9 +121,7 @@ def load_luna16(folder: Path) -> SourceDataset:
     ]
     if series and (unknown := sum(scan.uid not in series for scan in scans)):
         logger.warning("%d scan(s) are not in metadata.csv: each counts as a patient.", unknown)
-    with known_digests(root) as digest:
-        rows = [(scan.uid, digest(scan.header), digest(_voxel_file(scan.header))) for scan in scans]
-    contents = [table.content if table else b"" for table in (candidates, annotations)]
+    contents = [candidates.content, annotations.content if annotations else b"", metadata]
     return SourceDataset(
         name="LUNA16",
         licence="CC BY 4.0 (scans: LIDC-IDRI, CC BY 3.0)",
@@ -149,17 +134,10 @@ def load_luna16(folder: Path) -> SourceDataset:
         records=tuple(
             _record(scan, one, candidates.path.name) for scan in scans for one in scan.candidates
         ),
-        digest=dataset_digest(
-            _LOADER,
-            [[hashlib.sha256(part).hexdigest() for part in (*contents, metadata)], *rows],
-        ),
+        digest=_digest(root, contents, scans),
         structures=STRUCTURES,
         dimensions=3,
     )
-
-
-def _first(root: Path, names: Sequence[str]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_file()), None)
 
 
 def _subset_folders(root: Path) -> list[Path]:
@@ -177,93 +155,10 @@ def _find_headers(root: Path) -> dict[str, Path]:
     }
 
 
-def _read_candidates(root: Path, headers: Mapping[str, Path]) -> Table:
-    path = _first(root, _CANDIDATES)
-    assert path is not None  # `find_root` has seen it
-    columns = ("seriesuid", *_PLACE, "class")
-    table = read_table(path, columns=columns, keys=columns, how_to_get=HOW_TO_GET)
-    missing = {row["seriesuid"] for row in table.rows.values()} - headers.keys()
-    if missing:
-        logger.warning(
-            "%d scan(s) of %s are not in the subsets here: their candidates are not used.",
-            len(missing),
-            path.name,
-        )
-    return table
-
-
-def _read_annotations(root: Path) -> Table | None:
-    path = _first(root, _ANNOTATIONS)
-    if path is None:
-        logger.warning("There is no %s: candidates have no masks.", _ANNOTATIONS[0])
-        return None
-    columns = ("seriesuid", *_PLACE, "diameter_mm")
-    return read_table(path, columns=columns, keys=columns, how_to_get=HOW_TO_GET)
-
-
-def _nodules(table: Table | None) -> dict[str, list[Nodule]]:
-    nodules: dict[str, list[Nodule]] = defaultdict(list)
-    for line, row in table.rows.items() if table else ():
-        assert table is not None
-        diameter = _number(table.path, line, "diameter_mm", row["diameter_mm"])
-        nodules[row["seriesuid"]].append(Nodule(_place(table.path, line, row), diameter))
-    return nodules
-
-
-def _choose(table: Table, headers: Mapping[str, Path]) -> dict[str, list[_Candidate]]:
-    """By scan that is here: all nodules, and the others whose hashes are the smallest."""
-    lines: dict[str, list[int]] = defaultdict(list)
-    others: dict[str, list[tuple[bytes, int]]] = defaultdict(list)
-    for line, row in table.rows.items():
-        uid = row["seriesuid"]
-        if uid not in headers:
-            continue
-        if row["class"] not in ("0", "1"):
-            raise DataError(
-                f"{table.path} line {line}, column class: expected 0 or 1, got {row['class']!r}. "
-                "Restore the published row."
-            )
-        if row["class"] == "1":
-            lines[uid].append(line)
-        else:
-            # Not by line, so that an order of the rows changes nothing.
-            key = ",".join((uid, *(row[name] for name in _PLACE)))
-            others[uid].append((hashlib.sha256(key.encode()).digest(), line))
-    for uid, own in others.items():
-        lines[uid] += [line for _, line in heapq.nsmallest(_OTHERS_PER_SCAN, own)]
-    return {
-        uid: [
-            _Candidate(
-                line, _place(table.path, line, table.rows[line]), table.rows[line]["class"] == "1"
-            )
-            for line in sorted(own)
-        ]
-        for uid, own in lines.items()
-    }
-
-
-def _place(path: Path, line: int, row: Mapping[str, str]) -> Place:
-    x, y, z = (_number(path, line, name, row[name]) for name in _PLACE)
-    return x, y, z
-
-
-def _number(path: Path, line: int, name: str, text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise DataError(
-            f"{path} line {line}, column {name}: expected a number of mm, got {text!r}. Restore "
-            "the published row."
-        )
-    return value
-
-
 def _scan(
     uid: str,
     header: Path,
-    candidates: tuple[_Candidate, ...],
+    candidates: tuple[Candidate, ...],
     nodules: tuple[Nodule, ...] | None,
     series: NbiaSeries | None,
 ) -> _Scan:
@@ -296,7 +191,7 @@ def _voxel_file(header: Path) -> Path | None:
     return data if data.is_file() else None
 
 
-def _record(scan: _Scan, one: _Candidate, table: str) -> SourceRecord:
+def _record(scan: _Scan, one: Candidate, table: str) -> SourceRecord:
     # The nearest first: diameters of others are not the candidate's.
     inside = sorted(
         (math.dist(one.place_mm, nodule.place_mm), nodule.diameter_mm)
@@ -319,3 +214,10 @@ def _record(scan: _Scan, one: _Candidate, table: str) -> SourceRecord:
         },
         spacing_mm=scan.spacing_mm,
     )
+
+
+def _digest(root: Path, contents: Sequence[bytes], scans: Sequence[_Scan]) -> str:
+    with known_digests(root) as digest:
+        rows = [(scan.uid, digest(scan.header), digest(_voxel_file(scan.header))) for scan in scans]
+    tables = [hashlib.sha256(content).hexdigest() for content in contents]
+    return dataset_digest(_LOADER, [tables, *rows])

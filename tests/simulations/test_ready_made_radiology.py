@@ -55,7 +55,7 @@ RUNS = {
     "tuberculosis": Run(lambda folder: write_tb(folder, 20), 2),
     "tuberculosis_lungs": Run(lambda folder: write_montgomery(folder, 40), 3),
     "pneumonia": Run(_write_medmnist("pneumoniamnist_64", (64, 64), 400), 4),
-    "chestxray14": Run(lambda folder: write_nih(folder, 96), 5),
+    "chestxray14": Run(lambda folder: write_nih(folder, 240), 5),
     "chexpert": Run(lambda folder: write_chexpert(folder, 90), 5),
     "lung_nodule": Run(_write_medmnist("nodulemnist3d", (28, 28, 28), 200), 4, 28),
     "lung_nodule_luna16": Run(lambda folder: write_luna(folder, 24), 2, 32),

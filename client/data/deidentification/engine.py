@@ -36,6 +36,11 @@ _PATIENT_ID, _PATIENT_NAME = 0x00100020, 0x00100010
 _CHARACTER_SET = 0x00080005
 # Classes, transfer syntaxes, coding schemes: UIDs that name a kind and not a thing.
 _KINDS = ("ClassUID", "SyntaxUID", "SchemeUID", "ContextUID", "ResourceUID", "CreatorUID")
+# Short text that is free text all the same, e.g. Content Description.
+_DESCRIPTIVE = (
+    *("Description", "Comment", "Comments", "Reason", "Remarks"),
+    "PositionReferenceIndicator",
+)
 _SCHEMES = frozenset(
     {"DCM", "SCT", "SRT", "SNM3", "LN", "UCUM", "RADLEX", "FMA", "UMLS", "NCIT", "ACR", "MSH"}
     | {"I10", "I9C", "99SDM", "ISO3166_1"}
@@ -161,7 +166,7 @@ class _Cleaner:
                 return Action.KEEP
             moves = Option.RETAIN_LONGITUDINAL_MODIFIED in chosen
             return Action.CLEAN if moves else Action.DUMMY
-        if element.VR in FREE_TEXT:
+        if element.VR in FREE_TEXT or (element.VR in TEXT and keyword.endswith(_DESCRIPTIVE)):
             kept = {Option.CLEAN_DESCRIPTORS, Option.CLEAN_STRUCTURED_CONTENT}
             return Action.CLEAN if kept & chosen else Action.DUMMY
         if element.VR == "PN":

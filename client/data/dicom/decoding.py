@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from pydicom.dataset import Dataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
+from pydicom.tag import Tag
+from pydicom.uid import UID
 
 from medfed.client.data.archive.limits import ReadLimits
 from medfed.client.data.archive.problems import FileProblem, limit_exceeded
@@ -22,6 +24,28 @@ from medfed.client.data.dicom.opening import Opened, open_dataset, parsing
 from medfed.client.data.dicom.pixel_size import PixelSize, check_limits, pixel_size
 from medfed.client.data.dicom.syntaxes import can_decode, check_precision, undecodable
 
+# What decoding, grey, colour and geometry need: reading more would cost as much as decoding.
+_KEYWORDS = (
+    *("SpecificCharacterSet", "SOPClassUID", "Modality", "DirectoryRecordSequence"),
+    *("SliceThickness", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing"),
+    *("SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "NumberOfFrames"),
+    *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    *("PixelPaddingValue", "PixelPaddingRangeLimit", "FloatPixelPaddingValue"),
+    *("DoubleFloatPixelPaddingValue", "FloatPixelPaddingRangeLimit"),
+    *("DoubleFloatPixelPaddingRangeLimit", "WindowCenter", "WindowWidth", "VOILUTFunction"),
+    *("RescaleIntercept", "RescaleSlope", "RescaleType", "ModalityLUTSequence"),
+    *("VOILUTSequence", "DoseGridScaling", "PixelDataProviderURL"),
+    *("RedPaletteColorLookupTableDescriptor", "GreenPaletteColorLookupTableDescriptor"),
+    *("BluePaletteColorLookupTableDescriptor", "RedPaletteColorLookupTableData"),
+    *("GreenPaletteColorLookupTableData", "BluePaletteColorLookupTableData"),
+    *("AlphaPaletteColorLookupTableDescriptor", "AlphaPaletteColorLookupTableData"),
+    *("SegmentedRedPaletteColorLookupTableData", "SegmentedGreenPaletteColorLookupTableData"),
+    *("SegmentedBluePaletteColorLookupTableData", "SegmentedAlphaPaletteColorLookupTableData"),
+    *("ExtendedOffsetTable", "ExtendedOffsetTableLengths"),
+    *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
+)
+_TAGS = [Tag(keyword) for keyword in _KEYWORDS]
+
 
 @dataclass(frozen=True)
 class Pixels:
@@ -31,7 +55,7 @@ class Pixels:
         values: [F, H, W] or [F, H, W, 3]: stored values as the header types them, unused bits
             cleared; colour is RGB, except for palettes, whose indices are [F, H, W].
         photometric: PhotometricInterpretation of `values`: YBR has become RGB.
-        header: The data set without its pixels.
+        header: What the file says that decoding, display and geometry need; no pixels.
         notes: What was unusual.
     """
 
@@ -67,7 +91,7 @@ def read_pixels(path: Path, limits: ReadLimits) -> Pixels:
             kind = sniff(read_head(file)).kind
             if kind not in (FileKind.DICOM, FileKind.BARE_DICOM):
                 raise FileProblem(f"Expected a DICOM file, got another ({kind}). Leave it out.")
-            opened = open_dataset(file, limits, pixels=True)
+            opened = open_dataset(file, limits, tags=_TAGS, pixels=True)
             pixels = _decode(opened, limits)
             after = os.fstat(file.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
@@ -93,9 +117,7 @@ def _decode(opened: Opened, limits: ReadLimits) -> Pixels:
         raise undecodable(syntax)
     with parsing() as complaints:
         size = pixel_size(dataset, opened.pixel_tag)
-        data = dataset.get_item(opened.pixel_tag).value
-        if data is None:
-            raise FileProblem("Expected pixels, got an empty element. Export it again.", "cut off")
+        data = dataset.get_item(opened.pixel_tag).value or b""
         if syntax.is_encapsulated:
             check_limits(size, len(data), limits)
             _check_frames(opened, size, data, limits)
@@ -107,38 +129,32 @@ def _decode(opened: Opened, limits: ReadLimits) -> Pixels:
                     "is cut off. Fetch it again.",
                     "cut off",
                 )
-        if "TransferSyntaxUID" not in dataset.file_meta:
-            dataset.file_meta.TransferSyntaxUID = syntax
-    values, photometric, more = _decoded(opened, size)
+        dataset.file_meta.TransferSyntaxUID = syntax
+        values, photometric = _decoded(dataset, syntax, size)
     del dataset[opened.pixel_tag]
-    return Pixels(values, photometric, dataset, (*opened.notes, *complaints, *more))
+    return Pixels(values, photometric, dataset, (*opened.notes, *complaints))
 
 
 def _decoded(
-    opened: Opened, size: PixelSize
-) -> tuple[npt.NDArray[np.generic], str, tuple[str, ...]]:
+    dataset: FileDataset, syntax: UID, size: PixelSize
+) -> tuple[npt.NDArray[np.generic], str]:
     try:
-        with parsing() as complaints:
-            values, facts = get_decoder(opened.syntax).as_array(
-                opened.dataset, allow_excess_frames=False
-            )
-    except FileProblem as problem:
+        values, facts = get_decoder(syntax).as_array(dataset, allow_excess_frames=False)
+    # Each decoder has errors of its own.
+    except Exception as error:
+        why = " ".join(str(error).split())[:240].rstrip(".:") or type(error).__name__
         raise FileProblem(
-            f"Expected pixels of {opened.syntax.name} that can be decoded, got none: "
-            f"{_why(problem)} Export the file again, uncompressed.",
-            f"pixels of {opened.syntax.name}",
-        ) from problem.__cause__
+            f"Expected pixels of {syntax.name} that can be decoded, got none: {why}. Export the "
+            "file again, uncompressed.",
+            f"pixels of {syntax.name}",
+        ) from error
     samples = (size.samples,) if size.samples > 1 else ()
     expected = (size.frames, size.rows, size.columns, *samples)
     if values.size != np.prod(expected):
         raise FileProblem(
             f"Expected pixels of shape {list(expected)}, got {list(values.shape)}. Export it again."
         )
-    return (
-        values.reshape(expected),
-        str(facts["photometric_interpretation"]),
-        tuple(complaints),
-    )
+    return values.reshape(expected), str(facts["photometric_interpretation"])
 
 
 def _check_frames(opened: Opened, size: PixelSize, data: bytes, limits: ReadLimits) -> None:
@@ -155,10 +171,3 @@ def _check_frames(opened: Opened, size: PixelSize, data: bytes, limits: ReadLimi
                 "header and pixels disagree",
             )
         check_precision(opened.syntax, own)
-
-
-def _why(problem: FileProblem) -> str:
-    """The decoder's own words, on one line."""
-    cause = problem.__cause__
-    text = str(cause) if cause is not None else str(problem)
-    return " ".join(text.split())[:240].rstrip(".:") + "."

@@ -5,8 +5,9 @@ Source: DICOM PS3.3 C.7.6.16 (multi-frame functional groups).
 
 from collections.abc import Iterator
 
-from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
+
+from medfed.client.data.dicom.elements import numbers_of, text_of
 
 # Macro by the attributes that it holds (PS3.3 C.7.6.16.2).
 _MACROS = {
@@ -41,27 +42,25 @@ class FrameHeader:
             group for group in (own, shared[0] if shared else None) if group is not None
         )
 
-    def element(self, keyword: str) -> DataElement | None:
-        """Return an attribute that has a value, the most specific one, or None."""
+    def numbers(self, keyword: str, count: int = 0) -> tuple[float, ...]:
+        """Return an attribute's numbers; none if it is absent or has not `count` of them."""
+        found = next(
+            (numbers for at in self._places(keyword) if (numbers := numbers_of(at, keyword))), ()
+        )
+        return found if not count or len(found) == count else ()
+
+    def text(self, keyword: str) -> str:
+        """Return an attribute as text, empty if it is absent."""
+        return next((text for at in self._places(keyword) if (text := text_of(at, keyword))), "")
+
+    def _places(self, keyword: str) -> Iterator[Dataset]:
+        """Where the attribute may be, the most specific place first."""
         macro = _MACROS.get(keyword)
         for group in self._groups if macro else ():
             items = group.get(macro)
-            if items and keyword in items[0]:
-                return _with_value(items[0], keyword)
-        return _with_value(self._dataset, keyword)
-
-    def numbers(self, keyword: str, count: int = 0) -> tuple[float, ...]:
-        """Return an attribute's numbers; none if it is absent or has not `count` of them."""
-        element = self.element(keyword)
-        if element is None:
-            return ()
-        value = element.value
-        several = [value] if isinstance(value, str | int | float) else value
-        try:
-            found = tuple(float(one) for one in several)
-        except (TypeError, ValueError):
-            return ()
-        return found if not count or len(found) == count else ()
+            if items:
+                yield items[0]
+        yield self._dataset
 
 
 def frame_headers(dataset: Dataset, frames: int) -> Iterator[FrameHeader]:
@@ -69,8 +68,3 @@ def frame_headers(dataset: Dataset, frames: int) -> Iterator[FrameHeader]:
     differ = dataset.get("PerFrameFunctionalGroupsSequence")
     for index in range(frames if differ else 1):
         yield FrameHeader(dataset, index)
-
-
-def _with_value(dataset: Dataset, keyword: str) -> DataElement | None:
-    element: DataElement | None = dataset[keyword] if keyword in dataset else None  # noqa: SIM401 - get() gives its value
-    return None if element is None or element.is_empty else element

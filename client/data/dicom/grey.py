@@ -5,6 +5,7 @@
 Sources: DICOM PS3.3 C.7.6.3 (pixels), C.7.5.1.1.2 (padding), C.11.1 (modality LUT), C.11.2 (VOI).
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydicom.dataset import Dataset
 
+from medfed.client.data.dicom.elements import number_of, text_of
 from medfed.client.data.dicom.frames import FrameHeader
 
 Function = Literal["LINEAR", "LINEAR_EXACT", "SIGMOID"]
@@ -98,38 +100,39 @@ class GreyFacts:
 def grey_facts(dataset: Dataset, frame: int, *, is_float: bool) -> GreyFacts:
     """Return what `dataset` says of how one frame becomes grey."""
     header = FrameHeader(dataset, frame)
-    signed = not is_float and dataset.get("PixelRepresentation") == 1
-    bits = 0 if is_float else int(dataset.get("BitsStored") or dataset.get("BitsAllocated"))
-    slope, intercept = (
-        header.numbers(keyword, 1) for keyword in ("RescaleSlope", "RescaleIntercept")
-    )
-    if dataset.get("Modality") == "RTDOSE" and "DoseGridScaling" in dataset:
+    signed = not is_float and number_of(dataset, "PixelRepresentation") == 1
+    bits = 0 if is_float else int(number_of(dataset, "BitsStored") or _allocated(dataset))
+    slope, intercept = header.numbers("RescaleSlope", 1), header.numbers("RescaleIntercept", 1)
+    if text_of(dataset, "Modality") == "RTDOSE" and "DoseGridScaling" in dataset:
         slope, intercept = header.numbers("DoseGridScaling", 1), (0.0,)
     # A slope of 0 would make every value the same: no scanner means it.
     rescaled = bool(slope and slope[0])
-    unit = header.element("RescaleType")
     lowest = -(1 << (bits - 1)) if signed else 0
-    facts = GreyFacts(
+    modality_lut = _lut(dataset, "ModalityLUTSequence", goes_below=signed)
+    lowest_value = lowest * slope[0] + (intercept[0] if intercept else 0) if rescaled else lowest
+    return GreyFacts(
         bits=bits,
         is_signed=signed,
-        is_inverted=dataset.get("PhotometricInterpretation") == "MONOCHROME1",
+        is_inverted=text_of(dataset, "PhotometricInterpretation") == "MONOCHROME1",
         slope=slope[0] if rescaled else 1.0,
         intercept=intercept[0] if rescaled and intercept else 0.0,
         is_rescaled=rescaled,
-        modality_lut=_lut(dataset, "ModalityLUTSequence", lowest),
+        modality_lut=modality_lut,
         padding=_padding(dataset, signed, is_float=is_float),
         windows=_windows(header, is_float=is_float),
-        voi_lut=None,
-        unit="" if unit is None else str(unit.value),
+        voi_lut=_lut(
+            dataset, "VOILUTSequence", goes_below=lowest_value < 0 and modality_lut is None
+        ),
+        unit=header.text("RescaleType"),
     )
-    goes_below = lowest * facts.slope + facts.intercept < 0 and facts.modality_lut is None
-    voi_lut = _lut(dataset, "VOILUTSequence", -1 if goes_below else 0)
-    return facts if voi_lut is None else GreyFacts(**{**vars(facts), "voi_lut": voi_lut})
+
+
+def _allocated(dataset: Dataset) -> float:
+    return number_of(dataset, "BitsAllocated") or 16
 
 
 def _windows(header: FrameHeader, *, is_float: bool) -> tuple[VoiWindow, ...]:
-    element = header.element("VOILUTFunction")
-    said = str(element.value) if element is not None else "LINEAR"
+    said = header.text("VOILUTFunction")
     function: Function = said if said in ("LINEAR_EXACT", "SIGMOID") else "LINEAR"  # type: ignore[assignment]
     if is_float and function == "LINEAR":
         # Its half step is that of whole numbers: a window from 0 to 1 would be black and white.
@@ -141,18 +144,18 @@ def _windows(header: FrameHeader, *, is_float: bool) -> tuple[VoiWindow, ...]:
             header.numbers("WindowCenter"), header.numbers("WindowWidth"), strict=False
         )
         # C.11.2.1.2: a LINEAR window is 1 wide at least, others wider than 0.
-        if np.isfinite(centre) and np.isfinite(width) and width >= least and width > 0
+        if math.isfinite(centre) and math.isfinite(width) and width >= least and width > 0
     )
 
 
 def _padding(dataset: Dataset, signed: bool, *, is_float: bool) -> tuple[float, float] | None:
     names = ("FloatPixelPaddingValue", "DoubleFloatPixelPaddingValue", "PixelPaddingValue")
     for name in names if is_float else names[2:]:
-        value = dataset.get(name)
-        if value is None or value == "":
+        value = number_of(dataset, name)
+        if value is None:
             continue
-        limit = dataset.get(name.replace("PaddingValue", "PaddingRangeLimit"))
-        ends = [float(value), float(value if limit is None or limit == "" else limit)]
+        limit = number_of(dataset, name.replace("PaddingValue", "PaddingRangeLimit"))
+        ends = [value, value if limit is None else limit]
         if signed:
             # Written as US where pixels are SS: the bits are meant (PS3.5 7.2, ambiguous VR).
             ends = [end - (1 << 16) if end >= 1 << 15 else end for end in ends]
@@ -160,16 +163,17 @@ def _padding(dataset: Dataset, signed: bool, *, is_float: bool) -> tuple[float, 
     return None
 
 
-def _lut(dataset: Dataset, keyword: str, lowest: int) -> Lut | None:
+def _lut(dataset: Dataset, keyword: str, *, goes_below: bool) -> Lut | None:
     items = dataset.get(keyword)
     if not items or "LUTDescriptor" not in items[0] or "LUTData" not in items[0]:
         return None
     item = items[0]
     number, first, bits = (int(value) for value in item.LUTDescriptor)
     number = number % (1 << 16) or 1 << 16
-    if lowest < 0 and first >= 1 << 15:
+    # Where values are signed, so is the first one, whatever representation it is written in.
+    if goes_below and first >= 1 << 15:
         first -= 1 << 16
-    elif lowest >= 0 and first < 0:
+    elif not goes_below and first < 0:
         first += 1 << 16
     data = item.LUTData
     if isinstance(data, bytes):

@@ -12,6 +12,7 @@ from medfed.client.data.archive.limits import ReadLimits
 from medfed.client.data.archive.problems import FileProblem
 from medfed.client.data.deidentification.identity import patient_identity
 from medfed.client.data.dicom.codestream import frame_size
+from medfed.client.data.dicom.elements import number_of, text_of
 from medfed.client.data.dicom.frames import FrameHeader, frame_headers
 from medfed.client.data.dicom.geometry import normal_of, stack_slices
 from medfed.client.data.dicom.object_kinds import why_no_image, without_pixels
@@ -119,7 +120,8 @@ def read_slice_facts(path: str, file: BinaryIO, limits: ReadLimits) -> SliceFact
             limits, or of a transfer syntax that nothing here decodes.
     """
     opened = open_dataset(file, limits, tags=_TAGS)
-    if opened.syntax == JPEGExtended12Bit and opened.pixel_tag:
+    if opened.syntax == JPEGExtended12Bit and opened.pixel_offset is not None:
+        file.seek(opened.pixel_offset)
         begun = file.read(_FRAME_HEAD_BYTES)
         check_precision(opened.syntax, frame_size(begun[max(0, begun.find(b"\xff\xd8\xff")) :]))
     with parsing() as complaints:
@@ -139,14 +141,14 @@ def _facts(path: str, opened: Opened, limits: ReadLimits) -> SliceFacts:
     frame = FrameHeader(dataset)
     orientation = frame.numbers("ImageOrientationPatient", 6)
     step_mm, is_stack, notes = _frame_stack(dataset, size, orientation)
-    uid = _text(dataset, "SOPInstanceUID")
+    uid = text_of(dataset, "SOPInstanceUID")
     return SliceFacts(
         path=path,
         kin=_kin(dataset, frame, size, orientation),
         uid=hashlib.blake2b(uid.encode(), digest_size=_UID_BYTES).digest() if uid else b"",
         position=frame.numbers("ImagePositionPatient", 3),
-        number=_whole(dataset, "InstanceNumber"),
-        varying=tuple(_text(dataset, keyword) for keyword in VARYING),
+        number=int(number_of(dataset, "InstanceNumber") or 0),
+        varying=tuple(text_of(dataset, keyword) for keyword in VARYING),
         step_mm=step_mm,
         is_stack=is_stack,
         notes=notes,
@@ -156,16 +158,16 @@ def _facts(path: str, opened: Opened, limits: ReadLimits) -> SliceFacts:
 def _kin(
     dataset: Dataset, frame: FrameHeader, size: PixelSize, orientation: tuple[float, ...]
 ) -> Kin:
-    maker = f"{_text(dataset, 'Manufacturer')} {_text(dataset, 'ManufacturerModelName')}"
-    stored = _text(dataset, "BitsStored") or str(size.bits)
-    sign = "signed" if _text(dataset, "PixelRepresentation") == "1" else "unsigned"
-    photometric = _text(dataset, "PhotometricInterpretation")
+    maker = f"{text_of(dataset, 'Manufacturer')} {text_of(dataset, 'ManufacturerModelName')}"
+    stored = text_of(dataset, "BitsStored") or str(size.bits)
+    sign = "signed" if text_of(dataset, "PixelRepresentation") == "1" else "unsigned"
+    photometric = text_of(dataset, "PhotometricInterpretation")
     spacing = frame.numbers("PixelSpacing", 2) or frame.numbers("ImagerPixelSpacing", 2)
     return Kin(
         patient=patient_identity(dataset),
-        study=_text(dataset, "StudyInstanceUID"),
-        series=_text(dataset, "SeriesInstanceUID"),
-        modality=printable(_text(dataset, "Modality")),
+        study=text_of(dataset, "StudyInstanceUID"),
+        series=text_of(dataset, "SeriesInstanceUID"),
+        modality=printable(text_of(dataset, "Modality")),
         scanner=printable(" ".join(maker.split())),
         shape=(size.rows, size.columns, *((size.samples,) if size.samples > 1 else ())),
         num_frames=size.frames,
@@ -210,22 +212,3 @@ def _check_pixels_are_there(opened: Opened, size: PixelSize, limits: ReadLimits)
             "is cut off. Fetch it again.",
             "cut off",
         )
-
-
-def _text(dataset: Dataset, keyword: str) -> str:
-    value = dataset.get(keyword)
-    if value is None:
-        return ""
-    text = (
-        "\\".join(str(one) for one in value)
-        if not isinstance(value, str) and hasattr(value, "__iter__")
-        else str(value)
-    )
-    return text.strip(" \0")
-
-
-def _whole(dataset: Dataset, keyword: str) -> int:
-    try:
-        return int(dataset.get(keyword) or 0)
-    except (TypeError, ValueError):
-        return 0

@@ -4,6 +4,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import UID
 
 from medfed.client.data.archive.problems import FileProblem
+from medfed.client.data.dicom.elements import text_of
 
 _NO_ADVICE = "Nothing to do."
 # Beginnings or parts of the classes' keywords, and what they are.
@@ -65,7 +66,7 @@ def why_no_image(dataset: Dataset) -> FileProblem | None:
     if not what and "DirectoryRecordSequence" in dataset:
         what = "DICOMDIR"
     if not what and not keyword:
-        what = _MODALITIES.get(str(dataset.get("Modality", "")), "")
+        what = _MODALITIES.get(text_of(dataset, "Modality"), "")
     return _not_an_image(what) if what else None
 
 
@@ -91,4 +92,4 @@ def _not_an_image(what: str) -> FileProblem:
 
 def _sop_class(dataset: Dataset) -> str:
     meta = getattr(dataset, "file_meta", None) or Dataset()
-    return str(dataset.get("SOPClassUID") or meta.get("MediaStorageSOPClassUID") or "")
+    return text_of(dataset, "SOPClassUID") or text_of(meta, "MediaStorageSOPClassUID")

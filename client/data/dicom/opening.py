@@ -10,7 +10,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -33,6 +33,8 @@ PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
 # Every header that is not an attack ends long before.
 _MAX_META_BYTES = 1 << 20
 _INFLATE_FIRST = 64 << 20
+# Most headers are shorter.
+_HEADER_BYTES = 64 << 10
 _LONG_VRS = frozenset(b"OB OD OF OL OW OV SQ SV UC UN UR UT UV".split())
 
 
@@ -44,6 +46,7 @@ class Opened:
         dataset: What was asked for of it.
         syntax: How it is encoded; guessed where the file does not say.
         pixel_tag: Tag of the pixel data, 0 if there are none.
+        pixel_offset: Where they begin; None if that is not known.
         pixel_bytes: How many bytes of pixel data are there, at most; None if that is not known.
         notes: What the parser complained about.
     """
@@ -51,45 +54,86 @@ class Opened:
     dataset: FileDataset
     syntax: UID
     pixel_tag: int
+    pixel_offset: int | None
     pixel_bytes: int | None
     notes: tuple[str, ...]
 
 
 def open_dataset(
-    file: BinaryIO, limits: ReadLimits, *, tags: Sequence[int] | None = None, pixels: bool = False
+    file: BinaryIO, limits: ReadLimits, *, tags: Sequence[int], pixels: bool = False
 ) -> Opened:
     """Parse `file`, from its start, up to its pixels or with them.
 
     Args:
         file: Opened for reading.
         limits: What a deflated data set is held to.
-        tags: Only these are read; all if None.
+        tags: Only these are read.
         pixels: Whether to read the pixel data too.
 
     Raises:
         FileProblem: It cannot be parsed, or decodes to more than the limits allow.
     """
     size = os.fstat(file.fileno()).st_size
-    seen: list[int] = []
-
-    def at_pixels(tag: int, vr: str | None, length: int) -> bool:
-        if tag not in PIXEL_TAGS:
-            return False
-        seen.append(int(tag))
-        return not pixels
-
-    wanted = None if tags is None else [*tags, *(PIXEL_TAGS if pixels else ())]
-    with parsing() as notes:
-        syntax = transfer_syntax_of(file)
+    opened = None
+    if size > _HEADER_BYTES:
+        # From memory: pydicom asks for its place at every element, which is slow on files.
+        with suppress(FileProblem):
+            opened = _open(io.BytesIO(file.read(_HEADER_BYTES)), size, limits, tags)
+    if opened is None or not opened.pixel_tag:
         file.seek(0)
-        if syntax == DeflatedExplicitVRLittleEndian:
-            dataset, left = _open_deflated(file, limits, at_pixels, wanted)
+        source = file if size > _HEADER_BYTES else io.BytesIO(file.read())
+        opened = _open(source, size, limits, tags, pixels=pixels)
+    if pixels and opened.pixel_offset is not None:
+        _add_pixels(opened, file)
+    return opened
+
+
+def _open(
+    source: BinaryIO,
+    size: int,
+    limits: ReadLimits,
+    tags: Sequence[int],
+    *,
+    pixels: bool = False,
+) -> Opened:
+    """Parse up to the pixels, or with them if the data set is deflated."""
+    seen: list[int] = []
+    with parsing() as notes:
+        syntax = transfer_syntax_of(source)
+        source.seek(0)
+        is_deflated = syntax == DeflatedExplicitVRLittleEndian
+
+        def at_pixels(tag: int, vr: str | None, length: int) -> bool:
+            if tag not in PIXEL_TAGS:
+                return False
+            seen.append(int(tag))
+            return not (pixels and is_deflated)
+
+        offset = None
+        if is_deflated:
+            dataset = _open_deflated(source, limits, at_pixels, [*tags, *PIXEL_TAGS])
         else:
-            dataset = read_partial(file, at_pixels, force=True, specific_tags=wanted)
-            left = size - file.tell() if seen and not pixels else None
+            dataset = read_partial(source, at_pixels, force=True, specific_tags=list(tags))
+            offset = source.tell() if seen else None
     known = UID(syntax) if syntax else _guessed(dataset)
     said = () if syntax else ("no transfer syntax is stated; it was told from the bytes",)
-    return Opened(dataset, known, seen[0] if seen else 0, left, (*notes, *said))
+    left = None if offset is None else size - offset
+    return Opened(dataset, known, seen[0] if seen else 0, offset, left, (*notes, *said))
+
+
+def _add_pixels(opened: Opened, file: BinaryIO) -> None:
+    """Read the pixel data element, and nothing behind it."""
+    assert opened.pixel_offset is not None
+    file.seek(opened.pixel_offset)
+    is_implicit, is_little = opened.dataset.original_encoding
+    with parsing():
+        found = read_dataset(
+            file,
+            bool(is_implicit),
+            bool(is_little),
+            stop_when=lambda tag, vr, length: tag not in PIXEL_TAGS,
+        )
+        opened.dataset[opened.pixel_tag] = found.get_item(opened.pixel_tag)
 
 
 @contextmanager
@@ -166,8 +210,8 @@ def _open_deflated(
     file: BinaryIO,
     limits: ReadLimits,
     at_pixels: Callable[[int, str | None, int], bool],
-    tags: Sequence[int] | None,
-) -> tuple[FileDataset, None]:
+    tags: Sequence[int],
+) -> FileDataset:
     """Parse a data set that is deflated as a whole (PS3.5 A.5)."""
     encoded = file.read()
     # Nothing is left of it but the file meta information, which is not deflated.
@@ -187,7 +231,7 @@ def _open_deflated(
         is_implicit_VR=False,
         is_little_endian=True,
         stop_when=at_pixels,
-        specific_tags=tags,
+        specific_tags=list(tags),
     )
     dataset = FileDataset(
         "",
@@ -197,7 +241,7 @@ def _open_deflated(
         is_little_endian=True,
     )
     dataset.set_original_encoding(False, True, body._character_set)
-    return dataset, None
+    return dataset
 
 
 def _inflate_rest(

@@ -1,11 +1,13 @@
 """How many pixels a header promises, before any of them is read (DICOM PS3.3 C.7.6.3)."""
 
+import math
 from typing import NamedTuple
 
 from pydicom.dataset import Dataset
 
 from medfed.client.data.archive.limits import ReadLimits
 from medfed.client.data.archive.problems import FileProblem, limit_exceeded
+from medfed.client.data.dicom.elements import number_of, text_of
 
 _FLOAT_BITS = {0x7FE00008: 32, 0x7FE00009: 64}
 _BITS = frozenset({1, 8, 16, 32, 64})
@@ -62,7 +64,7 @@ def pixel_size(dataset: Dataset, pixel_tag: int) -> PixelSize:
         # Some write 0 for a single frame.
         max(1, _number(dataset, "NumberOfFrames", default=1)),
         bits,
-        str(dataset.get("PhotometricInterpretation", "")) == "YBR_FULL_422",
+        text_of(dataset, "PhotometricInterpretation") == "YBR_FULL_422",
     )
     if min(size) < 0 or size.values == 0 or size.samples not in (1, 3, 4):
         raise FileProblem(
@@ -89,22 +91,14 @@ def check_limits(size: PixelSize, encoded: int, limits: ReadLimits) -> None:
 
 
 def _number(dataset: Dataset, keyword: str, default: int | None = None) -> int:
-    try:
-        value = dataset.get(keyword)
-        if value is None or value == "":
-            if default is not None:
-                return default
-            raise FileProblem(
-                f"Expected {keyword} in the header, found none. Export the file again."
-            )
-        return int(value)
-    except (ValueError, TypeError, OverflowError):
+    number = number_of(dataset, keyword)
+    if number is not None and math.isfinite(number):
+        return int(number)
+    written = text_of(dataset, keyword)
+    if written:
         raise FileProblem(
-            f"Expected a whole number as {keyword}, got {_as_written(dataset, keyword)}. Export "
-            "the file again."
-        ) from None
-
-
-def _as_written(dataset: Dataset, keyword: str) -> str:
-    value = getattr(dataset.get_item(keyword), "value", "")
-    return repr(value)[:40]
+            f"Expected a whole number as {keyword}, got {written[:40]!r}. Export the file again."
+        )
+    if default is None:
+        raise FileProblem(f"Expected {keyword} in the header, found none. Export the file again.")
+    return default

@@ -29,6 +29,7 @@ _IDENTIFYING = re.compile(
 _THINGS = re.compile(
     r"(ManufacturerModelName|SequenceName|Coil.*|ImplementationVersionName|Pulse.*)"
 )
+_NAMES_OF_THINGS = ("SegmentAlgorithmName", "AlgorithmName", "TransmitCoilName", "BeamName")
 _STANDARD = "1.2.840.10008."
 _CHARSETS = ("utf-8", "latin-1", "iso8859-5", "iso2022_jp", "euc_kr", "gb18030", "shift_jis")
 # Words of four letters and more, and numbers of five and more digits, can be told from chance.
@@ -57,7 +58,16 @@ def _values(element: pydicom.DataElement) -> Iterator[str]:
 def _identities(dataset: Dataset) -> set[str]:
     """Whole values that identify: names, ids, dates, institution, free text, UIDs of instances."""
     found = set()
-    for element in _elements(dataset):
+    elements = list(_elements(dataset))
+    # What is also a defined term ("DCMQI" as a content label) or the name of a program, a coil or
+    # a beam, which Table E.1-1 leaves, tells no one's identity.
+    terms = {
+        value
+        for element in elements
+        if element.VR == "CS" or element.keyword in _NAMES_OF_THINGS
+        for value in _values(element)
+    }
+    for element in elements:
         keyword = element.keyword
         if element.tag.is_private or _THINGS.match(keyword) or not element.value:
             continue
@@ -70,10 +80,10 @@ def _identities(dataset: Dataset) -> set[str]:
             # Text in words that name no one ("US KIDNEY", "None") may stand elsewhere too.
             known = element.VR != "PN" and cleaned_text(value) == value.upper()
             telling = named and not known and _TELLING.search(value)
-            instance = uid and not value.startswith(_STANDARD)
+            instance = uid and len(value) > 12 and not value.startswith(_STANDARD)
             if telling or instance or (dated and len(value) >= 8):
                 found.add(value)
-    return found
+    return found - terms
 
 
 def _encoded(text: str) -> Iterator[bytes]:
