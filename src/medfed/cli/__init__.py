@@ -10,6 +10,7 @@ import typer
 
 from medfed.cli import (
     data_check,
+    data_deidentify,
     data_partition,
     data_prepare,
     data_trial,
@@ -42,6 +43,7 @@ site_app.add_typer(ledger_app, name="ledger")
 app.add_typer(privacy_app, name="privacy")
 data_app = typer.Typer(help="Prepare and look at data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+data_deidentify.add_to(data_app)
 data_prepare.add_to(data_app)
 data_check.add_to(data_app)
 data_view.add_to(data_app)
