@@ -17,7 +17,7 @@ LOOPBACK = "127.0.0.1"
 _STOP_PATIENCE_S = 10.0
 
 # Memory of pieces of messages goes back to the system at once: at 16 sites with 25 MB each the
-# SuperLink's peak is 0.7 of what it is without (glibc only; others ignore it).
+# SuperLink's peak is 0.7 to 0.9 of what it is without (glibc only; others ignore it).
 _MALLOC = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": str(256 * 1024)}
 
 
