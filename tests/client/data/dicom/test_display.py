@@ -77,8 +77,9 @@ def test_impossible_window_is_passed_over(tmp_path: Path, width: int, function: 
 def test_preset_has_its_ends_in_hounsfield_units(
     tmp_path: Path, window: Window, black: int, white: int
 ) -> None:
-    hounsfield = np.array([[black - 5, black + 2, white - 3, white + 5]], np.int16)
-    got = shown(tmp_path, (hounsfield + 1024).astype(np.uint16), window, **HU)
+    inside = (white - black) // 100 + 2
+    hounsfield = np.array([[black - 5, black + inside, white - inside, white + 5]], np.int16)
+    got = shown(tmp_path, hounsfield, window, **{**HU, "RescaleIntercept": 0})
     assert got[0, 0] == 0
     assert got[0, 3] == 255
     assert 0 < got[0, 1] < got[0, 2] < 255
@@ -254,7 +255,7 @@ def test_frames_use_their_own_rescaling_and_share_one_window(tmp_path: Path) -> 
         SharedFunctionalGroupsSequence=shared,
         PerFrameFunctionalGroupsSequence=groups,
     )
-    assert [int(frame[0, 0]) for frame in got] == [64, 191, 191]
+    assert [int(frame[0, 0]) for frame in got] == [64, 192, 192]
 
 
 def test_floating_point_pixels_are_shown_and_nan_is_black(tmp_path: Path) -> None:
