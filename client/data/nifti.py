@@ -148,7 +148,7 @@ def _open(path: Path) -> tuple[SpatialImage, npt.NDArray[np.float64]]:
         image = nib.load(path)
     except _DAMAGE as error:
         raise _damaged(path, error) from None
-    if not isinstance(image, nib.Nifti1Image):
+    if not isinstance(image, nib.Nifti1Pair):
         raise UnreadableImageError(
             f"{path}: expected a NIfTI volume, got {type(image).__name__}. Convert it to .nii.gz."
         )

@@ -31,7 +31,6 @@ def archive(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.xfail(reason="issue 6, open: reading is not finished")
 def test_scan_shows_what_is_there_and_what_is_not_usable(archive: Path) -> None:
     result = CliRunner().invoke(app, ["scan", str(archive)])
     assert result.exit_code == 0, result.output

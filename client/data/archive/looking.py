@@ -9,7 +9,7 @@ from medfed.client.data.archive.inventory import Category, Unusable, printable
 from medfed.client.data.archive.limits import ReadLimits
 from medfed.client.data.archive.picture_files import picture_facts
 from medfed.client.data.archive.problems import FileProblem, limit_exceeded
-from medfed.client.data.archive.sniffing import UNKNOWN, FileKind, read_head, sniff
+from medfed.client.data.archive.sniffing import NO_ADVICE, UNKNOWN, FileKind, read_head, sniff
 from medfed.client.data.archive.volume_files import (
     header_alone,
     image_of_pair,
@@ -56,7 +56,7 @@ def look_at(path: str, limits: ReadLimits) -> Facts:
         return problem.as_unusable(path)
     except UnreadableImageError as error:
         # Says by itself which file it is about.
-        return Unusable(printable(path), str(error))
+        return Unusable(printable(path), str(error), "unreadable", "volume that cannot be used")
     except FileNotFoundError:
         return _vanished(path)
     except OSError as error:
@@ -88,8 +88,9 @@ def _look(path: str, file: BinaryIO, limits: ReadLimits) -> Facts:
         return OtherFacts(path, "picture", str(kind), shape, None, notes)
     if kind is FileKind.EMPTY:
         raise FileProblem("Expected an image, got an empty file. Fetch it again.", "empty file")
-    category: Category = "unreadable" if what == UNKNOWN else "not_an_image"
-    raise FileProblem(f"It is no image but a {what}. {advice}", what, category)
+    # An archive or a picture of another format may well hold what is looked for.
+    category: Category = "not_an_image" if advice in NO_ADVICE else "unreadable"
+    raise FileProblem(f"Expected an image, got a {what}. {advice}", what, category)
 
 
 def _dicom(path: str, file: BinaryIO, kind: FileKind, limits: ReadLimits) -> SliceFacts:

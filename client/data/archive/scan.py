@@ -25,8 +25,8 @@ Progress = Callable[[int, int], None]
 T = TypeVar("T")
 
 _CHUNK = 128
-# A new process takes as long to start as so many files take to read.
-_WORTH_A_POOL = 1000
+# What two processes save on so many files is what they take to start.
+_WORTH_A_POOL = 4000
 
 
 def scan_folder(

@@ -11,6 +11,7 @@ from typing import BinaryIO, NamedTuple
 
 HEAD_BYTES = 4096
 UNKNOWN = "file of unknown kind"
+NO_ADVICE = ("Nothing to do.", "Leave it out.")
 _NIFTI_1, _NIFTI_2 = 348, 540
 # Value representations that may start a data set (PS3.5 6.2): all are two capital letters.
 _VRS = frozenset(
@@ -52,7 +53,7 @@ _OTHERS = (
     (b"BZh", "bzip2 archive", "Unpack it."),
     (b"\xfd7zXZ\0", "xz archive", "Unpack it."),
     (b"\x28\xb5\x2f\xfd", "zstd archive", "Unpack it."),
-    (b"%PDF", "PDF document", "Leave it out."),
+    (b"%PDF", "PDF document", NO_ADVICE[1]),
     (b"NRRD", "NRRD volume", "Convert it to .nii.gz."),
     (b"ObjectType", "MetaImage header", "Convert it to .nii.gz."),
     (b"\x89HDF", "HDF5 or MINC file", "Convert it to .nii.gz."),
@@ -140,7 +141,7 @@ def _other(head: bytes) -> Sniffed:
         if head.startswith(magic):
             return Sniffed(FileKind.OTHER, what, advice)
     if b"\0" not in head and _is_text(head):
-        return Sniffed(FileKind.OTHER, "text file", "Nothing to do.")
+        return Sniffed(FileKind.OTHER, "text file", NO_ADVICE[0])
     return Sniffed(FileKind.OTHER, UNKNOWN, "Convert it to DICOM, NIfTI or PNG.")
 
 

@@ -6,19 +6,21 @@ Shapes: F frames, H rows, W columns.
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydicom.dataset import Dataset, FileDataset
+from pydicom.datadict import keyword_for_tag
+from pydicom.dataset import Dataset
 from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
 from pydicom.tag import Tag
-from pydicom.uid import UID
 
 from medfed.client.data.archive.limits import ReadLimits
 from medfed.client.data.archive.problems import FileProblem, limit_exceeded
 from medfed.client.data.archive.sniffing import FileKind, read_head, sniff
 from medfed.client.data.dicom.codestream import frame_size
+from medfed.client.data.dicom.elements import number_of, text_of
 from medfed.client.data.dicom.object_kinds import why_no_image, without_pixels
 from medfed.client.data.dicom.opening import Opened, open_dataset, parsing
 from medfed.client.data.dicom.pixel_size import PixelSize, check_limits, pixel_size
@@ -45,6 +47,11 @@ _KEYWORDS = (
     *("SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"),
 )
 _TAGS = [Tag(keyword) for keyword in _KEYWORDS]
+_WHOLE_NUMBERS = {
+    "bits_stored": "BitsStored",
+    "pixel_representation": "PixelRepresentation",
+    "planar_configuration": "PlanarConfiguration",
+}
 
 
 @dataclass(frozen=True)
@@ -113,9 +120,9 @@ def _decode(opened: Opened, limits: ReadLimits) -> Pixels:
     dataset, syntax = opened.dataset, opened.syntax
     if not opened.pixel_tag:
         raise why_no_image(dataset) or without_pixels(dataset)
-    if not can_decode(syntax):
-        raise undecodable(syntax)
     with parsing() as complaints:
+        if not can_decode(syntax):
+            raise undecodable(syntax)
         size = pixel_size(dataset, opened.pixel_tag)
         data = dataset.get_item(opened.pixel_tag).value or b""
         if syntax.is_encapsulated:
@@ -129,24 +136,21 @@ def _decode(opened: Opened, limits: ReadLimits) -> Pixels:
                     "is cut off. Fetch it again.",
                     "cut off",
                 )
-        dataset.file_meta.TransferSyntaxUID = syntax
-        values, photometric = _decoded(dataset, syntax, size)
+        values, photometric = _decoded(opened, size, data)
     del dataset[opened.pixel_tag]
     return Pixels(values, photometric, dataset, (*opened.notes, *complaints))
 
 
-def _decoded(
-    dataset: FileDataset, syntax: UID, size: PixelSize
-) -> tuple[npt.NDArray[np.generic], str]:
+def _decoded(opened: Opened, size: PixelSize, data: bytes) -> tuple[npt.NDArray[np.generic], str]:
     try:
-        values, facts = get_decoder(syntax).as_array(dataset, allow_excess_frames=False)
+        values, facts = get_decoder(opened.syntax).as_array(data, **_options(opened, size))
     # Each decoder has errors of its own.
     except Exception as error:
         why = " ".join(str(error).split())[:240].rstrip(".:") or type(error).__name__
         raise FileProblem(
-            f"Expected pixels of {syntax.name} that can be decoded, got none: {why}. Export the "
-            "file again, uncompressed.",
-            f"pixels of {syntax.name}",
+            f"Expected pixels of {opened.syntax.name} that can be decoded, got none: {why}. Export "
+            "the file again, uncompressed.",
+            f"pixels of {opened.syntax.name}",
         ) from error
     samples = (size.samples,) if size.samples > 1 else ()
     expected = (size.frames, size.rows, size.columns, *samples)
@@ -155,6 +159,33 @@ def _decoded(
             f"Expected pixels of shape {list(expected)}, got {list(values.shape)}. Export it again."
         )
     return values.reshape(expected), str(facts["photometric_interpretation"])
+
+
+def _options(opened: Opened, size: PixelSize) -> dict[str, Any]:
+    """What the decoder is to know, so that it need not turn the whole header into objects."""
+    dataset = opened.dataset
+    options: dict[str, Any] = {
+        "allow_excess_frames": False,
+        "rows": size.rows,
+        "columns": size.columns,
+        "samples_per_pixel": size.samples,
+        "number_of_frames": size.frames,
+        "photometric_interpretation": text_of(dataset, "PhotometricInterpretation"),
+        "pixel_keyword": keyword_for_tag(opened.pixel_tag),
+        # Big-endian words are swapped only if they are words.
+        "pixel_vr": dataset.get_item(opened.pixel_tag).VR or "OW",
+        "bits_allocated": size.bits,
+    }
+    for option, keyword in _WHOLE_NUMBERS.items():
+        number = number_of(dataset, keyword)
+        if number is not None:
+            options[option] = int(number)
+    if "ExtendedOffsetTable" in dataset and "ExtendedOffsetTableLengths" in dataset:
+        options["extended_offsets"] = (
+            dataset.ExtendedOffsetTable,
+            dataset.ExtendedOffsetTableLengths,
+        )
+    return options
 
 
 def _check_frames(opened: Opened, size: PixelSize, data: bytes, limits: ReadLimits) -> None:

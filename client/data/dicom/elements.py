@@ -8,10 +8,12 @@ and unsigned shorts are simple enough to be read here; everything else is left t
 import functools
 import struct
 
+from pydicom import config
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.tag import BaseTag, Tag
+from pydicom.uid import UID
 
 # PS3.5 6.2: these are of the default repertoire, whatever the character set.
 _ASCII = frozenset({"AS", "CS", "DA", "DS", "IS", "TM", "UI"})
@@ -21,6 +23,11 @@ _ASCII = frozenset({"AS", "CS", "DA", "DS", "IS", "TM", "UI"})
 def tag_of(keyword: str) -> BaseTag:
     """Return the tag of an attribute."""
     return Tag(keyword)
+
+
+def uid_of(text: str) -> UID:
+    """Return a UID as it is written, without pydicom's complaint if it is none."""
+    return UID(text, config.IGNORE)
 
 
 def text_of(dataset: Dataset, keyword: str) -> str:

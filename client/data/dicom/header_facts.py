@@ -67,7 +67,6 @@ VARYING = (
     "ImageType",
 )
 _UID_BYTES = 12
-_PIXEL_HEADER_BYTES = 8
 _FRAME_HEAD_BYTES = 1 << 16
 
 
@@ -206,9 +205,10 @@ def _check_pixels_are_there(opened: Opened, size: PixelSize, limits: ReadLimits)
         return
     check_limits(size, 0, limits)
     # Until now nothing is known of a deflated data set's length.
-    if left is not None and left < size.native_bytes + _PIXEL_HEADER_BYTES:
+    before = 8 if opened.dataset.original_encoding[0] else 12
+    if left is not None and left < size.native_bytes + before:
         raise FileProblem(
-            f"Expected {size.native_bytes:,} bytes of pixels, got {max(0, left - 8):,}: the file "
-            "is cut off. Fetch it again.",
+            f"Expected {size.native_bytes:,} bytes of pixels, got {max(0, left - before):,}: the "
+            "file is cut off. Fetch it again.",
             "cut off",
         )

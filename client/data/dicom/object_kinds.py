@@ -1,10 +1,9 @@
 """Which DICOM objects are no pictures: by SOP class (PS3.4 B.5), else modality (PS3.3 C.7.3.1)."""
 
 from pydicom.dataset import Dataset
-from pydicom.uid import UID
 
 from medfed.client.data.archive.problems import FileProblem
-from medfed.client.data.dicom.elements import text_of
+from medfed.client.data.dicom.elements import text_of, uid_of
 
 _NO_ADVICE = "Nothing to do."
 # Beginnings or parts of the classes' keywords, and what they are.
@@ -61,7 +60,7 @@ _ADVICE = {
 
 def why_no_image(dataset: Dataset) -> FileProblem | None:
     """Return what a sound object is that is no picture; None if it should be one."""
-    keyword = UID(_sop_class(dataset)).keyword
+    keyword = uid_of(_sop_class(dataset)).keyword
     what = next((what for part, what in _CLASSES if part in keyword), "")
     if not what and "DirectoryRecordSequence" in dataset:
         what = "DICOMDIR"
@@ -76,7 +75,7 @@ def without_pixels(dataset: Dataset) -> FileProblem:
     if not sop_class:
         return _not_an_image("data set of no stated class")
     return FileProblem(
-        f"Expected pixels in a {UID(sop_class).name} file, found none: only its header was "
+        f"Expected pixels in a {uid_of(sop_class).name} file, found none: only its header was "
         "exported. Export it again with pixel data.",
         "DICOM header without pixels",
     )

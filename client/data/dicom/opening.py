@@ -27,6 +27,7 @@ from pydicom.uid import (
 
 from medfed.client.data.archive.limits import ReadLimits
 from medfed.client.data.archive.problems import FileProblem
+from medfed.client.data.dicom.elements import uid_of
 from medfed.client.data.dicom.pixel_size import check_limits, pixel_size
 
 PIXEL_TAGS = frozenset({0x7FE00008, 0x7FE00009, 0x7FE00010})
@@ -115,7 +116,7 @@ def _open(
         else:
             dataset = read_partial(source, at_pixels, force=True, specific_tags=list(tags))
             offset = source.tell() if seen else None
-    known = UID(syntax) if syntax else _guessed(dataset)
+    known = uid_of(syntax) if syntax else _guessed(dataset)
     said = () if syntax else ("no transfer syntax is stated; it was told from the bytes",)
     left = None if offset is None else size - offset
     return Opened(dataset, known, seen[0] if seen else 0, offset, left, (*notes, *said))

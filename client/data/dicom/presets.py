@@ -53,7 +53,7 @@ FALLBACKS: Mapping[str, Fallback] = {
     "XC": "all",
     "SM": "all",
 }
-"""By modality. The file's own VOI LUT or window goes first. All others: every value of 8 bits or
-fewer, else from the 0.5th to the 99.5th percentile."""
+"""By modality, for images of more than 8 bits; those of fewer show every value. The file's own VOI
+LUT or window goes first. Other modalities: `OTHERS`."""
 
 OTHERS = Percentiles(0.5, 99.5)

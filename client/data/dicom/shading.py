@@ -20,7 +20,7 @@ Extent = Callable[[Percentiles], tuple[float, float]]
 
 _WHITE = 255.0
 # A table of all 16-bit values takes as long as shading so many pixels.
-_WORTH_A_TABLE = 1 << 16
+_WORTH_A_TABLE, _WORTH_A_SMALL_TABLE = 1 << 16, 1 << 10
 _PIECE = 1 << 17
 
 
@@ -73,18 +73,22 @@ def choose_shading(facts: GreyFacts, modality: str, window: Window, extent: Exte
         return Shading(lut=facts.voi_lut)
     if facts.windows:
         return Shading(facts.windows[0])
-    fallback = FALLBACKS.get(modality, "all" if 0 < facts.bits <= 8 else OTHERS)
+    # Eight bits are what a screen shows: somebody has chosen the greys already.
+    fallback = "all" if 0 < facts.bits <= 8 else FALLBACKS.get(modality, OTHERS)
     if isinstance(fallback, Percentiles):
         return Shading(ends=extent(fallback))
     if fallback != "all" and _has_hounsfield(facts, modality):
         return Shading(VoiWindow(*PRESETS[fallback], "LINEAR"))
-    if 0 < facts.bits <= 8 or (fallback == "all" and facts.bits):
+    if fallback == "all" and facts.bits:
         return Shading(ends=_all_values(facts))
     return Shading(ends=extent(OTHERS))
 
 
 def shade(stored: Values, facts: GreyFacts, shading: Shading) -> Picture:
     """Return uint8 of the shape of `stored`; what is padding is black."""
+    if stored.dtype == np.uint8 and stored.size >= _WORTH_A_SMALL_TABLE:
+        greys = stored.tobytes().translate(_table(facts, shading, "|u1").tobytes())
+        return np.frombuffer(bytearray(greys), np.uint8).reshape(stored.shape)
     if stored.dtype.kind in "iu":
         line = _as_line(facts, shading)
         if line is not None:
@@ -129,7 +133,7 @@ def _on_line(stored: Values, facts: GreyFacts, slope: float, intercept: float) -
         grey += exact(intercept + 0.5)
         np.clip(grey, exact(0.5), exact(_WHITE + 0.5), out=grey)
         picture[piece] = grey
-    if facts.padding is not None:
+    if facts.padding is not None and max(slope * end + intercept for end in facts.padding) > 0:
         picture[facts.is_padding(flat)] = 0
     return picture.reshape(stored.shape)
 

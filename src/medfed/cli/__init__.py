@@ -13,6 +13,7 @@ from medfed.cli import (
     data_deidentify,
     data_partition,
     data_prepare,
+    data_scan,
     data_trial,
     data_view,
     federation_runs,
@@ -43,6 +44,7 @@ site_app.add_typer(ledger_app, name="ledger")
 app.add_typer(privacy_app, name="privacy")
 data_app = typer.Typer(help="Prepare and look at data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
+data_scan.add_to(data_app)
 data_deidentify.add_to(data_app)
 data_prepare.add_to(data_app)
 data_check.add_to(data_app)

@@ -141,7 +141,6 @@ def test_same_uid_on_images_of_different_size_is_no_copy(tmp_path: Path) -> None
     assert len(found.series) == 2
 
 
-@pytest.mark.xfail(reason="issue 6, open: reading is not finished")
 def test_nifti_pair_is_one_image_of_two_files(tmp_path: Path) -> None:
     nib.save(nib.Nifti1Pair(np.zeros((3, 4, 5), np.int16), np.eye(4)), tmp_path / "a.img")
     found = scan_folder(tmp_path, LIMITS)
