@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from flwr.app import Message
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 
 from medfed.server.presence import Presence
@@ -195,18 +196,14 @@ class Exchange:
             self._ignore(metadata.src_node_id, "a second reply, or one to no message of this round")
             return False
         asked = self._asked[node]
-        if message.has_error() and message.error.code == UNREADABLE:
-            if metadata.src_node_id == node:
-                self._end(node, DAMAGED)
-            else:
-                self._ignore(node, "a damaged reply from another node than was asked")
+        # Errors may be the SuperLink's own; no member can send in its name.
+        senders = (node, SUPERLINK_NODE_ID) if message.has_error() else (node,)
+        if metadata.src_node_id not in senders:
+            self._ignore(node, "a reply from another node than was asked")
             return False
         if message.has_error():
             # Its reason may quote a site's exception: it is neither kept nor logged.
             self._take_error(node, asked, metadata.reply_to_message_id, message.error.code)
-            return False
-        if metadata.src_node_id != node:
-            self._ignore(node, "a reply from another node than was asked")
             return False
         if metadata.run_id != asked.message.metadata.run_id:
             self._ignore(node, "a reply from another run")
@@ -219,6 +216,9 @@ class Exchange:
         asked.identifiers.discard(identifier)
         if asked.identifiers:
             return  # it was asked again meanwhile
+        if code == UNREADABLE:
+            self._end(node, DAMAGED)
+            return
         most = {_CRASHED: 2, **dict.fromkeys(_LOST_ON_THE_WAY, _MOST_ASKED)}.get(code, 0)
         if self._watch is not None and self._asks_again and asked.times < most:
             asked.owed = True

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
@@ -16,8 +17,9 @@ from link import Link, Node, superlink
 from medfed.common import messages
 from medfed.common.errors import RefusalReason
 from medfed.common.messages import Refusal
-from medfed.server.exchange import LATE, LOST, Exchange, Watch
+from medfed.server.exchange import DAMAGED, LATE, LOST, Exchange, Watch
 from medfed.server.presence import Presence
+from medfed.server.reading import UNREADABLE
 
 LOST_AFTER_S = 1.0
 
@@ -370,6 +372,36 @@ def test_a_reply_that_was_not_asked_for_is_ignored_and_the_right_one_counts(
     [(node, noted)] = exchange.ignored
     assert node == 2
     assert why in noted
+
+
+def error_to(message: Message, code: int, sender: int) -> Message:
+    error = Message(Error(code), reply_to=message)
+    error.metadata.__dict__["_src_node_id"] = sender
+    return error
+
+
+@pytest.mark.parametrize("code", [UNREADABLE, 2, 3])
+def test_an_error_in_another_nodes_name_fails_nobody(code: int) -> None:
+    exchange, got, _ = run_scripted(
+        lambda sent: [[error_to(sent[2], code, 3)], [reply_to(sent[2])], [reply_to(sent[3])]]
+    )
+    assert got == [2, 3]
+    assert exchange.failures == {}
+    assert exchange.ignored == [(2, "a reply from another node than was asked")]
+
+
+@pytest.mark.parametrize(
+    ("code", "sender", "failure"),
+    [(UNREADABLE, 2, DAMAGED), (2, 2, "error 2"), (5, SUPERLINK_NODE_ID, LOST)],
+)
+def test_an_error_of_its_own_or_of_the_superlink_fails_a_node(
+    code: int, sender: int, failure: str
+) -> None:
+    exchange, got, _ = run_scripted(
+        lambda sent: [[error_to(sent[2], code, sender)], [reply_to(sent[3])]]
+    )
+    assert got == [3]
+    assert exchange.failures == {2: failure}
 
 
 def test_replies_are_fetched_one_at_a_time_in_turn_and_none_is_held() -> None:
