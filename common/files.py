@@ -19,6 +19,25 @@ def write_atomically(path: Path, content: bytes) -> None:
     sync_folder(path.parent)
 
 
+def replace_keeping_mode(path: Path, content: bytes) -> None:
+    """Replace a file that is there: written aside and renamed, with the permissions that it has.
+
+    Raises:
+        OSError: It cannot be written; it is unchanged.
+    """
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside.unlink(missing_ok=True)
+    mode = path.stat().st_mode & 0o777
+    handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(handle, "wb") as file:
+        os.fchmod(handle, mode)  # whatever the umask takes away
+        file.write(content)
+        file.flush()
+        os.fsync(handle)
+    aside.replace(path)
+    sync_folder(path.parent)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     write_atomically(path, (json.dumps(value, indent=1, sort_keys=True) + "\n").encode())

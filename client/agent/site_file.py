@@ -1,14 +1,13 @@
 """Adds what enrolment learned to `site.toml`, leaving every comment where it is."""
 
 import json
-import os
 import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 from medfed.common.errors import FederationError
-from medfed.common.files import sync_folder
+from medfed.common.files import replace_keeping_mode
 
 _SECTION = re.compile(r"^\s*\[\s*connection\s*\]\s*(#.*)?$")
 _HEADER = re.compile(r"^\s*\[")
@@ -34,7 +33,7 @@ def add_address(site_file: Path, address: str) -> bool:
     try:
         if not _adds_only(address, before, changed):
             raise ValueError("its [connection] is written in an unusual way")
-        _replace(path, changed.encode())
+        replace_keeping_mode(path, changed.encode())
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise FederationError(
@@ -69,18 +68,3 @@ def _adds_only(address: str, before: dict[str, Any], text: str) -> bool:
         return False
     section = before.get("connection", {})
     return after == {**before, "connection": {**section, "address": address}}
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write aside and rename, with the permissions that the file has."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.unlink(missing_ok=True)
-    mode = path.stat().st_mode & 0o777
-    handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(handle, "wb") as file:
-        os.fchmod(handle, mode)  # whatever the umask takes away
-        file.write(content)
-        file.flush()
-        os.fsync(handle)
-    aside.replace(path)
-    sync_folder(path.parent)

@@ -1,7 +1,6 @@
 """Names a new store in a `site.toml`, leaving every comment where it is."""
 
 import json
-import os
 import re
 import tomllib
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from typing import Any
 from medfed.client.data.store import Store, open_store
 from medfed.client.site import SiteConfig, load_site
 from medfed.common.errors import DataError, SiteConfigError
-from medfed.common.files import sync_folder
+from medfed.common.files import replace_keeping_mode
 
 _SECTION = re.compile(r"^[ \t]*\[[ \t]*data[ \t]*\][ \t]*(#.*)?$", re.MULTILINE)
 _NEXT_SECTION = re.compile(r"^[ \t]*\[", re.MULTILINE)
@@ -45,7 +44,7 @@ def name_store(site_file: Path, store: Store) -> tuple[str, ...]:
         changed = _with_stores(text, gone, own)
         if not _changes_only(text, changed, names):
             raise ValueError("its [data] is written in an unusual way")
-        _replace(path, changed.encode())
+        replace_keeping_mode(path, changed.encode())
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
         raise SiteConfigError(
@@ -111,18 +110,3 @@ def _changes_only(before: str, after: str, names: Sequence[str]) -> bool:
     except tomllib.TOMLDecodeError:
         return False
     return new == {**old, "data": {**old["data"], "stores": list(names)}}
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write aside and rename, with the permissions that the file has."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    aside.unlink(missing_ok=True)
-    mode = path.stat().st_mode & 0o777
-    handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(handle, "wb") as file:
-        os.fchmod(handle, mode)  # whatever the umask takes away
-        file.write(content)
-        file.flush()
-        os.fsync(handle)
-    aside.replace(path)
-    sync_folder(path.parent)

@@ -26,18 +26,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from medfed.client.data.records import SourceDataset, SourceRecord
-from medfed.common.errors import UnreadableImageError
-from medfed.simulations.datasets.digests import dataset_digest, file_digest
-from medfed.simulations.datasets.fets import read_institutions, warn_of_missing
-from medfed.simulations.datasets.folders import find_root
-from medfed.simulations.datasets.nifti import (
+from medfed.client.data.nifti import (
     check_same_geometry,
     read_geometry,
     read_labels,
     read_volume,
     rescale_intensity,
 )
+from medfed.client.data.records import SourceDataset, SourceRecord
+from medfed.common.errors import UnreadableImageError
+from medfed.simulations.datasets.digests import dataset_digest, file_digest
+from medfed.simulations.datasets.fets import read_institutions, warn_of_missing
+from medfed.simulations.datasets.folders import find_root
 
 SEQUENCES = ("t1", "t1ce", "t2", "flair")
 STRUCTURES = ("whole tumor", "tumor core", "enhancing tumor")

@@ -4,7 +4,7 @@ Only what LUNA16 and its likes write is taken: three axes along the patient's ow
 direction, one channel. SimpleITK, the format's usual reader, is 50 MB of binaries for this.
 The keys: https://itk.org/Wiki/ITK/MetaIO/Documentation
 
-Shapes: D, H, W are x, y, z (right, anterior, superior), as `medfed.simulations.datasets.nifti`.
+Shapes: D, H, W are x, y, z (right, anterior, superior), as `medfed.client.data.nifti`.
 """
 
 import math

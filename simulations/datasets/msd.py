@@ -30,17 +30,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from medfed.client.data.records import SourceDataset, SourceRecord
-from medfed.common.errors import DataError, UnreadableImageError
-from medfed.simulations.datasets.digests import dataset_digest, file_digest
-from medfed.simulations.datasets.folders import find_root
-from medfed.simulations.datasets.nifti import (
+from medfed.client.data.nifti import (
     check_same_geometry,
     read_geometry,
     read_labels,
     read_volume,
     rescale_intensity,
 )
+from medfed.client.data.records import SourceDataset, SourceRecord
+from medfed.common.errors import DataError, UnreadableImageError
+from medfed.simulations.datasets.digests import dataset_digest, file_digest
+from medfed.simulations.datasets.folders import find_root
 
 logger = logging.getLogger(__name__)
 

@@ -61,7 +61,7 @@ def _is_dicom(path: Path) -> bool:
 
 def _read_volume(path: Path) -> FileImage:
     # nibabel takes a while to import, and only volumes need it.
-    from medfed.simulations.datasets.nifti import read_geometry, read_volume, rescale_intensity
+    from medfed.client.data.nifti import read_geometry, read_volume, rescale_intensity
 
     spacing_mm = read_geometry(path).spacing_mm
     return FileImage(rescale_intensity(read_volume(path), str(path)), spacing_mm)

@@ -1,8 +1,6 @@
 """`medfed data check`: can this data serve that study? One line each, with the way out."""
 
 import json
-import shutil
-import textwrap
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -10,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from medfed.cli.say_finding import say_finding
+
 if TYPE_CHECKING:
     from medfed.client.data.examine import Examination
     from medfed.client.data.finding import Finding
     from medfed.common.study import StudyConfig
 
 _COLORS = {"ok": "green", "warning": "yellow", "error": "red"}
-_INDENT = 23
 
 
 def check(
@@ -98,17 +97,8 @@ def _as_table(result: "Examination") -> dict[str, object]:
 
 
 def _say(finding: "Finding") -> None:
-    width = max(60, min(shutil.get_terminal_size().columns, 110))
-    text = textwrap.fill(
-        finding.text,
-        width,
-        initial_indent=" " * _INDENT,
-        subsequent_indent=" " * _INDENT,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    level = typer.style(f"{finding.level:<8}", fg=_COLORS[finding.level])
-    typer.echo(f"{level}  {finding.check:<12} {text[_INDENT:]}")
+    color = _COLORS[finding.level]
+    say_finding(finding.level, finding.check, finding.text, color=color, check_width=12)
 
 
 def _say_verdict(result: "Examination") -> None:

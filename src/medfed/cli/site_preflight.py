@@ -2,13 +2,13 @@
 
 import json
 import logging
-import shutil
-import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from medfed.cli.say_finding import say_finding
 
 if TYPE_CHECKING:
     from medfed.client.agent.preflight import Finding
@@ -17,7 +17,6 @@ SiteFile = Annotated[Path, typer.Argument(metavar="SITE.toml", help="The site's 
 
 _SITE = Path("site.toml")
 _COLORS = {"ok": "green", "warning": "yellow", "failed": "red", "skipped": "bright_black"}
-_INDENT = 24
 
 
 def preflight(
@@ -49,17 +48,8 @@ def preflight(
 
 
 def _say(finding: "Finding") -> None:
-    width = max(60, min(shutil.get_terminal_size().columns, 110))
-    text = textwrap.fill(
-        finding.text,
-        width,
-        initial_indent=" " * _INDENT,
-        subsequent_indent=" " * _INDENT,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
-    level = typer.style(f"{finding.level:<8}", fg=_COLORS[finding.level])
-    typer.echo(f"{level}  {finding.check:<13} {text[_INDENT:]}")
+    color = _COLORS[finding.level]
+    say_finding(finding.level, finding.check, finding.text, color=color, check_width=13)
 
 
 def _say_verdict(findings: "list[Finding]", failed: int) -> None:

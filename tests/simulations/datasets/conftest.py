@@ -56,11 +56,6 @@ def real_iu_xray() -> Path:
 
 
 @pytest.fixture(scope="session")
-def real_nifti() -> Path:
-    return _real("nifti_quirks")
-
-
-@pytest.fixture(scope="session")
 def real_fets2022() -> Path:
     return _real("federated_site_metadata/fets2022")
 

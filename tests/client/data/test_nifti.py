@@ -7,14 +7,14 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from medfed.common.errors import UnreadableImageError
-from medfed.simulations.datasets.nifti import (
+from medfed.client.data.nifti import (
     check_same_geometry,
     read_geometry,
     read_labels,
     read_volume,
     rescale_intensity,
 )
+from medfed.common.errors import UnreadableImageError
 
 Array = npt.NDArray[np.generic]
 
