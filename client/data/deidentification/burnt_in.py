@@ -64,7 +64,8 @@ def clean_pixels(
         if boxes or facts.declared:
             raise UnreadableImageError(
                 f"Burnt-in text: {'the header says so' if facts.declared else 'seen'}, "
-                f'{len(boxes)} line(s) found. Set burnt_in = "mask", or leave the image out.'
+                f'{len(boxes)} line(s) found. Choose burnt_in = "mask" (--burnt-in mask) and look '
+                "at the copy, or leave the image out."
             )
         return CleanedPixels(pixels, ())
     if facts.declared and not boxes and not facts.regions:

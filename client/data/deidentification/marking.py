@@ -37,6 +37,7 @@ def mark(dataset: Dataset, rules: Rules) -> None:
         f"medfed, DICOM PS3.15 {edition()} Annex E",
         *(CODES[option][1][:64] for option in _options(rules)),
     ]
+    # Not Clean Pixel Data, 113101: what paints text over does not find all of it (ADR 17).
     codes = [BASIC_PROFILE, *(CODES[option] for option in _options(rules))]
     dataset.DeidentificationMethodCodeSequence = [_code(*code) for code in codes]
     if Option.RETAIN_LONGITUDINAL_FULL in rules.chosen:
@@ -48,8 +49,7 @@ def mark(dataset: Dataset, rules: Rules) -> None:
 
 
 def _options(rules: Rules) -> list[Option]:
-    pixels = (Option.CLEAN_PIXEL_DATA,) if rules.burnt_in == "mask" else ()
-    return sorted({*rules.options, *pixels}, key=lambda option: CODES[option][0])
+    return sorted(set(rules.options), key=lambda option: CODES[option][0])
 
 
 def _code(value: str, meaning: str) -> Dataset:
