@@ -6,8 +6,10 @@ a second run skips what is there, and nothing is ever written over.
 
 import json
 import logging
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -108,24 +110,35 @@ def deidentify_folder(
 
 def _copy(path: Path, out: Path, rules: Rules, key: bytes, report: FolderReport) -> None:
     content = path.read_bytes()
-    dataset = read_source(content)
-    name = copy_name(dataset, content, rules, key)
+    with _reading():
+        dataset = read_source(content)
+        name = copy_name(dataset, content, rules, key)
     target = out / name
     if name in report.written or target.exists():
         report.present.append(name)
         return
-    try:
+    with _reading():
         copy = deidentified_copy(dataset, name, rules, key)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, copy.content)
+    report.written[name] = copy.report
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Make whatever a damaged header raises the file's problem: the next one must go on."""
+    try:
+        with warnings.catch_warnings():
+            # pydicom's remarks quote values of the file.
+            warnings.simplefilter("ignore")
+            yield
     except UnreadableImageError:
         raise
-    except Exception as error:  # a damaged header can fail anywhere; the next file must go on
+    except Exception as error:
         raise UnreadableImageError(
             f"The header is damaged ({type(error).__name__}). Export the file again, or leave it "
             "out."
         ) from None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, copy.content)
-    report.written[name] = copy.report
 
 
 def _check_folders(source: Path, out: Path) -> None:

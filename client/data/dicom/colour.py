@@ -9,6 +9,7 @@ import numpy.typing as npt
 from pydicom.pixels import apply_color_lut
 
 from medfed.client.data.dicom.decoding import Pixels
+from medfed.client.data.dicom.elements import number_of
 from medfed.client.data.dicom.opening import parsing
 
 Picture = npt.NDArray[np.uint8]
@@ -27,7 +28,9 @@ def to_rgb(pixels: Pixels) -> Picture:
     """
     values = pixels.values
     if pixels.is_colour:
-        bits = int(pixels.header.get("BitsStored") or pixels.header.get("BitsAllocated") or 8)
+        with parsing():
+            stated = (number_of(pixels.header, name) for name in ("BitsStored", "BitsAllocated"))
+            bits = int(next(filter(None, stated), 8))
         return _to_8_bits(values[..., :3], bits)
     with parsing():
         coloured = apply_color_lut(values, pixels.header)

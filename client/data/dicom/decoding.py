@@ -118,9 +118,9 @@ def read_pixels(path: Path, limits: ReadLimits) -> Pixels:
 
 def _decode(opened: Opened, limits: ReadLimits) -> Pixels:
     dataset, syntax = opened.dataset, opened.syntax
-    if not opened.pixel_tag:
-        raise why_no_image(dataset) or without_pixels(dataset)
     with parsing() as complaints:
+        if not opened.pixel_tag:
+            raise why_no_image(dataset) or without_pixels(dataset)
         if not can_decode(syntax):
             raise undecodable(syntax)
         size = pixel_size(dataset, opened.pixel_tag)

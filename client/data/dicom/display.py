@@ -13,6 +13,7 @@ from medfed.client.data.archive.limits import ReadLimits
 from medfed.client.data.archive.problems import FileProblem
 from medfed.client.data.dicom.colour import is_coloured, to_rgb
 from medfed.client.data.dicom.decoding import Pixels, read_pixels
+from medfed.client.data.dicom.elements import text_of
 from medfed.client.data.dicom.grey import GreyFacts, grey_facts
 from medfed.client.data.dicom.opening import parsing
 from medfed.client.data.dicom.presets import Percentiles, Window
@@ -66,7 +67,8 @@ def shade_frames(images: Sequence[Pixels], window: Window) -> Picture:
         for start, end, how in ways
     ]
     middle = frames[len(frames) // 2][1]
-    modality = str(images[len(images) // 2].header.get("Modality", ""))
+    with parsing():
+        modality = text_of(images[len(images) // 2].header, "Modality")
 
     def extent(wanted: Percentiles) -> tuple[float, float]:
         if len(frames) == 1:

@@ -124,3 +124,19 @@ def test_unreadable_files_are_refused_and_the_rest_goes_on(
     report = deidentify_folder(archive, out, _RULES, key)
     assert len(report.refused) == 5
     assert (out / patient).read_text() == "in the way"
+
+
+def test_damage_at_any_byte_of_the_header_stops_no_folder(
+    tmp_path: Path, image: Dataset, key: bytes
+) -> None:
+    # Value representations that do not exist, and all kinds of wrong lengths and identifiers.
+    archive, whole = tmp_path / "archive", written(image)
+    archive.mkdir()
+    for place in range(132, len(whole), 3):
+        damaged = whole[:place] + bytes([whole[place] ^ 0xC4]) + whole[place + 1 :]
+        (archive / f"{place}.dcm").write_bytes(damaged)
+    report = deidentify_folder(archive, tmp_path / "out", _RULES, key)
+    counted = len(report.written) + len(report.present) + len(report.refused)
+    assert counted == len(list(archive.iterdir()))
+    assert any("Unknown" in why or "damaged" in why for why in report.refused.values())
+    assert not any(b"Zweistein" in content for content in _tree(tmp_path / "out").values())

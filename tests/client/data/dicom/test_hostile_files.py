@@ -181,7 +181,8 @@ def test_file_that_changes_while_it_is_read_is_refused(
 def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     values = rng.integers(0, 4096, (16, 16)).astype(np.uint16)
-    path = write_slice(tmp_path / "a.dcm", values, ImagePositionPatient=[0, 0, 1.5])
+    said = {"ImagePositionPatient": [0, 0, 1.5], "SOPInstanceUID": "1.2.826.0.1.3680043.8.498.77"}
+    path = write_slice(tmp_path / "a.dcm", values, **said)
     content = bytearray(path.read_bytes())
     # The header, where damage does harm; the transfer syntax among it.
     for place in rng.integers(132, len(content) - 512, 12):
@@ -191,6 +192,16 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path: Path, seed: int) -> N
     assert isinstance(facts, SliceFacts | Unusable)
     with contextlib.suppress(UnreadableImageError):
         assert read_image(path, "auto", LIMITS).dtype == np.uint8
+
+
+def test_modality_of_no_known_representation_is_a_damaged_file(tmp_path: Path) -> None:
+    said = {"SOPClassUID": "1.2.3", "Modality": "CT"}
+    path = write_slice(tmp_path / "a.dcm", SMALL, **said)
+    content = path.read_bytes()
+    place = content.index(b"\x08\x00\x60\x00CS") + 5
+    start_of_pixels = content.index(b"\xe0\x7f\x10\x00")
+    path.write_bytes(content[:place] + b"\xc0" + content[place + 1 : start_of_pixels])
+    refused(path, "damaged")
 
 
 def num_open() -> int:
