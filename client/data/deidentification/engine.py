@@ -20,6 +20,7 @@ from medfed.client.data.deidentification.remnants import Remnants, remnants_of, 
 from medfed.client.data.deidentification.report import Report
 from medfed.client.data.deidentification.resolution import Action, resolve
 from medfed.client.data.deidentification.rules import Rules
+from medfed.client.data.deidentification.soundness import cut_at_control_characters, is_sound
 from medfed.client.data.deidentification.values import (
     DATES,
     FREE_TEXT,
@@ -107,6 +108,11 @@ class _Cleaner:
                 del dataset[tag]
                 self._counts["unreadable_removed"] += 1
                 continue
+            if not is_sound(element):
+                del dataset[tag]
+                self._counts["damaged_removed"] += 1
+                continue
+            self._counts["damaged_cut"] += cut_at_control_characters(element)
             if not tag.is_private and tag.group >> 8 != _OVERLAYS:
                 self._clean_element(dataset, element)
         self._clean_local_code(dataset)

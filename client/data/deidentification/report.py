@@ -28,7 +28,7 @@ class Report:
         """Return the report as plain values."""
         return {
             "patient": self.patient,
-            "counts": dict(sorted(self.counts.items())),
+            "counts": {what: count for what, count in sorted(self.counts.items()) if count},
             "boxes": [list(box) for box in self.boxes],
             "notes": list(self.notes),
         }
