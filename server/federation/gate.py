@@ -16,10 +16,13 @@ import ipaddress
 import logging
 import re
 from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from medfed.server.federation.admission import Admission, Spool
 from medfed.server.federation.enrolment import EnrolmentDesk
 from medfed.server.federation.fleet_requests import (
     FLEET_PATHS,
@@ -38,7 +41,6 @@ from medfed.server.federation.http import (
     answer,
     header,
     read_body,
-    replay,
 )
 from medfed.server.federation.registry import Registry
 from medfed.server.federation.rejections import Rejections
@@ -51,10 +53,12 @@ _MAX_DESK_REQUESTS = 8
 _DESK_PATIENCE_S = 30.0
 # A chunk of 5 MB over a slow line.
 _FLEET_PATIENCE_S = 600.0
-# Flower sends two objects at a time beside its polls. Each may hold a whole body in memory.
+# Flower sends two objects at a time beside its polls. Each may hold a whole body on disk.
 _MAX_REQUESTS_A_SITE = 8
 # An answer to a site that asks for messages and gets none; one alone takes hundreds.
 _EMPTY_BYTES = 64
+# Of messages, as this machine's programs send and fetch them.
+_PIECES = frozenset({"/v1/runtime/push-object", "/v1/runtime/pull-object"})
 # Of Flower's answers: what no program that follows its protocol gets.
 _STRANGE = frozenset({400, 401, 404, 405, 415, 422, 500})
 
@@ -63,7 +67,7 @@ _STRANGE = frozenset({400, 401, 404, 405, 415, 422, 500})
 class PublicGate:
     """ASGI application for the public port."""
 
-    app: ASGIApp
+    fleet: Admission
     registry: Registry
     desk: EnrolmentDesk
     rejections: Rejections
@@ -106,11 +110,12 @@ class PublicGate:
             raise RefusedError(503, "too many requests at a time", site)
         self._open[site] += 1
         try:
-            body = await _read(scope, receive, MAX_REQUEST_BYTES, _FLEET_PATIENCE_S, site)
-            self.uploads.count(site, path, len(body))
-            if path == PUSH_MESSAGES:
-                check_push(body, site)
-            await self.app(scope, replay(body, receive), send)
+            async with self._body(scope, receive, site) as body:
+                self.uploads.count(site, path, body.tell())
+                if path == PUSH_MESSAGES:
+                    body.seek(0)
+                    check_push(body.read(), site)
+                await self.fleet.answer(scope, body, receive, send)
         finally:
             self._open[site] -= 1
         if path == PULL_MESSAGES and send.num_bytes > _EMPTY_BYTES:
@@ -118,8 +123,17 @@ class PublicGate:
         if send.status in _STRANGE:
             self.rejections.add(site, path, f"Flower answered {send.status}")
 
+    @asynccontextmanager
+    async def _body(self, scope: Scope, receive: Receive, site: str) -> AsyncIterator[Spool]:
+        with _none_too_large(MAX_REQUEST_BYTES, site):
+            async with self.fleet.body(
+                scope, receive, MAX_REQUEST_BYTES, _FLEET_PATIENCE_S
+            ) as body:
+                yield body
+
     async def _enrol(self, path: str, scope: Scope, receive: Receive, send: "_Watched") -> None:
-        body = await _read(scope, receive, _MAX_DESK_BYTES, _DESK_PATIENCE_S, "")
+        with _none_too_large(_MAX_DESK_BYTES, ""):
+            body = await read_body(scope, receive, _MAX_DESK_BYTES, _DESK_PATIENCE_S)
         async with self._desk_queue:
             status, table = await asyncio.to_thread(self.desk.handle, path, body)
         if status >= 400:
@@ -132,6 +146,7 @@ class LoopbackGate:
     """ASGI application for this machine's own programs."""
 
     app: ASGIApp
+    pieces: Admission
     token: str
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -142,6 +157,11 @@ class LoopbackGate:
         if not _is_loopback(header(scope, b"host") or b""):
             # A web page that was given this machine's address under its own name.
             await answer(send, 403, close=True)
+        elif path in _PIECES:
+            async with self.pieces.body(
+                scope, receive, MAX_REQUEST_BYTES, _FLEET_PATIENCE_S
+            ) as body:
+                await self.pieces.answer(scope, body, receive, send)
         elif path.startswith("/v1/runtime/") or path == "/health" or self._has_token(scope):
             await self.app(scope, receive, send)
         else:
@@ -176,9 +196,10 @@ async def _last_word(send: Send, status: int) -> None:
         _log.debug("A connection takes no answer", exc_info=True)
 
 
-async def _read(scope: Scope, receive: Receive, limit: int, patience_s: float, site: str) -> bytes:
+@contextmanager
+def _none_too_large(limit: int, site: str) -> Iterator[None]:
     try:
-        return await read_body(scope, receive, limit, patience_s)
+        yield
     except TooLargeError:
         raise RefusedError(413, f"a request of more than {limit} bytes", site) from None
 

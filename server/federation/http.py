@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from typing import Any
+from io import BytesIO
+from typing import Any, Protocol
 
 from starlette.types import Message, Receive, Scope, Send
 
@@ -23,8 +24,25 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return found[0] if len(found) == 1 else None
 
 
+class Sink(Protocol):
+    """What takes bytes."""
+
+    def write(self, content: bytes, /) -> int:
+        """Take some more."""
+        ...
+
+
 async def read_body(scope: Scope, receive: Receive, limit: int, patience_s: float) -> bytes:
-    """Return the request's body.
+    """Return the request's body; errors as of `read_body_into`."""
+    sink = BytesIO()
+    await read_body_into(sink, scope, receive, limit, patience_s)
+    return sink.getvalue()
+
+
+async def read_body_into(
+    sink: Sink, scope: Scope, receive: Receive, limit: int, patience_s: float
+) -> None:
+    """Write the request's body to `sink` as it comes.
 
     Raises:
         TooLargeError: It is, or says it is, larger than `limit` bytes.
@@ -33,7 +51,7 @@ async def read_body(scope: Scope, receive: Receive, limit: int, patience_s: floa
     stated = header(scope, b"content-length")
     if stated is not None and int(stated) > limit:
         raise TooLargeError
-    body = bytearray()
+    size = 0
     try:
         async with asyncio.timeout(patience_s):
             more = True
@@ -41,13 +59,14 @@ async def read_body(scope: Scope, receive: Receive, limit: int, patience_s: floa
                 event = await asyncio.wait_for(receive(), _CHUNK_PATIENCE_S)
                 if event["type"] == "http.disconnect":
                     raise ClientGoneError
-                body += event.get("body", b"")
+                piece = event.get("body", b"")
                 more = event.get("more_body", False)
-                if len(body) > limit:
+                size += len(piece)
+                if size > limit:
                     raise TooLargeError
+                sink.write(piece)
     except TimeoutError:
         raise ClientGoneError from None
-    return bytes(body)
 
 
 def replay(body: bytes, receive: Receive) -> Receive:

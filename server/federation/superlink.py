@@ -20,6 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from medfed.common.errors import FederationError, MedfedError
 from medfed.common.processes import quiet_flower
+from medfed.server.federation.admission import Admission
 from medfed.server.federation.control import read_token
 from medfed.server.federation.enrolment import EnrolmentDesk
 from medfed.server.federation.fleet_requests import Uploads
@@ -108,10 +109,10 @@ def build_app(home: FederationHome) -> ASGIApp:
     return create_app(config, SuperLinkLifespan)
 
 
-def public_gate(home: FederationHome, app: ASGIApp) -> PublicGate:
+def public_gate(home: FederationHome, admission: Admission) -> PublicGate:
     """Return the face for the internet."""
     return PublicGate(
-        app,
+        admission,
         Registry(home.sites_folder),
         EnrolmentDesk(home),
         Rejections(home.rejections_file),
@@ -130,8 +131,10 @@ async def serve(home: FederationHome) -> None:
         bind(LOOPBACK, home.config.control_port) as inside,
     ):
         app = build_app(home)
-        loopback = LoopbackGate(app, read_token(home.control_token))
-        servers = [_public_server(home, public_gate(home, app)), _loopback_server(loopback)]
+        admission = Admission(app, home.superlink_folder)
+        loopback = LoopbackGate(app, admission, read_token(home.control_token))
+        public = public_gate(home, admission)
+        servers = [_public_server(home, public), _loopback_server(loopback)]
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _end, servers)

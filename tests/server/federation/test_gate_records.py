@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from coordinator import Hospital, make_home, make_hospital
 
+from medfed.server.federation.admission import Admission
 from medfed.server.federation.fleet_requests import RefusedError, Uploads
 from medfed.server.federation.home import FederationHome
 from medfed.server.federation.rejections import LINES_A_MINUTE, MAX_BYTES, Rejections
@@ -27,7 +28,7 @@ class Alone:
 
     def __init__(self, home: FederationHome, app: ASGIApp) -> None:
         self.path = home.rejections_file
-        self.gate = public_gate(home, app)
+        self.gate = public_gate(home, Admission(app, home.superlink_folder))
 
     def post(self, path: str, content: bytes, headers: dict[str, str]) -> httpx.Response:
         async def ask() -> httpx.Response:
