@@ -14,7 +14,7 @@ def check_records(dataset: SourceDataset, task: TaskSection, image: DataSection)
         LeakageError: A patient on both sides of the official split.
     """
     if not dataset.records:
-        raise DataError(f"{dataset.name} holds no images. Check the folder given with --data.")
+        raise DataError(no_images(dataset))
     check_kind(dataset, task, image)
     seen: set[str] = set()
     side: dict[str, str] = {}
@@ -32,6 +32,16 @@ def check_records(dataset: SourceDataset, task: TaskSection, image: DataSection)
                 f"{record.source}: its patient is in both the train and the test split of "
                 f"{dataset.name}. Put all images of a patient on one side."
             )
+
+
+def no_images(dataset: SourceDataset) -> str:
+    """Return what is wrong with a data set without records."""
+    if dataset.unusable:
+        return (
+            f"None of the {len(dataset.unusable):,} files of {dataset.name} can be used. The first "
+            f"reason: {dataset.unusable[0].reason}"
+        )
+    return f"{dataset.name} holds no images. Check the folder given with --data."
 
 
 def check_kind(dataset: SourceDataset, task: TaskSection, image: DataSection) -> None:

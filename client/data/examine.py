@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from medfed.client.data.checks import check_kind
+from medfed.client.data.checks import check_kind, no_images
 from medfed.client.data.facts import Facts, Progress, Side, facts_of_dataset, facts_of_store
 from medfed.client.data.finding import Finding, some
 from medfed.client.data.findings import judge
@@ -66,12 +66,16 @@ def examine_dataset(
     try:
         check_kind(dataset, study.task, study.data)
         if not dataset.records:
-            raise DataError(f"{dataset.name} holds no images. Check the folder given with --data.")
+            raise DataError(no_images(dataset))
     except DataError as error:
         return Examination((Finding("error", "kind", str(error)),), len(dataset.records), 0, {})
     prepare = Preparation(study.task, study.data, b"")
     facts = facts_of_dataset(dataset, prepare, workers=workers, progress=progress)
-    findings = [*_twice(dataset), *judge(facts, study, min_patients_per_count)]
+    findings = [
+        *_twice(dataset),
+        *_never_records(dataset),
+        *judge(facts, study, min_patients_per_count),
+    ]
     return _examination(findings, facts)
 
 
@@ -136,6 +140,16 @@ def _twice(dataset: SourceDataset) -> Iterator[Finding]:
             "error",
             "identifiers",
             f"{some(twice)}: image identifiers that occur more than once. Keep one of each.",
+        )
+
+
+def _never_records(dataset: SourceDataset) -> Iterator[Finding]:
+    if dataset.unusable:
+        yield Finding(
+            "warning",
+            "files",
+            f"{len(dataset.unusable):,} file(s) give no image. The first: "
+            f"{dataset.unusable[0].reason} medfed data scan and medfed data label list all.",
         )
 
 

@@ -81,6 +81,8 @@ def prepare_store(
         RunError: A process that decodes was killed.
     """
     check_records(dataset, task, image)
+    if strict and dataset.unusable:
+        raise UnreadableImageError(dataset.unusable[0].reason)
     key = store_key(dataset, task, image, pseudonym_key)
     folder = parent / f"store-{key[:16]}"
     if not folder.exists():
@@ -96,7 +98,8 @@ def prepare_store(
                     prepare = Preparation(task, image, pseudonym_key)
                     _decode(writer, dataset, prepare, strict, progress, workers)
                     _refuse_useless(writer, dataset, task, digest_again)
-                    _publish(writer.finish(_header(dataset, prepare, key, writer)), folder)
+                    header = _header(dataset, prepare, key, writer)
+                    _publish(writer.finish(header, dataset.unusable), folder)
                     writer.discard()
     store = open_store(folder)
     if strict and store.num_quarantined:
@@ -199,7 +202,7 @@ def _header(
         "fit": image.fit,
         "num_images": writer.counts.images,
         "num_patients": len(writer.counts.patients),
-        "num_quarantined": writer.counts.quarantined,
+        "num_quarantined": writer.counts.quarantined + len(dataset.unusable),
     }
 
 

@@ -50,6 +50,14 @@ class SourceRecord:
     spacing_mm: tuple[float, ...] | None = None
 
 
+@dataclass(frozen=True)
+class UnusableSource:
+    """What should have been a record and cannot be one. Names files: never leaves this machine."""
+
+    source: str
+    reason: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceDataset:
     """What a loader returns: the records and the facts that a store and a report state about them.
@@ -64,6 +72,7 @@ class SourceDataset:
             the same digest means the same records and pixels.
         structures: What masks delineate, in the order of their indices or bits.
         dimensions: 2 for images, 3 for volumes.
+        unusable: What gave no record, each with its reason: a store lists it in quarantine.jsonl.
     """
 
     name: str
@@ -74,3 +83,4 @@ class SourceDataset:
     digest: str
     structures: tuple[str, ...] = ()
     dimensions: Literal[2, 3] = 2
+    unusable: tuple[UnusableSource, ...] = ()

@@ -14,9 +14,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +24,7 @@ import numpy as np
 
 from medfed.client.data.npy_files import Pixels, file_sha256, npy_header, write_npy
 from medfed.client.data.preparing import Prepared, Refused
+from medfed.client.data.records import UnusableSource
 from medfed.common.errors import DataError
 from medfed.common.files import sync_folder
 
@@ -154,11 +155,12 @@ class StoreWriter:
         """Return why the first record that cannot be used cannot."""
         return next((str(line["reason"]) for line in self._lines() if "reason" in line), "")
 
-    def finish(self, header: dict[str, Any]) -> Path:
+    def finish(self, header: dict[str, Any], never_records: Sequence[UnusableSource] = ()) -> Path:
         """Complete the store; return its folder, which only has to be renamed.
 
         Args:
             header: store.json but for the files' hashes.
+            never_records: What gave no record, and is listed with the records that failed.
 
         Raises:
             DataError: It cannot be written. What was written before is kept.
@@ -168,7 +170,8 @@ class StoreWriter:
                 part.finish(self._shapes(number), self.counts.images)
             rows = (line["row"] for line in self._lines() if "row" in line)
             _write_lines(self.folder / "records.jsonl", rows)
-            refused = (line for line in self._lines() if "reason" in line)
+            refused = [asdict(one) for one in never_records]
+            refused += [line for line in self._lines() if "reason" in line]
             _write_lines(self.folder / "quarantine.jsonl", refused)
             names = [*(part.npy.name for part in self._parts), "records.jsonl"]
             hashes = {name: file_sha256(self.folder / name) for name in names}
@@ -276,7 +279,7 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
     return table
 
 
-def _write_lines(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, sort_keys=True) + "\n" for row in rows)
 

@@ -47,11 +47,17 @@ _VOLUMES = (FileKind.NIFTI, FileKind.NIFTI_HEADER, FileKind.ANALYZE, FileKind.MG
 _PICTURES = (FileKind.PNG, FileKind.JPEG, FileKind.TIFF)
 
 
-def look_at(path: str, limits: ReadLimits) -> Facts:
-    """Return what a file is. Nothing that it holds, or does meanwhile, makes this raise."""
+def look_at(path: str, limits: ReadLimits, *, issuer: bool = False) -> Facts:
+    """Return what a file is. Nothing that it holds, or does meanwhile, makes this raise.
+
+    Args:
+        path: The file.
+        limits: What it is held to.
+        issuer: Whether the issuer of a patient id is part of the identity.
+    """
     try:
         with os.fdopen(_open(path), "rb") as file:
-            return _look(path, file, limits)
+            return _look(path, file, limits, issuer=issuer)
     except FileProblem as problem:
         return problem.as_unusable(path)
     except UnreadableImageError as error:
@@ -70,7 +76,7 @@ def _open(path: str) -> int:
     return os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
-def _look(path: str, file: BinaryIO, limits: ReadLimits) -> Facts:
+def _look(path: str, file: BinaryIO, limits: ReadLimits, *, issuer: bool) -> Facts:
     status = os.fstat(file.fileno())
     if not stat.S_ISREG(status.st_mode):
         raise FileProblem("It is no ordinary file any more. Run this again.", "changed")
@@ -80,7 +86,7 @@ def _look(path: str, file: BinaryIO, limits: ReadLimits) -> Facts:
     head = read_head(file)
     kind, what, advice = sniff(head)
     if kind in (FileKind.DICOM, FileKind.BARE_DICOM):
-        return _dicom(path, file, kind, limits)
+        return _dicom(path, file, kind, limits, issuer=issuer)
     if kind in _VOLUMES:
         return _volume(path, kind, head, status.st_size, limits)
     if kind in _PICTURES:
@@ -93,9 +99,11 @@ def _look(path: str, file: BinaryIO, limits: ReadLimits) -> Facts:
     raise FileProblem(f"Expected an image, got a {what}. {advice}", what, category)
 
 
-def _dicom(path: str, file: BinaryIO, kind: FileKind, limits: ReadLimits) -> SliceFacts:
+def _dicom(
+    path: str, file: BinaryIO, kind: FileKind, limits: ReadLimits, *, issuer: bool
+) -> SliceFacts:
     try:
-        facts = read_slice_facts(path, file, limits)
+        facts = read_slice_facts(path, file, limits, issuer=issuer)
     except FileProblem as problem:
         if kind is FileKind.BARE_DICOM and problem.what == "damaged":
             raise FileProblem(

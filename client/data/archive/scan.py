@@ -30,13 +30,19 @@ _WORTH_A_POOL = 4000
 
 
 def scan_folder(
-    folder: Path, limits: ReadLimits, *, workers: int = 1, progress: Progress | None = None
+    folder: Path,
+    limits: ReadLimits,
+    *,
+    issuer: bool = False,
+    workers: int = 1,
+    progress: Progress | None = None,
 ) -> Inventory:
     """Return what the files below `folder` are, from their headers alone.
 
     Args:
         folder: Is never left: links are not followed.
         limits: What a file is held to.
+        issuer: Whether equal patient ids of different issuers are different patients.
         workers: Processes that read. The result is the same.
         progress: Called with (done, total).
 
@@ -53,7 +59,7 @@ def scan_folder(
             paths.append(str(found))
     slices: list[SliceFacts] = []
     others: list[OtherFacts] = []
-    for one in _facts(paths, limits, workers, progress):
+    for one in _facts(paths, partial(look_at_all, limits=limits, issuer=issuer), workers, progress):
         if isinstance(one, SliceFacts):
             slices.append(one)
         elif isinstance(one, OtherFacts):
@@ -73,10 +79,12 @@ def scan_folder(
 
 
 def _facts(
-    paths: Sequence[str], limits: ReadLimits, workers: int, progress: Progress | None
+    paths: Sequence[str],
+    look: Callable[[Sequence[str]], list[Facts]],
+    workers: int,
+    progress: Progress | None,
 ) -> Iterator[Facts]:
     chunks = [paths[start : start + _CHUNK] for start in range(0, len(paths), _CHUNK)]
-    look = partial(look_at_all, limits=limits)
     once: dict[object, object] = {}
     done = 0
     for chunk in _mapped(look, chunks, workers if len(paths) >= _WORTH_A_POOL else 1):
@@ -86,10 +94,10 @@ def _facts(
             progress(done, len(paths))
 
 
-def look_at_all(paths: Sequence[str], limits: ReadLimits) -> list[Facts]:
+def look_at_all(paths: Sequence[str], limits: ReadLimits, *, issuer: bool) -> list[Facts]:
     """Return the facts of some files: what a worker does at a time."""
     once: dict[object, object] = {}
-    return [_shared(look_at(path, limits), once) for path in paths]
+    return [_shared(look_at(path, limits, issuer=issuer), once) for path in paths]
 
 
 def _mapped(

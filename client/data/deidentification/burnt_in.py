@@ -50,14 +50,14 @@ def clean_pixels(
     Args:
         pixels: Stored or displayed values [F, H, W] or [F, H, W, C], C being colours.
         facts: What the header says; see `text_facts`.
-        rules: Whether text is painted over or refused.
+        rules: Whether text is painted over, refused or not looked for.
         show: Turns stored values into what a viewer shows, where they are indices of a palette.
 
     Raises:
         UnreadableImageError: There is text and the rules refuse it, or the header speaks of text
             that cannot be found, or painting did not remove it.
     """
-    if not facts.looked_for:
+    if not facts.looked_for or rules.burnt_in == "keep":
         return CleanedPixels(pixels, ())
     boxes = text_boxes(show(pixels))
     if rules.burnt_in == "refuse":

@@ -14,6 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from medfed.client.data.archive.inventory import Unusable, printable
+from medfed.client.data.archive.limits import ReadLimits
+from medfed.client.data.archive.walk import walk_files
 from medfed.client.data.deidentification.file_copies import (
     copy_name,
     deidentified_copy,
@@ -30,6 +33,7 @@ from medfed.common.files import write_atomically, write_json
 logger = logging.getLogger(__name__)
 
 _MARKER = "deidentified.json"
+_LIMITS = ReadLimits()
 
 
 @dataclass
@@ -73,27 +77,36 @@ def deidentify_folder(
     rules: Rules,
     key: bytes,
     progress: Callable[[int, int], None] | None = None,
+    limits: ReadLimits = _LIMITS,
 ) -> FolderReport:
     """Write a de-identified copy of every DICOM file under `source` to `out`.
 
     Args:
-        source: Never written to. Links that lead out of it are not followed.
+        source: Never written to, never left: links are not followed.
         out: New, or of an earlier run with the same rules and key.
         rules: The site's choice.
         key: The site's pseudonym key.
         progress: Called with (done, total).
+        limits: What a file is held to.
 
     Raises:
-        DataError: `source` is no folder, one folder is inside the other, or `out` was made with
-            other rules or another key.
+        DataError: `source` is no folder or holds more files than the limits allow, one folder is
+            inside the other, or `out` was made with other rules or another key.
     """
     _check_folders(source, out)
     out.mkdir(parents=True, exist_ok=True)
     _claim(out, rules, key)
     report = FolderReport(rules)
-    paths = list(_files(source))
-    for number, path in enumerate(paths, start=1):
+    found = list(walk_files(source, limits))
+    for number, path in enumerate(found, start=1):
+        if isinstance(path, Unusable):
+            if path.category != "not_an_image":
+                report.refused[path.path.removeprefix(f"{printable(source)}/")] = path.reason
+            continue
         try:
+            refused = limits.against_size(path.stat().st_size)
+            if refused:
+                raise UnreadableImageError(refused)
             _copy(path, out, rules, key, report)
         except UnreadableImageError as error:
             report.refused[str(path.relative_to(source))] = str(error)
@@ -103,7 +116,7 @@ def deidentify_folder(
                 "mend permissions, then run again."
             )
         if progress is not None:
-            progress(number, len(paths))
+            progress(number, len(found))
     logger.info("De-identified %s, refused %s", len(report.written), len(report.refused))
     return report
 
@@ -173,11 +186,3 @@ def _claim(out: Path, rules: Rules, key: bytes) -> None:
             f"{out} was made with other rules or another key. Name a new folder: in one folder a "
             "patient must have one pseudonym."
         )
-
-
-def _files(source: Path) -> Iterator[Path]:
-    """Files below `source` in order; links that leave it and folders reached by a link are not."""
-    root = source.resolve()
-    for path in sorted(source.rglob("*")):
-        if path.is_file() and (not path.is_symlink() or root in path.resolve().parents):
-            yield path

@@ -38,7 +38,8 @@ def clean_pixel_data(dataset: Dataset, facts: TextFacts, rules: Rules, report: R
     if _PIXEL_DATA not in dataset:
         return
     num_frames = _num_frames(dataset)
-    sample = _decoded(dataset, sampled_frames(num_frames)) if facts.looked_for else None
+    looked_for = facts.looked_for and rules.burnt_in != "keep"
+    sample = _decoded(dataset, sampled_frames(num_frames)) if looked_for else None
     if sample is not None:
         cleaned = clean_pixels(sample, facts, rules, lambda pixels: _shown(dataset, pixels))
         if cleaned.boxes:
@@ -46,7 +47,7 @@ def clean_pixel_data(dataset: Dataset, facts: TextFacts, rules: Rules, report: R
             # Of one picture in six some letters stay (ADR 17): NO is for a person to say.
             dataset.BurnedInAnnotation = "YES"
         report.boxes = cleaned.boxes
-    elif facts.possible and facts.looked_for:
+    elif facts.possible and looked_for:
         raise UnreadableImageError(
             "The pixels cannot be decoded, so that nobody can tell whether text is burnt in. "
             "Convert the file to another transfer syntax, or leave it out."

@@ -20,8 +20,9 @@ class Rules(Section):
 
     options: tuple[Option, ...] = (Option.RETAIN_LONGITUDINAL_MODIFIED,)
     """Options of PS3.15 E.3. Modified dates keep the days between a patient's studies."""
-    burnt_in: Literal["refuse", "mask"] = "refuse"
-    """A picture with text in it is refused, or the text is painted over."""
+    burnt_in: Literal["refuse", "mask", "keep"] = "refuse"
+    """A picture with text in it is refused, the text is painted over, or nobody looks: keep is for
+    a site that knows that its pictures name nobody."""
     issuer_of_patient_id: bool = False
     """Whether equal ids of different issuers are different patients."""
     max_shift_days: Annotated[int, Field(ge=30, le=36500)] = 365

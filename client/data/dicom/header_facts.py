@@ -111,8 +111,16 @@ class SliceFacts(NamedTuple):
     notes: tuple[str, ...]
 
 
-def read_slice_facts(path: str, file: BinaryIO, limits: ReadLimits) -> SliceFacts:
+def read_slice_facts(
+    path: str, file: BinaryIO, limits: ReadLimits, *, issuer: bool = False
+) -> SliceFacts:
     """Return what the header of `file` says; its pixels are not read.
+
+    Args:
+        path: Where it is.
+        file: Opened for reading.
+        limits: What it is held to.
+        issuer: Whether the issuer of the patient id is part of the identity.
 
     Raises:
         FileProblem: A sound object that is no picture; damaged, without pixels, cut off, beyond the
@@ -124,11 +132,12 @@ def read_slice_facts(path: str, file: BinaryIO, limits: ReadLimits) -> SliceFact
         begun = file.read(_FRAME_HEAD_BYTES)
         check_precision(opened.syntax, frame_size(begun[max(0, begun.find(b"\xff\xd8\xff")) :]))
     with parsing() as complaints:
-        facts = _facts(path, opened, limits)
+        patient = patient_identity(opened.dataset, issuer=issuer)
+        facts = _facts(path, opened, limits, patient)
     return facts._replace(notes=(*opened.notes, *complaints, *facts.notes))
 
 
-def _facts(path: str, opened: Opened, limits: ReadLimits) -> SliceFacts:
+def _facts(path: str, opened: Opened, limits: ReadLimits, patient: str) -> SliceFacts:
     dataset = opened.dataset
     other = why_no_image(dataset)
     if other is not None:
@@ -143,7 +152,7 @@ def _facts(path: str, opened: Opened, limits: ReadLimits) -> SliceFacts:
     uid = text_of(dataset, "SOPInstanceUID")
     return SliceFacts(
         path=path,
-        kin=_kin(dataset, frame, size, orientation),
+        kin=_kin(dataset, frame, size, orientation, patient),
         uid=hashlib.blake2b(uid.encode(), digest_size=_UID_BYTES).digest() if uid else b"",
         position=frame.numbers("ImagePositionPatient", 3),
         number=int(number_of(dataset, "InstanceNumber") or 0),
@@ -155,7 +164,11 @@ def _facts(path: str, opened: Opened, limits: ReadLimits) -> SliceFacts:
 
 
 def _kin(
-    dataset: Dataset, frame: FrameHeader, size: PixelSize, orientation: tuple[float, ...]
+    dataset: Dataset,
+    frame: FrameHeader,
+    size: PixelSize,
+    orientation: tuple[float, ...],
+    patient: str,
 ) -> Kin:
     maker = f"{text_of(dataset, 'Manufacturer')} {text_of(dataset, 'ManufacturerModelName')}"
     stored = text_of(dataset, "BitsStored") or str(size.bits)
@@ -163,7 +176,7 @@ def _kin(
     photometric = text_of(dataset, "PhotometricInterpretation")
     spacing = frame.numbers("PixelSpacing", 2) or frame.numbers("ImagerPixelSpacing", 2)
     return Kin(
-        patient=patient_identity(dataset),
+        patient=patient,
         study=text_of(dataset, "StudyInstanceUID"),
         series=text_of(dataset, "SeriesInstanceUID"),
         modality=printable(text_of(dataset, "Modality")),

@@ -23,10 +23,12 @@ from medfed.client.data.dicom.display import shade_frames
 from medfed.client.data.dicom.frames import frame_headers
 from medfed.client.data.dicom.geometry import Plane, normal_of, stack_slices, volume_affine
 from medfed.client.data.dicom.grey import VoiWindow
+from medfed.client.data.dicom.header_facts import read_slice_facts
 from medfed.client.data.dicom.opening import parsing
 from medfed.client.data.dicom.presets import PRESETS, Window
 from medfed.client.data.dicom.shading import Shading
 from medfed.client.data.nifti import read_geometry, rescale_intensity
+from medfed.common.errors import UnreadableImageError
 
 Picture = npt.NDArray[np.uint8]
 Spacing = tuple[float, ...] | None
@@ -60,6 +62,32 @@ def read_series(series: Series, window: Window, limits: ReadLimits) -> tuple[Pic
         return _volume(series, images, window)
     except FileProblem as problem:
         raise problem.of(series.files[0]) from None
+
+
+def spacing_of_array(series: Series, limits: ReadLimits) -> Spacing:
+    """Return the spacing that `read_series` gives with the array, from one header alone.
+
+    Raises:
+        UnreadableImageError: The file cannot be read any more.
+    """
+    if series.kind == "nifti":
+        return read_geometry(series.files[0]).spacing_mm
+    path = series.files[0]
+    try:
+        with path.open("rb") as file:
+            orientation = read_slice_facts(str(path), file, limits).kin.orientation
+    except FileProblem as problem:
+        raise problem.of(path) from None
+    except OSError as error:
+        raise UnreadableImageError(
+            f"{path} cannot be read: {error.strerror}. Run this again when nothing writes there."
+        ) from None
+    spacing = series.spacing_mm
+    if spacing is None or len(spacing) != 3 or normal_of(orientation) is None:
+        return spacing
+    affine = volume_affine([Plane((0, 0, 0), orientation, spacing[1:])], spacing[0])
+    turn = orientations.io_orientation(affine)
+    return tuple(round(float(size), 6) for size in np.asarray(spacing)[np.argsort(turn[:, 0])])
 
 
 def _read_nifti(series: Series, window: Window, limits: ReadLimits) -> tuple[Picture, Spacing]:

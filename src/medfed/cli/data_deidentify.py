@@ -19,7 +19,7 @@ def deidentify(
         typer.Option(help="Options of DICOM PS3.15 E.3, separated by commas; empty for none."),
     ] = "retain_longitudinal_modified",
     burnt_in: Annotated[
-        str, typer.Option(help="Text in pixels: refuse the file, or mask the text.")
+        str, typer.Option(help="Text in pixels: refuse the file, mask the text, or keep it.")
     ] = "refuse",
     report: Annotated[
         Path | None, typer.Option(help="Writes what was done, as JSON without identities.")

@@ -108,7 +108,19 @@ def test_links_that_leave_the_folder_are_not_followed(
     (outside / "secret.dcm").write_bytes(written(image))
     (archive / "link.dcm").symlink_to(outside / "secret.dcm")
     (archive / "folder").symlink_to(outside)
-    assert len(deidentify_folder(archive, tmp_path / "out", _RULES, key).written) == 3
+    report = deidentify_folder(archive, tmp_path / "out", _RULES, key)
+    assert len(report.written) == 3
+    assert {"folder", "link.dcm"} < report.refused.keys()
+
+
+def test_file_beyond_the_limits_is_refused_unread(
+    archive: Path, tmp_path: Path, key: bytes
+) -> None:
+    with (archive / "huge.dcm").open("wb") as file:
+        file.truncate(5 << 30)
+    report = deidentify_folder(archive, tmp_path / "out", _RULES, key)
+    assert "limits.max_file_mb" in report.refused["huge.dcm"]
+    assert len(report.written) == 3
 
 
 def test_unreadable_files_are_refused_and_the_rest_goes_on(
