@@ -1,16 +1,15 @@
 """`SiteConfig`: a hospital's own `site.toml`. Never transmitted."""
 
 import os
-import tomllib
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from medfed.common.errors import SiteConfigError
 from medfed.common.study import Name, PositiveFloat, PositiveInt, Section
 from medfed.common.study.model import CLASSIFIERS, REPORTERS, SEGMENTERS
-from medfed.common.study_file import describe_errors
+from medfed.common.toml_files import read_toml
 
 Metric = Literal[
     "loss", "tables", "scores", "calibration", "overlap", "surfaces", "text", "findings"
@@ -168,15 +167,5 @@ def load_site(path: Path) -> SiteConfig:
     Raises:
         SiteConfigError: Missing, not TOML, unknown key or impossible value, with the way out.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SiteConfigError(f"Expected a site file at {path}, found none.") from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SiteConfigError(f"{path} cannot be read: {error}. Mend that line.") from None
-    if "folder" in table:
-        raise SiteConfigError(f"{path}: folder: unknown key. It is where the file lies.")
-    try:
-        return SiteConfig.model_validate({**table, "folder": path.resolve().parent})
-    except ValidationError as error:
-        raise SiteConfigError(describe_errors(error, SiteConfig, str(path))) from None
+    missing = f"Expected a site file at {path}, found none."
+    return read_toml(path, SiteConfig, SiteConfigError, missing, folder=path.resolve().parent)

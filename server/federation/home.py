@@ -3,12 +3,11 @@
 import json
 import secrets
 import shutil
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from medfed.common.addresses import join_address, split_address
 from medfed.common.errors import FederationError
@@ -16,7 +15,7 @@ from medfed.common.files import write_atomically
 from medfed.common.ledger import ServerKey
 from medfed.common.secret_files import write_secret
 from medfed.common.study import Name, PositiveFloat, Section
-from medfed.common.study_file import describe_errors
+from medfed.common.toml_files import read_toml
 from medfed.server.countersigning import SERVER_KEY
 from medfed.server.federation.certificates import ServerCertificate, install
 from medfed.server.federation.pki import own_certificate
@@ -175,19 +174,11 @@ def load_home(folder: Path) -> FederationHome:
         FederationError: None is there, or federation.toml has a mistake: each with the way out.
     """
     path = folder / FEDERATION_FILE
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise FederationError(
-            f"Expected a federation at {folder}, found no {FEDERATION_FILE}. Make one with "
-            "`medfed federation init`, or name its folder with --home or MEDFED_FEDERATION."
-        ) from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FederationError(f"{path} cannot be read: {error}. Mend that line.") from None
-    try:
-        config = FederationConfig.model_validate(table)
-    except ValidationError as error:
-        raise FederationError(describe_errors(error, FederationConfig, str(path))) from None
+    missing = (
+        f"Expected a federation at {folder}, found no {FEDERATION_FILE}. Make one with "
+        "`medfed federation init`, or name its folder with --home or MEDFED_FEDERATION."
+    )
+    config = read_toml(path, FederationConfig, FederationError, missing)
     return FederationHome(folder.resolve(), config)
 
 

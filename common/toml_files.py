@@ -1,0 +1,50 @@
+"""Reads a TOML file into one section, and turns every mistake into an error with a way out."""
+
+import tomllib
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import ValidationError
+
+from medfed.common.errors import MedfedError
+from medfed.common.study.base import Section
+from medfed.common.study_file import describe_errors
+
+S = TypeVar("S", bound=Section)
+
+
+def read_toml(
+    path: Path,
+    section: type[S],
+    error: type[MedfedError],
+    missing: str,
+    *,
+    folder: Path | None = None,
+) -> S:
+    """Read and validate the file at `path`.
+
+    Args:
+        path: The file.
+        section: What it holds.
+        error: What is raised: missing, not TOML, an unknown key or an impossible value.
+        missing: What is said if it is not there.
+        folder: What the section's field `folder` is set to, which no file may set; None if it has
+            none.
+
+    Raises:
+        MedfedError: As `error`.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise error(missing) from None
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as reason:
+        raise error(f"{path} cannot be read: {reason}. Mend that line.") from None
+    if folder is not None:
+        if "folder" in table:
+            raise error(f"{path}: folder: unknown key. It is where the file lies.")
+        table["folder"] = folder
+    try:
+        return section.model_validate(table)
+    except ValidationError as reason:
+        raise error(describe_errors(reason, section, str(path))) from None
