@@ -24,7 +24,11 @@ def check(
         list[Path] | None, typer.Argument(metavar="[STORE]...", help="Prepared stores.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Folder or file of the data set, in its official layout.")
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="This site's own dataset.toml, or a public data set in its official layout.",
+        ),
     ] = None,
     site: Annotated[
         Path | None,
@@ -71,9 +75,9 @@ def _examine(
     workers: int,
     progress: Callable[[int, int], None],
 ) -> "Examination":
+    from medfed.cli.data_source import open_source
     from medfed.client.data.examine import examine_dataset, examine_site
     from medfed.client.site import SiteConfig, load_site
-    from medfed.simulations.datasets.catalogue import load_dataset
 
     if site is not None:
         return examine_site(load_site(site), study, progress=progress)
@@ -82,7 +86,7 @@ def _examine(
         return examine_site(SiteConfig.model_validate(table), study, progress=progress)
     if data is None and study.simulation is not None and study.simulation.data:
         data = folder / study.simulation.data
-    dataset = load_dataset(study, data)
+    dataset = open_source(study, data, key_file=None, workers=workers).dataset
     return examine_dataset(dataset, study, workers=workers, progress=progress)
 
 

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 def prepare(
     study: Annotated[Path, typer.Argument(help="Study file that the store is for.")],
     data: Annotated[
-        Path | None, typer.Option(help="Folder or file of the data set, in its official layout.")
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="This site's own dataset.toml, or a public data set in its official layout.",
+        ),
     ] = None,
     site: Annotated[
         Path | None,
@@ -41,11 +45,11 @@ def prepare(
     What was interrupted goes on where it stopped. Patients enter under pseudonyms that only the
     key of this site's folder can make.
     """
+    from medfed.cli.data_source import open_source
     from medfed.client.data.site_stores import name_store
     from medfed.client.site import load_site
     from medfed.common.errors import DataError
     from medfed.common.study_file import load_study, with_files
-    from medfed.simulations.datasets.catalogue import load_dataset
 
     if site is not None and out is not None:
         raise DataError("Expected --site or --out, got both: with --site the store lies there.")
@@ -53,18 +57,16 @@ def prepare(
     if data is None and loaded.simulation is not None and loaded.simulation.data:
         data = study.parent / loaded.simulation.data
     home = load_site(site).folder if site is not None else (out or Path("stores"))
-
-    def read_again() -> str:
-        return load_dataset(loaded, data).digest
-
+    key_file = home / "keys" / "pseudonym.key" if site is not None else home / "pseudonym.key"
+    source = open_source(loaded, data, key_file=key_file, workers=workers)
     store = prepare_dataset(
-        load_dataset(loaded, data),
+        source.dataset,
         loaded,
         parent=home / "stores" if site is not None else home,
-        key_file=home / "keys" / "pseudonym.key" if site is not None else home / "pseudonym.key",
+        key_file=key_file,
         workers=workers,
         strict=strict,
-        read_again=read_again,
+        read_again=source.digest_again,
     )
     replaced = name_store(site, store) if site is not None else ()
     _say(store, site, replaced)

@@ -26,7 +26,7 @@ from medfed.server.federation.processes import flower_home, superlink_command
 from medfed.server.federation.registry import Registry, SiteRecord, State
 
 PROTOBUF = "application/protobuf"
-_PATIENCE_S = 180.0
+_PATIENCE_S = 400.0
 
 
 def free_port() -> int:
