@@ -165,13 +165,13 @@ def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:
     current: type[BaseModel] = model
     in_table = False
     for name in location:
-        if in_table:  # the name of an entry, such as a column: any is allowed
+        if in_table:  # the name of an entry, such as a column, or its number
             in_table = False
             continue
         field = current.model_fields.get(name)
         if field is None:
             return []
-        in_table = get_origin(field.annotation) is dict
+        in_table = get_origin(field.annotation) in (dict, tuple)
         candidates = (field.annotation, *get_args(field.annotation))
         sections = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
         if not sections:

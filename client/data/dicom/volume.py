@@ -133,10 +133,33 @@ def _volume(series: Series, images: Sequence[Pixels], window: Window) -> tuple[P
     with parsing():
         planes = [plane for one in images for plane in _planes(one)]
         thickness = images[0].header.get("SliceThickness")
+    if not has_place(planes, len(array)):
+        return array, series.spacing_mm
+    return turn_slices(array, planes, float(thickness or 1))
+
+
+def has_place(planes: Sequence[Plane], num_slices: int) -> bool:
+    """Whether slices say where they are, each of them."""
     normal = normal_of(planes[0].orientation) if all(one.spacing for one in planes) else None
     placed = all(one.position and one.orientation for one in planes)
-    if normal is None or not placed or len(planes) != len(array):
-        return array, series.spacing_mm
+    return normal is not None and placed and len(planes) == num_slices
+
+
+def turn_slices(
+    array: npt.NDArray[np.uint8], planes: Sequence[Plane], thickness_mm: float
+) -> tuple[Picture, tuple[float, ...]]:
+    """Return slices as one volume, [D, H, W] or [D, H, W, C], and the size of its voxels in mm.
+
+    Args:
+        array: [F, H, W] or [F, H, W, C], in any order.
+        planes: Where each slice is; `has_place` must hold.
+        thickness_mm: Of a single slice.
+
+    Raises:
+        FileProblem: The slices do not fill a volume.
+    """
+    normal = normal_of(planes[0].orientation)
+    assert normal is not None
     stack = stack_slices([one.position for one in planes], normal)
     if not stack.is_even:
         raise FileProblem(
@@ -144,8 +167,7 @@ def _volume(series: Series, images: Sequence[Pixels], window: Window) -> tuple[P
             "the series out.",
             "uneven slices",
         )
-    ordered = [planes[index] for index in stack.order]
-    affine = volume_affine(ordered, float(thickness or 1))
+    affine = volume_affine([planes[index] for index in stack.order], thickness_mm)
     turn = orientations.io_orientation(affine)
     if np.isnan(turn).any():
         raise FileProblem("Expected slices that span a volume, got none. Export the series again.")

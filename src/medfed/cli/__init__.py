@@ -11,6 +11,7 @@ import typer
 from medfed.cli import (
     data_check,
     data_deidentify,
+    data_label,
     data_partition,
     data_prepare,
     data_scan,
@@ -46,6 +47,7 @@ data_app = typer.Typer(help="Prepare and look at data.", no_args_is_help=True)
 app.add_typer(data_app, name="data")
 data_scan.add_to(data_app)
 data_deidentify.add_to(data_app)
+data_label.add_to(data_app)
 data_prepare.add_to(data_app)
 data_check.add_to(data_app)
 data_view.add_to(data_app)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -154,7 +155,8 @@ def test_nifti_pair_is_one_image_of_two_files(tmp_path: Path) -> None:
 
 def test_scanner_and_notes_are_kept_once_in_memory(tmp_path: Path) -> None:
     write_stack(tmp_path, range(20), Manufacturer="ACME", ManufacturerModelName="X 1")
-    facts = list(scan._facts([str(p) for p in sorted(tmp_path.iterdir())], LIMITS, 1, None))
+    look = partial(scan.look_at_all, limits=LIMITS, issuer=False)
+    facts = list(scan._facts([str(p) for p in sorted(tmp_path.iterdir())], look, 1, None))
     kins = [one.kin for one in facts if isinstance(one, SliceFacts)]
     assert len(kins) == 20
     assert len({id(kin) for kin in kins}) == 1

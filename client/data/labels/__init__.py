@@ -1,0 +1,1 @@
+"""Labels of a hospital's images: tables, folder names, masks and reports, joined."""
