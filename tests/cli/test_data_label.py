@@ -124,5 +124,5 @@ def test_label_needs_a_file_and_folders(dataset: Path) -> None:
     with pytest.raises(DataError, match="Expected a data set file"):
         run(dataset.with_name("other.toml"))
     dataset.write_text("[archive]\n")
-    with pytest.raises(DataError, match="archive.folders: expected a value"):
+    with pytest.raises(DataError, match=r"archive\.folders: expected a value"):
         run(dataset)
