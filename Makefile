@@ -16,7 +16,7 @@ test-slow: $(READY)  ## the end-to-end tests: Ray, a real SuperLink, kill and re
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m "slow and not deployment" -n 2 --dist loadfile
 
 test-deployment: $(READY)  ## faults and attacks on a federation of real processes
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m deployment -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m deployment -n 3 --dist loadfile
 
 check: $(READY)  ## what CI checks besides the tests
 	scripts/check
