@@ -25,7 +25,7 @@ from flwr.superlink.federation import NoOpFederationManager
 from flwr.superlink.grid.inmemory_grid import InMemoryGrid
 
 # Flower takes a node for offline after two intervals.
-HEARTBEAT_S = 0.2
+HEARTBEAT_S = 0.5
 _POLL_S = 0.01
 App = Callable[[Message, Context], Message | None]
 

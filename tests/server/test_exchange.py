@@ -12,7 +12,7 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
-from link import Link, Node, superlink
+from link import HEARTBEAT_S, Link, Node, superlink
 
 from medfed.common import messages
 from medfed.common.errors import RefusalReason
@@ -248,9 +248,9 @@ def test_one_answer_counts_of_a_node_that_was_asked_twice_and_answers_both(link:
 
     def cut_and_heal() -> None:
         node.connected = False
-        time.sleep(0.7)
+        time.sleep(4 * HEARTBEAT_S)
         node.connected = True
-        time.sleep(0.5)
+        time.sleep(2 * HEARTBEAT_S)
         gate.open.set()
 
     healing = later(cut_and_heal, gate.asked)
