@@ -17,6 +17,12 @@ from medfed.client.releases import Cost
 from medfed.client.replies import KeptReply, ReplyJournal, identify
 from medfed.client.secure_answers import MaskedTraining, Memory
 from medfed.client.site import SiteConfig
+from medfed.client.statistics import (
+    SaidStatistics,
+    harmonising_tables,
+    least_count,
+    release_statistics,
+)
 from medfed.client.training import (
     Round,
     TrainingResult,
@@ -33,11 +39,14 @@ from medfed.common.messages import (
     JoinRequest,
     ModelRequest,
     Reply,
+    StatisticsReply,
+    StatisticsRequest,
     TrainReply,
     WordsReply,
     WordsRequest,
 )
 from medfed.common.state_dicts import check_fits, digest
+from medfed.common.study import StudyConfig
 
 log = logging.getLogger(__name__)
 
@@ -78,6 +87,30 @@ def name_words(request: WordsRequest, site: SiteConfig) -> Answer:
         unit = "record" if request.study.privacy.unit == "record" else "patient"
         cost = _paid(named.epsilon, unit, site)
     return Answer(reply, {"words": cost})
+
+
+def describe_data(request: StatisticsRequest, site: SiteConfig) -> Answer:
+    """Say of this site's training data what its policy lets out; asked again, the same again."""
+    study = request.study
+    said = _said(study, site, request.run)
+    reply = StatisticsReply(
+        site=site.name,
+        values={**said.values},
+        min_count=said.min_count,
+        noise=said.noise,
+        epsilon=said.epsilon,
+        ledger_head=said.head,
+    )
+    cost = Cost("none", f"exact: about {least_count(study, site.policy)} or more patients, no DP")
+    if said.epsilon is not None:
+        unit = "record" if study.privacy.unit == "record" else "patient"
+        cost = _paid(said.epsilon, unit, site, seeded=said.noise == "seeded")
+    return Answer(reply, dict.fromkeys(said.values, cost), said.withheld)
+
+
+def _said(study: StudyConfig, site: SiteConfig, run: str) -> SaidStatistics:
+    # Of the images as they are: a table of grey levels is made from this.
+    return release_statistics(site_data(site, study).train, study, site, run=run)
 
 
 def train(request: ModelRequest, site: SiteConfig, memory: Memory) -> Answer:
@@ -227,7 +260,11 @@ def _workspace(request: ModelRequest, site: SiteConfig) -> Workspace:
 
     Checked before any charge: weights of another model must not cost the patients anything.
     """
-    here = workspace(site, request.study, request.words)
+    tables = b""
+    if request.study.data.harmonise != "none":
+        said = _said(request.study, site, request.run)
+        tables = harmonising_tables(said, request.study, request.reference)
+    here = workspace(site, request.study, request.words, tables)
     check_fits(here.network.start, request.weights)
     if here.network.frozen_sha256 != request.frozen_sha256:
         raise StudyError(

@@ -37,6 +37,8 @@ from medfed.common.messages import (
     Refusal,
     SecureReply,
     SecureRequest,
+    StatisticsReply,
+    StatisticsRequest,
     TrainReply,
     WordsReply,
     WordsRequest,
@@ -46,13 +48,16 @@ log = logging.getLogger(__name__)
 
 app = ClientApp()
 
-Request = TypeVar("Request", JoinRequest, WordsRequest, ModelRequest, SecureRequest)
+Request = TypeVar(
+    "Request", JoinRequest, WordsRequest, StatisticsRequest, ModelRequest, SecureRequest
+)
 SecureAnswer = Callable[[SecureRequest, SiteConfig, Memory], SecureReply]
 _MEMORY = "medfed.secure"
 
 _PACK: dict[type, Callable[[Any], RecordDict]] = {
     JoinReply: messages.pack_join_reply,
     WordsReply: messages.pack_words_reply,
+    StatisticsReply: messages.pack_statistics_reply,
     TrainReply: messages.pack_train_reply,
     EvaluateReply: messages.pack_evaluate_reply,
     SecureReply: messages.pack_secure_reply,
@@ -97,6 +102,12 @@ def join(message: Message, context: Context) -> Message:
 def name_words(message: Message, context: Context) -> Message:
     """Name the words of this site's reports that its policy lets out."""
     return _answer(message, context, messages.unpack_words_request, answers.name_words)
+
+
+@app.query("statistics")
+def describe_data(message: Message, context: Context) -> Message:
+    """Say of this site's training data what its policy lets out."""
+    return _answer(message, context, messages.unpack_statistics_request, answers.describe_data)
 
 
 @app.train()
@@ -165,8 +176,12 @@ def _answer(
     return Message(content, reply_to=message)
 
 
-def _about(request: JoinRequest | WordsRequest | ModelRequest | SecureRequest) -> _About:
-    round_number = 0 if isinstance(request, JoinRequest | WordsRequest) else request.round_number
+def _about(
+    request: JoinRequest | WordsRequest | StatisticsRequest | ModelRequest | SecureRequest,
+) -> _About:
+    round_number = 0
+    if isinstance(request, ModelRequest | SecureRequest):
+        round_number = request.round_number
     return _About(request.run, request.study.study.name, round_number)
 
 

@@ -30,13 +30,14 @@ class DataSetPlan:
         entries: Entries that the ledger holds.
         without_privacy: Whether some of them had no privacy. No epsilon here covers these.
         spent: Epsilon of what the ledger holds.
-        alone: Epsilon of this study had nothing been spent: words of reports and all rounds.
+        alone: Epsilon of this study had nothing been spent: words of reports, statistics and all
+            rounds.
         after: Epsilon after the whole study, budget or not. Less than `spent` plus `alone`.
         left: Budget left when the study ends or is stopped, epsilon.
         rounds: Rounds of the study.
         affordable_rounds: Rounds that the budget allows; none if it is not asked.
-        stops_at: The round that the budget refuses; 0 for naming words, before round 1; none if
-            the budget lasts.
+        stops_at: The round that the budget refuses; 0 for words or statistics, before round 1; none
+            if the budget lasts.
         refusal: Why the site would refuse at once, the code that the server learns before the
             detail that it does not; none if it would not.
     """
@@ -98,39 +99,42 @@ def plan_study(study: StudyConfig, site: SiteConfig) -> DataSetPlan:
 
 @dataclass(frozen=True)
 class _Costs:
-    """What is charged, one after another: naming words if they are asked for, then each round.
+    """What is charged, one after another: words and statistics if asked for, then each round.
 
     None of it if no epsilon bounds the rounds.
     """
 
-    words: GaussianEvent | None
+    before: tuple[GaussianEvent, ...]
     one_round: GaussianEvent | None
     rounds: int
 
     @property
     def num_releases(self) -> int:
-        return self.rounds + (self.words is not None) if self.one_round else 0
+        return self.rounds + len(self.before) if self.one_round else 0
 
     def events(self, num_releases: int) -> list[GaussianEvent]:
         rounds = self.rounds_within(num_releases)
-        events = [self.words] if self.words is not None and num_releases else []
+        events = list(self.before[:num_releases])
         if self.one_round is not None and rounds:
             events.append(replace(self.one_round, steps=rounds * self.one_round.steps))
         return events
 
     def rounds_within(self, num_releases: int) -> int:
-        return max(0, num_releases - (self.words is not None))
+        return max(0, num_releases - len(self.before))
 
     def round_after(self, num_releases: int) -> int:
-        """Return the round that comes after so many releases; 0 for words."""
-        return num_releases + (self.words is None)
+        """Return the round that comes after so many releases; 0 for what is before round 1."""
+        return max(0, num_releases - len(self.before) + 1)
 
 
 def _costs(study: StudyConfig, site: SiteConfig, one_round: Spend) -> _Costs:
-    words = None
+    spends = []
     if _asks_for_words(study):
-        words = policy.spend_of_words(study, site.policy, run="plan", release="plan").event
-    return _Costs(words, one_round.event, study.training.rounds)
+        spends.append(policy.spend_of_words(study, site.policy, run="plan", release="plan"))
+    if study.statistics.collect:
+        spends.append(policy.spend_of_statistics(study, site.policy, run="plan", release="plan"))
+    before = tuple(spend.event for spend in spends if spend.event is not None)
+    return _Costs(before, one_round.event, study.training.rounds)
 
 
 def _asks_for_words(study: StudyConfig) -> bool:
@@ -165,6 +169,9 @@ def _refusal(
         policy.check_study(study, site.policy)
         if _asks_for_words(study):
             policy.check_words(study, site.policy)
+        # Without harmonisation a site that says nothing of its data trains all the same.
+        if study.data.harmonise != "none":
+            policy.check_statistics(study, site.policy)
         policy.check_units(study.privacy.unit, held, site.policy)
     except SiteRefusal as refusal:
         return refusal.reason, str(refusal)

@@ -9,7 +9,14 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from medfed.client.site import PolicySection
-from medfed.client.spending import Charge, charge, check_units, spend_of_round, spend_of_words
+from medfed.client.spending import (
+    Charge,
+    charge,
+    check_units,
+    spend_of_round,
+    spend_of_statistics,
+    spend_of_words,
+)
 from medfed.common.errors import RefusalReason, SiteRefusal
 from medfed.common.study import StudyConfig
 from medfed.common.study.model import REPORTERS
@@ -18,10 +25,12 @@ __all__ = [
     "Charge",
     "charge",
     "check_participants",
+    "check_statistics",
     "check_study",
     "check_units",
     "check_words",
     "spend_of_round",
+    "spend_of_statistics",
     "spend_of_words",
 ]
 
@@ -94,6 +103,36 @@ def check_words(study: StudyConfig, policy: PolicySection) -> None:
         )
 
 
+def check_statistics(study: StudyConfig, policy: PolicySection) -> None:
+    """Refuse a study that asks for statistics which the site does not let out. Reads no data."""
+    asked = study.statistics
+    if not asked.collect:
+        raise SiteRefusal(
+            RefusalReason.STUDY, "Asked for statistics by a study that collects none."
+        )
+    if study.privacy.unit == "site":
+        raise SiteRefusal(
+            RefusalReason.STUDY,
+            "The study hides whole sites, and statistics with noise hide patients only.",
+        )
+    if policy.release_statistics == "never":
+        raise SiteRefusal(
+            RefusalReason.POLICY, 'This site\'s policy.release_statistics is "never".'
+        )
+    if asked.noise_multiplier is None and study.privacy.enabled:
+        raise SiteRefusal(
+            RefusalReason.POLICY,
+            f"The study states an epsilon per {study.privacy.unit} and asks for statistics without "
+            "noise (no statistics.noise_multiplier): that epsilon would not cover them.",
+        )
+    if asked.noise_multiplier is None and policy.release_statistics != "suppressed":
+        raise SiteRefusal(
+            RefusalReason.POLICY,
+            "The study asks for statistics without noise (no statistics.noise_multiplier), this "
+            f'site\'s policy.release_statistics is "{policy.release_statistics}".',
+        )
+
+
 def _unit(study: StudyConfig, policy: PolicySection) -> str:
     if _STRENGTH[study.privacy.unit] >= _STRENGTH[policy.unit]:
         return ""
@@ -115,8 +154,8 @@ def _images_per_patient(study: StudyConfig, policy: PolicySection) -> str:
 
 def _noise(study: StudyConfig, policy: PolicySection) -> str:
     asked = [study.privacy.noise_multiplier] if study.privacy.enabled else []
-    if study.task.report.words_noise_multiplier is not None:
-        asked.append(study.task.report.words_noise_multiplier)
+    others = (study.task.report.words_noise_multiplier, study.statistics.noise_multiplier)
+    asked += [noise_multiplier for noise_multiplier in others if noise_multiplier is not None]
     if min(asked, default=policy.min_noise_multiplier) >= policy.min_noise_multiplier:
         return ""
     return (

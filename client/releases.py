@@ -60,7 +60,7 @@ class Release:
         run: The run's identifier; empty if the request could not be read.
         study: The study's name.
         round_number: 1-based; 0 before the first round.
-        kind: The message's: joined, words, update, sums or refusal.
+        kind: The message's: joined, words, statistics, update, sums or refusal.
         quantities: What left.
         withheld: What did not, and why.
     """
@@ -88,6 +88,7 @@ _COSTS: Mapping[str, Mapping[str, Cost]] = {
         "public_num_patients": Cost("public", "stated in site.toml"),
     },
     "words": {"epsilon": _SETTINGS, "ledger_head": _SETTINGS},
+    "statistics": dict.fromkeys(("epsilon", "ledger_head", "noise", "min_count"), _SETTINGS),
     "update": {
         "epsilon": _SETTINGS,
         "ledger_head": _SETTINGS,

@@ -75,7 +75,9 @@ def identify(request: ModelRequest, release: str) -> str:
         request: To train.
         release: `Spend.release`: names study, run, round and weights.
     """
-    parts = [TRAIN, release, request.frozen_sha256, list(request.words)]
+    parts: list[object] = [TRAIN, release, request.frozen_sha256, list(request.words)]
+    if request.reference:
+        parts.append(list(request.reference))
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -49,8 +49,8 @@ class PolicySection(Section):
     max_images_per_patient: PositiveInt = 8
     """Largest K accepted under patient-level privacy."""
     min_noise_multiplier: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    """Least noise that a private study may ask for, in training and in words; 0 leaves it to the
-    budget."""
+    """Least noise that a private study may ask for, in training, in words and in statistics; 0
+    leaves it to the budget."""
     allow_seeded_noise: bool = False
     """Let DP noise come from the study's seed. For simulations: such a run is not private."""
 
@@ -92,6 +92,14 @@ class PolicySection(Section):
     min_patients_per_word: PositiveInt = 5
     """Fewest patients whose reports hold a word before it leaves (under dp: but for a chance of
     the study's words_delta). A study can ask for more, never for less."""
+
+    release_statistics: Literal["never", "dp", "suppressed"] = "dp"
+    """Statistics of the training data that may leave (counts of patients, images and classes, grey
+    levels, image sizes): never any; dp, with noise that is charged to the budget; suppressed, also
+    without noise, small counts left out, which no DP covers."""
+    min_statistics_count: PositiveInt = 10
+    """Without noise: fewest patients that a statistic may be about. A study can ask for more, never
+    for less."""
 
     @model_validator(mode="after")
     def _known_models(self) -> Self:

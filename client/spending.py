@@ -7,7 +7,8 @@ at all.
 
 What stands in the ledger, by who adds the noise:
 
-- patient, record: this site, in training or in choosing words. It vouches for every value.
+- patient, record: this site, in training, in choosing words or in its statistics. It vouches for
+  every value.
 - site, by the server: noise "none". The site trains without noise and can vouch only for taking
   part; noise_multiplier is the study's word for what the server adds, so the epsilon holds if the
   server is honest, and against whoever sees the models alone. sample_rate is 1 whatever the
@@ -26,6 +27,7 @@ from medfed.client.site import PolicySection, SiteConfig
 from medfed.common.accounting import epsilon
 from medfed.common.errors import LedgerError, RefusalReason, SiteRefusal
 from medfed.common.ledger import GENESIS, Ledger, LockedLedger, Spend, Summary
+from medfed.common.statistics import sensitivity
 from medfed.common.study import StudyConfig
 
 log = logging.getLogger(__name__)
@@ -84,6 +86,34 @@ def spend_of_words(study: StudyConfig, policy: PolicySection, *, run: str, relea
         noise=_noise(policy),
         kind="words",
         extra_delta=study.task.report.words_delta,
+    )
+
+
+def spend_of_statistics(
+    study: StudyConfig, policy: PolicySection, *, run: str, release: str
+) -> Spend:
+    """Return what statistics of the training data will have cost this site, before they do.
+
+    One Gaussian release of the study's noise per patient; per record as in `spend_of_words`, for
+    the same reason (client/privacy/statistics.py). Statistics without noise have no privacy.
+    """
+    noise_multiplier = study.statistics.noise_multiplier
+    if noise_multiplier is None:
+        return _without_privacy(study, run, round_number=0, release=release, kind="statistics")
+    per_record = study.privacy.unit == "record"
+    return Spend(
+        release=release,
+        study=study.digest(),
+        run=run,
+        round_number=0,
+        unit="record" if per_record else "patient",
+        images_per_patient=0,
+        noise_multiplier=noise_multiplier / math.sqrt(2) if per_record else noise_multiplier,
+        sample_rate=1.0,
+        steps=1,
+        max_grad_norm=sensitivity(study),
+        noise=_noise(policy),
+        kind="statistics",
     )
 
 
@@ -243,7 +273,7 @@ def _without_privacy(
     run: str,
     round_number: int,
     release: str,
-    kind: Literal["training", "words"] = "training",
+    kind: Literal["training", "words", "statistics"] = "training",
 ) -> Spend:
     return Spend(
         release=release,
@@ -254,7 +284,7 @@ def _without_privacy(
         images_per_patient=0,
         noise_multiplier=0.0,
         sample_rate=1.0,
-        steps=1 if kind == "words" else study.training.local_steps or 0,
+        steps=study.training.local_steps or 0 if kind == "training" else 1,
         max_grad_norm=0.0,
         noise="none",
         kind=kind,
@@ -262,7 +292,8 @@ def _without_privacy(
 
 
 def _over_budget(spend: Spend, after: Summary, cost: float, policy: PolicySection) -> SiteRefusal:
-    what = "Naming words" if spend.kind == "words" else f"Round {spend.round_number}"
+    kinds = {"words": "Naming words", "statistics": "Statistics of the training data"}
+    what = kinds.get(spend.kind, f"Round {spend.round_number}")
     words = f" (of which choosing words takes {after.extra_delta:g})" if after.extra_delta else ""
     return SiteRefusal(
         RefusalReason.BUDGET,

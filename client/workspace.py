@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 import torch
 from torch import nn
 
-from medfed.client.data.site_data import SiteData, load_site_data
+from medfed.client.data.site_data import SiteData, harmonised, load_site_data
 from medfed.client.site import SiteConfig
 from medfed.common.errors import SiteConfigError
 from medfed.common.models import build_model, frozen_state_digest, trained_state
@@ -64,18 +64,33 @@ def site_data(site: SiteConfig, study: StudyConfig) -> SiteData:
     return _data(site, study)
 
 
-def workspace(site: SiteConfig, study: StudyConfig, words: tuple[str, ...]) -> Workspace:
-    """Return the warm data, task and network of `study` at `site`; `words` are the vocabulary."""
+def workspace(
+    site: SiteConfig, study: StudyConfig, words: tuple[str, ...], tables: bytes = b""
+) -> Workspace:
+    """Return the warm data, task and network of `study` at `site`.
+
+    Args:
+        site: The site.
+        study: The study.
+        words: The vocabulary of a report task.
+        tables: Of grey levels, 256 values a channel; empty for images as they are.
+    """
     keep_freed_memory()
     _make_arithmetic_repeatable(study)
     task = make_task(study, words)
     device = pick_device(study, site)
-    return Workspace(_data(site, study), task, _network(study, task.num_outputs, device, site))
+    data = _harmonised_data(site, study, tables) if tables else _data(site, study)
+    return Workspace(data, task, _network(study, task.num_outputs, device, site))
 
 
 @lru_cache(maxsize=4096)
 def _data(site: SiteConfig, study: StudyConfig) -> SiteData:
     return load_site_data(site, study)
+
+
+@lru_cache(maxsize=4096)
+def _harmonised_data(site: SiteConfig, study: StudyConfig, tables: bytes) -> SiteData:
+    return harmonised(_data(site, study), tables)
 
 
 def _network(

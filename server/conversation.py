@@ -52,6 +52,7 @@ class Conversation:
         run: The run's identifier.
         sites: All that train or evaluate.
         words: The vocabulary of a report task.
+        reference: Of grey levels, with data.harmonise.
         frozen_sha256: Hash of what is frozen of the model.
         stated_participants: The number of participants that sites are told, where the true one is
             not for them to know; None for the true one.
@@ -70,6 +71,7 @@ class Conversation:
         sites: Iterable[Participant],
         *,
         words: tuple[str, ...],
+        reference: tuple[float, ...],
         frozen_sha256: str,
         stated_participants: int | None,
     ) -> None:
@@ -79,6 +81,7 @@ class Conversation:
         for site in sites:
             self.admit(site)
         self._words = words
+        self._reference = reference
         self._frozen_sha256 = frozen_sha256
         self._stated_participants = stated_participants
         self._asked = 0.0
@@ -139,6 +142,7 @@ class Conversation:
             arrays,
             frozen_sha256=self._frozen_sha256,
             words=self._words,
+            reference=self._reference,
             num_participants=(len(weights) or len(to)) if stated is None else stated,
             total_weight=sum(weights.values()) or 1,
         )

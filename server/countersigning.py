@@ -58,7 +58,7 @@ class Countersigner:
         signed again.
 
         Args:
-            round_number: 1-based; 0 for the words of reports.
+            round_number: 1-based; 0 for words of reports and statistics.
             heads: Screened heads by site; a site without one, or with that of an empty ledger,
                 gets none.
         """

@@ -4,6 +4,7 @@
     plan.json        RunPlan: run identifier, arm, who trains and who evaluates
     study.json       the study as this arm runs it
     events.jsonl     what happened, line by line, while it happened: live progress reads it
+    statistics.json  what each site said of its training data, if the study asks
     rounds.jsonl     one RoundRecord a completed round
     heads.jsonl      the countersigned heads of the sites' ledgers
     server_state/    the server's key, and its ledger under site-level privacy; never shared
@@ -22,6 +23,8 @@ from typing import Any, Literal
 
 from medfed.common.errors import RunError
 from medfed.common.files import read_json, write_atomically, write_json
+
+STATISTICS_FILE = "statistics.json"
 
 SiteStatus = Literal["ok", "refused", "failed", "late", "rejected", "away", "lost"]
 

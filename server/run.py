@@ -17,6 +17,7 @@ from medfed.server.presence import Presence
 from medfed.server.progress import Progress, resume
 from medfed.server.records import ArmFolder, RunPlan
 from medfed.server.site_privacy import SitePrivacy, noised_by_server
+from medfed.server.statistics import ask_for_statistics
 from medfed.server.strategy import FedAvgStrategy
 from medfed.server.turned_away import TurnedAway
 from medfed.server.words import agree_on_words
@@ -65,15 +66,22 @@ def begin(
     """Have the sites join, and return the run and where it stands.
 
     Raises:
-        RunError: Too few joined, or named words; or the checkpoint is of another study.
+        RunError: Too few joined, named words or released histograms; or the checkpoint is of
+            another study.
     """
     presence = Presence(grid)
     joining = Joining(grid, study, plan, arm, presence)
     joining.wait()
     trainers = _named(joining.sites, plan.train_sites)
+    evaluators = _named(joining.sites, plan.evaluate_sites)
     state = arm.server_state(plan)
     countersigner = Countersigner(arm.folder / HEADS_FILE, state / SERVER_KEY, plan.run)
     words = agree_on_words(grid, study, plan, arm, trainers, countersigner)
+    # Whoever only evaluates has grey levels to be harmonised, too.
+    described = {site.name: site for site in (*trainers, *evaluators)}
+    reference = ask_for_statistics(
+        grid, study, plan, arm, [described[name] for name in sorted(described)], countersigner
+    )
     progress = resume(study, words, checkpoint, arm)
     privacy: SitePrivacy | DistributedPrivacy | None = None
     if noised_by_server(study):
@@ -85,8 +93,9 @@ def begin(
         study,
         plan.run,
         trainers=trainers,
-        evaluators=_named(joining.sites, plan.evaluate_sites),
+        evaluators=evaluators,
         words=words,
+        reference=reference,
         frozen_sha256=frozen_state_digest(progress.model),
         privacy=privacy if isinstance(privacy, SitePrivacy) else None,
     )

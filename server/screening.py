@@ -7,18 +7,24 @@ and values. Unpacking itself (`common.messages`) reads NumPy's format without pi
 
 import math
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from medfed.common.errors import UpdateError
-from medfed.common.messages import TrainReply
+from medfed.common.messages import StatisticsReply, TrainReply
 from medfed.common.metrics import MetricSums
 from medfed.common.state_dicts import StateDict
+from medfed.common.statistics import Floats, Values, quantities
+from medfed.common.study import StudyConfig
 
 MAX_EXAMPLES = 2**28
 MAX_SUM = 2**55
 """Largest metric sum of one site: those of 256 sites add up without overflow."""
 _NOISES = ("secure", "seeded", "none")
+# Shares are rounded to four decimals, and there are 256 of them at most.
+_ROUNDED = 256 * 0.5e-4 + 1e-9
 # NumPy's header is 128 bytes for the shapes of any network; Flower counts an array's name too.
 _BYTES_PER_ARRAY = 1024
 _BYTES_BESIDES = 2**16
@@ -107,6 +113,58 @@ def screen_sums(sums: MetricSums, shapes: dict[str, tuple[int, ...]]) -> None:
         most = MAX_EXAMPLES if name == "count" else MAX_SUM
         if array.dtype != np.int64 or (array < 0).any() or (array > most).any():
             raise UpdateError(f"Metric sum {name}: expected whole numbers from 0 to {most}.")
+
+
+def screen_statistics(reply: StatisticsReply, study: StudyConfig) -> Values:
+    """Return what a site says of its data, in the order of `quantities`, as far as it can be.
+
+    With noise: any number that is no more absurd than a count can be. Without: whole numbers that
+    are no negative ones, shares with a sum of 1, or NaN for what the site keeps to itself.
+
+    Raises:
+        UpdateError: Other names, shapes or types, numbers that mean nothing, noise that was not
+            asked for, or a statement that is none.
+    """
+    asked = {quantity.name: quantity.shape for quantity in quantities(study)}
+    if set(reply.values) != set(asked):
+        raise UpdateError(
+            f"Expected the statistics {', '.join(asked)}, got {len(reply.values)} that are others."
+        )
+    with_noise = study.statistics.noise_multiplier is not None
+    if reply.noise not in _NOISES or (reply.noise != "none") != with_noise:
+        raise UpdateError(f"Expected statistics with{'' if with_noise else 'out'} noise.")
+    if not 0 <= reply.min_count <= MAX_EXAMPLES:
+        raise UpdateError(f"Expected a min_count from 0 to {MAX_EXAMPLES}.")
+    if reply.epsilon is not None and not (math.isfinite(reply.epsilon) and reply.epsilon >= 0):
+        raise UpdateError(f"Expected an epsilon >= 0, got {reply.epsilon}.")
+    values: dict[str, Floats] = {}
+    for name, shape in asked.items():
+        array: npt.NDArray[Any] = reply.values[name]
+        if array.dtype != np.float64 or array.shape != shape:
+            raise UpdateError(
+                f"{name}: expected float64 of shape {list(shape)}, got {array.dtype} of shape "
+                f"{list(array.shape)}."
+            )
+        problem = _noisy_problem(array) if with_noise else _exact_problem(name, array)
+        if problem:
+            raise UpdateError(f"{name}: expected {problem}.")
+        values[name] = array
+    return values
+
+
+def _noisy_problem(array: Floats) -> str:
+    fine = np.isfinite(array).all() and (np.abs(array) <= MAX_EXAMPLES).all()
+    return "" if fine else f"numbers from -{MAX_EXAMPLES} to {MAX_EXAMPLES}"
+
+
+def _exact_problem(name: str, array: Floats) -> str:
+    known = array[~np.isnan(array)]
+    if name != "intensities":
+        fine = ((known >= 0) & (known <= MAX_EXAMPLES) & (known == np.floor(known))).all()
+        return "" if fine else f"whole numbers from 0 to {MAX_EXAMPLES}"
+    rows = array[~np.isnan(array).all(axis=1)]
+    fine = ((rows >= 0) & (rows <= 1)).all() and (np.abs(rows.sum(axis=1) - 1) < _ROUNDED).all()
+    return "" if fine else "shares from 0 to 1 with a sum of 1 a channel"
 
 
 def _some(names: Collection[str]) -> str:

@@ -43,6 +43,7 @@ class FedAvgStrategy(Strategy):
         trainers: Sites that train.
         evaluators: Sites that evaluate.
         words: The vocabulary of a report task.
+        reference: Of grey levels, with data.harmonise.
         frozen_sha256: Hash of what is frozen of the model.
         privacy: Noise of the server, exactly where the study asks the server for it.
 
@@ -60,6 +61,7 @@ class FedAvgStrategy(Strategy):
         evaluators: Sequence[Participant],
         *,
         words: tuple[str, ...] = (),
+        reference: tuple[float, ...] = (),
         frozen_sha256: str,
         privacy: SitePrivacy | None = None,
     ) -> None:
@@ -78,6 +80,7 @@ class FedAvgStrategy(Strategy):
             run,
             [*trainers, *evaluators],
             words=words,
+            reference=reference,
             frozen_sha256=frozen_sha256,
             stated_participants=privacy.stated_participants if privacy else None,
         )

@@ -170,6 +170,11 @@ def _site_table(name: str, store: Store, study: StudyConfig) -> dict[str, Any]:
         noisy = study.task.report.words_noise_multiplier is not None
         policy["release_words"] = "dp" if noisy else "threshold"
         policy["min_patients_per_word"] = study.task.report.min_patients
+    if study.statistics.collect:
+        noisy = study.statistics.noise_multiplier is not None
+        policy["release_statistics"] = "dp" if noisy else "suppressed"
+        # Public data: the study's own min_count decides.
+        policy["min_statistics_count"] = 1
     return {"name": name, "data": data, "policy": policy}
 
 

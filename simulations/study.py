@@ -26,7 +26,7 @@ from medfed.client.site import load_site
 from medfed.common.download import cache_folder
 from medfed.common.errors import RunError
 from medfed.common.files import read_json, write_atomically, write_json
-from medfed.common.study import StudyConfig
+from medfed.common.study import StatisticsSection, StudyConfig
 from medfed.common.study_file import load_study, study_to_toml
 from medfed.server.app import main as server_main
 from medfed.server.records import ArmFolder, RunPlan, now
@@ -34,6 +34,7 @@ from medfed.server.words import read_public_words, write_vocabulary
 from medfed.simulations.datasets.catalogue import load_dataset
 from medfed.simulations.environment import describe_environment
 from medfed.simulations.grids.local import LocalGrid
+from medfed.simulations.harmonised import store_harmonised
 from medfed.simulations.partition.seen import read_changes, store_as_seen
 from medfed.simulations.sites import (
     POOLED,
@@ -202,8 +203,10 @@ def _prepare_arm(
     names = tuple(sorted(hospitals.sites))
     own, train_sites, note = study, names, ""
     if arm != "federated":
-        own, note = _alone(study)
+        own, note = _alone(study, is_pooled=arm == "pooled")
     if arm == "pooled":
+        if study.data.harmonise != "none":
+            store = store_harmonised(store, hospitals.sites, study)
         own, train_sites = _pooled_study(own, len(names)), (POOLED,)
     elif arm != "federated":
         own, train_sites = _local_study(own), (arm.removeprefix("local-"),)
@@ -234,13 +237,19 @@ def _prepare_arm(
     write_atomically(folder / "study.json", own.for_sites().to_json().encode())
 
 
-def _alone(study: StudyConfig) -> tuple[StudyConfig, str]:
+def _alone(study: StudyConfig, *, is_pooled: bool) -> tuple[StudyConfig, str]:
     """Return what of a study a site that trains alone can do, and what that leaves out.
 
     Site-level privacy hides a site among others, secure aggregation an update among others.
+    Statistics are for a server that sees no data. Grey levels are brought to those of all sites:
+    one site alone knows no others, and whoever holds all data does it beforehand, site by site.
     """
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"statistics": StatisticsSection()}
     left_out = []
+    if study.data.harmonise != "none":
+        changes["data"] = study.data.model_copy(update={"harmonise": "none"})
+        if not is_pooled:
+            left_out.append("harmonised grey levels (a site alone knows no others)")
     if study.privacy.unit == "site":
         changes["privacy"] = study.privacy.model_copy(update={"unit": "none"})
         left_out.append("differential privacy (its unit is the site, and this arm trains on one)")
@@ -249,6 +258,9 @@ def _alone(study: StudyConfig) -> tuple[StudyConfig, str]:
         changes["secure_aggregation"] = study.secure_aggregation.model_copy(update=off)
         left_out.append("secure aggregation (there is nothing to add up)")
     note = f"Without {' and without '.join(left_out)}." if left_out else ""
+    if is_pooled and study.data.harmonise != "none":
+        by_site = "Grey levels were harmonised beforehand, site by site, from exact histograms."
+        note = f"{note} {by_site}".strip()
     return study.model_copy(update=changes), note
 
 

@@ -14,6 +14,7 @@ Tone = Literal["plain", "good", "bad"]
 _ASKED: Mapping[str, str] = {
     "join": "asked whether this site takes part in {what}",
     "words": "asked for words of reports for {what}",
+    "statistics": "asked for statistics of the training data for {what}",
     "train": "asked to train {what}",
     "evaluate": "asked to evaluate {what}",
     "secure_keys": "asked for this site's public keys for {what}",
@@ -23,6 +24,7 @@ _ASKED: Mapping[str, str] = {
 _DOING: Mapping[str, str] = {
     "join": "saying whether it takes part in {what}",
     "words": "choosing words of reports for {what}",
+    "statistics": "counting the training data for {what}",
     "train": "training {what}",
     "evaluate": "evaluating {what}",
     "secure_keys": "making keys for {what}",
@@ -32,6 +34,7 @@ _DOING: Mapping[str, str] = {
 _DONE: Mapping[str, str] = {
     "join": "Said that it takes part",
     "words": "Named words",
+    "statistics": "Said what the training data are",
     "train": "Trained",
     "evaluate": "Evaluated",
     "secure_keys": "Made keys",
@@ -57,7 +60,12 @@ _EVENTS: Mapping[str, tuple[str, Tone]] = {
     "failed": ("A message could not be answered", "bad"),
     "mended": ("The audit log's last line was torn (a power cut?); it is kept aside", "bad"),
 }
-_LEFT = {"update": "an update", "words": "words of reports", "sums": "evaluation figures"}
+_LEFT = {
+    "update": "an update",
+    "words": "words of reports",
+    "statistics": "statistics of the training data",
+    "sums": "evaluation figures",
+}
 _WORTH_SAYING_S = 0.1
 _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 

@@ -5,7 +5,7 @@ Shapes: N images of this side, B of them chosen, C channels, *S spatial, L label
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,11 +21,16 @@ from medfed.common.tasks.protocol import Examples
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images of one side of the split, by (store, row), read from the memory map on demand."""
+    """Images of one side of the split, by (store, row), read from the memory map on demand.
+
+    With `tables` [C, 256] grey levels are replaced channel by channel as images are read
+    (data.harmonise). Padding stays zero.
+    """
 
     stores: tuple[Store, ...]
     store_index: npt.NDArray[np.int64]
     row_index: npt.NDArray[np.int64]
+    tables: npt.NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.row_index)
@@ -36,7 +41,22 @@ class ImageSet:
         NCDHW where they are volumes. Images of different size are padded with zeros at the far
         ends; `shape_of` says how far one goes.
         """
-        return self._gather([store.images_NCHW for store in self.stores], chosen)
+        images = self._gather([store.images_NCHW for store in self.stores], chosen)
+        return images if self.tables is None else self._mapped(images, self.tables, chosen)
+
+    def _mapped(
+        self,
+        images: npt.NDArray[np.uint8],
+        tables: npt.NDArray[np.uint8],
+        chosen: npt.NDArray[np.int64],
+    ) -> npt.NDArray[np.uint8]:
+        mapped = np.empty_like(images)
+        for channel, table in enumerate(tables):
+            mapped[:, channel] = table[images[:, channel]]
+        for image, position in zip(mapped, chosen.tolist(), strict=True):
+            for axis, side in enumerate(self.shape_of(position) or (), start=1):
+                np.moveaxis(image, axis, 0)[side:] = 0
+        return mapped
 
     def masks_NHW(self, chosen: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8] | None:
         """Return the masks of positions `chosen`, padded as the images are; None without any."""
@@ -155,6 +175,17 @@ def load_site_data(site: SiteConfig, study: StudyConfig) -> SiteData:
             f"Site {site.name} has a patient on both sides of its split. Mend {site.data.subset}."
         )
     return data
+
+
+def harmonised(data: SiteData, tables: bytes) -> SiteData:
+    """Return `data` with grey levels replaced on both sides.
+
+    Args:
+        data: Images as they are.
+        tables: 256 values for each channel, one after another.
+    """
+    own = np.frombuffer(tables, dtype=np.uint8).reshape(-1, 256)
+    return SiteData(train=replace(data.train, tables=own), test=replace(data.test, tables=own))
 
 
 def check_population(data: SiteData, study: StudyConfig, site: SiteConfig) -> None:

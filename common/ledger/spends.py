@@ -8,15 +8,15 @@ from medfed.common.accounting import GaussianEvent, Mechanism
 
 Unit = Literal["patient", "record", "site", "none"]
 Noise = Literal["secure", "seeded", "none"]
-Kind = Literal["training", "words"]
+Kind = Literal["training", "words", "statistics"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spend:
-    """One release of this site, as the ledger states it: a round's training, or words.
+    """One release of this site, as the ledger states it: a round's training, words or statistics.
 
-    Words have round_number 0, images_per_patient 0, sample_rate 1.0 and one step: one Gaussian
-    release of all patients' words (client/words.py).
+    Words and statistics have round_number 0, images_per_patient 0, sample_rate 1.0 and one step:
+    one Gaussian release of all patients (client/words.py, client/statistics.py).
 
     Attributes:
         release: Names the release: study, run, round and the weights that training started from.
@@ -29,11 +29,11 @@ class Spend:
         noise_multiplier: Noise standard deviation over max_grad_norm; 0 without noise.
         sample_rate: Public Poisson rate of a unit.
         steps: Optimiser steps, each one Gaussian release.
-        max_grad_norm: L2 bound on a unit's gradient; on a patient's weights of words; on a site's
-            update.
+        max_grad_norm: L2 bound on a unit's gradient; on a patient's weights of words; on what
+            a patient changes in statistics; on a site's update.
         noise: secure (operating system's generator), seeded (simulation; not private), or none
             (without privacy; or, with unit site, added by others than who keeps this ledger).
-        kind: training or words.
+        kind: training, words or statistics.
         extra_delta: Part of delta that the release costs besides its noise; 0 for training.
         mechanism: gaussian; discrete_gaussian where all sites' noise together makes a sum private.
 

@@ -1,8 +1,9 @@
 """What travels between server and sites. The only place that packs and unpacks Flower records.
 
-Requests: `JoinRequest` (query.join), `WordsRequest` (query.words), `ModelRequest` (train and
-evaluate), `SecureRequest` (a phase of secure aggregation). Replies: `JoinReply`, `WordsReply`,
-`TrainReply`, `EvaluateReply`, `SecureReply`, or a `Refusal` with a reason code.
+Requests: `JoinRequest` (query.join), `WordsRequest` (query.words), `StatisticsRequest`
+(query.statistics), `ModelRequest` (train and evaluate), `SecureRequest` (a phase of secure
+aggregation). Replies: `JoinReply`, `WordsReply`, `StatisticsReply`, `TrainReply`, `EvaluateReply`,
+`SecureReply`, or a `Refusal` with a reason code.
 
 A message holds one ConfigRecord "medfed" (version, kind and small values) and at most one
 ArrayRecord "arrays", which holds all arrays as one of safetensors; few types pass (`records`).
@@ -15,6 +16,7 @@ from medfed.common.messages.kinds import (
     SECURE_KEYS,
     SECURE_REVEAL,
     SECURE_SHARES,
+    STATISTICS,
     TRAIN,
     WORDS,
     EvaluateReply,
@@ -25,6 +27,8 @@ from medfed.common.messages.kinds import (
     Reply,
     SecureReply,
     SecureRequest,
+    StatisticsReply,
+    StatisticsRequest,
     TrainReply,
     WordsReply,
     WordsRequest,
@@ -38,6 +42,8 @@ from medfed.common.messages.packing import (
     pack_refusal,
     pack_secure_reply,
     pack_secure_request,
+    pack_statistics_reply,
+    pack_statistics_request,
     pack_train_reply,
     pack_words_reply,
     pack_words_request,
@@ -45,6 +51,7 @@ from medfed.common.messages.packing import (
     unpack_model_request,
     unpack_reply,
     unpack_secure_request,
+    unpack_statistics_request,
     unpack_words_request,
 )
 from medfed.common.messages.records import (
@@ -65,6 +72,7 @@ __all__ = [
     "SECURE_KEYS",
     "SECURE_REVEAL",
     "SECURE_SHARES",
+    "STATISTICS",
     "TRAIN",
     "WORDS",
     "EvaluateReply",
@@ -76,6 +84,8 @@ __all__ = [
     "Reply",
     "SecureReply",
     "SecureRequest",
+    "StatisticsReply",
+    "StatisticsRequest",
     "TrainReply",
     "WordsReply",
     "WordsRequest",
@@ -89,6 +99,8 @@ __all__ = [
     "pack_refusal",
     "pack_secure_reply",
     "pack_secure_request",
+    "pack_statistics_reply",
+    "pack_statistics_request",
     "pack_train_reply",
     "pack_words_reply",
     "pack_words_request",
@@ -97,5 +109,6 @@ __all__ = [
     "unpack_model_request",
     "unpack_reply",
     "unpack_secure_request",
+    "unpack_statistics_request",
     "unpack_words_request",
 ]

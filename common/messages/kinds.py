@@ -9,6 +9,7 @@ from medfed.common.study import StudyConfig
 
 JOIN = "query.join"
 WORDS = "query.words"
+STATISTICS = "query.statistics"
 SECURE_KEYS = "query.secure_keys"
 SECURE_SHARES = "query.secure_shares"
 SECURE_REVEAL = "query.secure_reveal"
@@ -36,6 +37,8 @@ class ModelRequest:
         weights: What trains of the global model.
         frozen_sha256: Hash of all the rest of it, which every site has by itself.
         words: The vocabulary of a report task.
+        reference: With data.harmonise, the grey levels that all sites' images are brought to:
+            quantile functions, channel after channel (`common.harmonisation`); empty without.
         num_participants: Sites that take part in this round, this one included.
         countersignature: The server's countersignature of the ledger head that this site last
             sent, as JSON; empty if there is none to send.
@@ -51,6 +54,7 @@ class ModelRequest:
     weights: StateDict
     frozen_sha256: str
     words: tuple[str, ...] = ()
+    reference: tuple[float, ...] = ()
     num_participants: int = 1
     countersignature: str = ""
     parcels: bytes = b""
@@ -61,6 +65,14 @@ class ModelRequest:
 @dataclass(frozen=True, kw_only=True)
 class WordsRequest:
     """The server asks which words of its reports a site will name."""
+
+    study: StudyConfig
+    run: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsRequest:
+    """The server asks what a site will say of its training data."""
 
     study: StudyConfig
     run: str
@@ -106,6 +118,27 @@ class WordsReply:
 
     site: str
     words: tuple[str, ...]
+    epsilon: float | None = None
+    ledger_head: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatisticsReply:
+    """What a site says of its training data.
+
+    Attributes:
+        site: The site's name.
+        values: By quantity (`common.statistics`); NaN for what its policy keeps.
+        min_count: Fewest patients that a number is about; 0 with noise.
+        noise: secure, seeded or none.
+        epsilon: What this data set has spent in all, after this; None if it cost nothing.
+        ledger_head: Hash of the ledger entry that they were charged to; empty without.
+    """
+
+    site: str
+    values: StateDict
+    min_count: int
+    noise: str
     epsilon: float | None = None
     ledger_head: str = ""
 
@@ -157,4 +190,6 @@ class Refusal:
     reason: RefusalReason
 
 
-Reply = JoinReply | WordsReply | TrainReply | EvaluateReply | SecureReply | Refusal
+Reply = (
+    JoinReply | WordsReply | StatisticsReply | TrainReply | EvaluateReply | SecureReply | Refusal
+)

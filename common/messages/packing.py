@@ -15,6 +15,8 @@ from medfed.common.messages.kinds import (
     Reply,
     SecureReply,
     SecureRequest,
+    StatisticsReply,
+    StatisticsRequest,
     TrainReply,
     WordsReply,
     WordsRequest,
@@ -24,7 +26,9 @@ from medfed.common.messages.records import (
     at_least_one,
     bytes_of,
     listed,
+    listed_numbers,
     number_of,
+    numbers_of,
     pack,
     pack_arrays,
     present,
@@ -59,6 +63,20 @@ def unpack_words_request(content: RecordDict) -> WordsRequest:
     """Unpack a `WordsRequest`."""
     values = unpack(content, "ask words")
     return WordsRequest(
+        study=parse_study_json(text_of(values, "study")), run=text_of(values, "run")
+    )
+
+
+def pack_statistics_request(request: StatisticsRequest) -> RecordDict:
+    """Pack a `StatisticsRequest`."""
+    values = {"study": request.study.for_sites().to_json(), "run": request.run}
+    return pack("ask statistics", values)
+
+
+def unpack_statistics_request(content: RecordDict) -> StatisticsRequest:
+    """Unpack a `StatisticsRequest`."""
+    values = unpack(content, "ask statistics")
+    return StatisticsRequest(
         study=parse_study_json(text_of(values, "study")), run=text_of(values, "run")
     )
 
@@ -104,6 +122,7 @@ def pack_model(
     *,
     frozen_sha256: str,
     words: Sequence[str] = (),
+    reference: Sequence[float] = (),
     num_participants: int = 1,
     total_weight: int = 1,
 ) -> ModelContents:
@@ -116,6 +135,7 @@ def pack_model(
         "num_participants": num_participants,
         "total_weight": total_weight,
         **listed(words=words),
+        **listed_numbers(reference=reference),
     }
 
     def content(countersignature: str = "", *, parcels: bytes = b"", weight: int = 1) -> RecordDict:
@@ -138,6 +158,7 @@ def unpack_model_request(content: RecordDict) -> ModelRequest:
         weights=arrays_of(content),
         frozen_sha256=text_of(values, "frozen_sha256"),
         words=texts_of(values, "words"),
+        reference=numbers_of(values, "reference"),
         num_participants=at_least_one(values, "num_participants"),
         countersignature=text_or_empty(values, "countersignature"),
         parcels=bytes_of(values, "parcels"),
@@ -158,6 +179,22 @@ def pack_words_reply(reply: WordsReply) -> RecordDict:
         present(site=reply.site, epsilon=reply.epsilon, ledger_head=reply.ledger_head or None)
         | listed(words=reply.words),
     )
+
+
+def pack_statistics_reply(reply: StatisticsReply) -> RecordDict:
+    """Pack a `StatisticsReply`."""
+    content = pack(
+        "statistics",
+        present(
+            site=reply.site,
+            min_count=reply.min_count,
+            noise=reply.noise,
+            epsilon=reply.epsilon,
+            ledger_head=reply.ledger_head or None,
+        ),
+    )
+    content["arrays"] = pack_arrays(reply.values)
+    return content
 
 
 def pack_train_reply(reply: TrainReply) -> RecordDict:
@@ -211,6 +248,15 @@ def unpack_reply(content: RecordDict) -> Reply:
         return WordsReply(
             site=site,
             words=texts_of(values, "words"),
+            epsilon=number_of(values, "epsilon", float),
+            ledger_head=text_or_empty(values, "ledger_head"),
+        )
+    if kind == "statistics":
+        return StatisticsReply(
+            site=site,
+            values=arrays_of(content),
+            min_count=number_of(values, "min_count", int) or 0,
+            noise=text_of(values, "noise"),
             epsilon=number_of(values, "epsilon", float),
             ledger_head=text_or_empty(values, "ledger_head"),
         )

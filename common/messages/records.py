@@ -4,6 +4,7 @@ Arrays are safetensors; only the types below pass.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar, cast
 
@@ -16,6 +17,7 @@ from medfed.common.state_dicts import StateDict
 
 MESSAGE_VERSION = 4
 MAX_WORDS = 100_000
+MAX_NUMBERS = 100_000
 _Number = TypeVar("_Number", int, float)
 _ALLOWED_TYPES = ("float32", "float64", "float16", "int64", "int32", "uint32", "uint8", "bool")
 _STYPE = "safetensors"
@@ -44,6 +46,13 @@ def _size_of(value: Any) -> int:
 def listed(**lists: Sequence[str]) -> dict[str, list[str]]:
     """Leave out empty lists: Flower's records cannot tell their size."""
     return {name: list(texts) for name, texts in lists.items() if texts}
+
+
+def listed_numbers(**lists: Sequence[float]) -> dict[str, list[float]]:
+    """Leave out empty lists of numbers."""
+    return {
+        name: [float(number) for number in numbers] for name, numbers in lists.items() if numbers
+    }
 
 
 def present(**values: str | bytes | int | float | None) -> dict[str, Any]:
@@ -109,6 +118,18 @@ def texts_of(values: Mapping[str, Any], name: str) -> tuple[str, ...]:
         raise MessageError(f"Expected a list of texts under {name!r}, got something else.")
     if len(found) > MAX_WORDS:
         raise MessageError(f"Expected at most {MAX_WORDS} texts under {name!r}, got {len(found)}.")
+    return tuple(found)
+
+
+def numbers_of(values: Mapping[str, Any], name: str) -> tuple[float, ...]:
+    """Return a list of numbers with a decimal point, all finite; empty if there is none."""
+    found = values.get(name, [])
+    if not isinstance(found, list) or not all(
+        type(number) is float and math.isfinite(number) for number in found
+    ):
+        raise MessageError(f"Expected a list of finite numbers under {name!r}, got something else.")
+    if len(found) > MAX_NUMBERS:
+        raise MessageError(f"Expected at most {MAX_NUMBERS} under {name!r}, got {len(found)}.")
     return tuple(found)
 
 

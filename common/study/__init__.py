@@ -8,6 +8,7 @@ from medfed.common.study.model import ModelSection
 from medfed.common.study.privacy import PrivacySection, SiteLevelSection
 from medfed.common.study.secure_aggregation import SecureAggregationSection
 from medfed.common.study.simulation import PartitionSection, PhantomSection, SimulationSection
+from medfed.common.study.statistics import StatisticsSection
 from medfed.common.study.task import ReportSection, TaskSection
 from medfed.common.study.training import (
     ComputeSection,
@@ -36,6 +37,7 @@ __all__ = [
     "SecureAggregationSection",
     "SimulationSection",
     "SiteLevelSection",
+    "StatisticsSection",
     "StudyConfig",
     "StudySection",
     "TaskSection",

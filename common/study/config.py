@@ -27,6 +27,7 @@ from medfed.common.study.model import (
 from medfed.common.study.privacy import PrivacySection
 from medfed.common.study.secure_aggregation import SecureAggregationSection
 from medfed.common.study.simulation import SimulationSection
+from medfed.common.study.statistics import StatisticsSection
 from medfed.common.study.task import TaskSection
 from medfed.common.study.training import (
     ComputeSection,
@@ -63,6 +64,7 @@ class StudyConfig(Section):
     aggregation: AggregationSection = AggregationSection()
     privacy: PrivacySection = PrivacySection()
     secure_aggregation: SecureAggregationSection = SecureAggregationSection()
+    statistics: StatisticsSection = StatisticsSection()
     evaluation: EvaluationSection = EvaluationSection()
     compute: ComputeSection = ComputeSection()
     simulation: SimulationSection | None = None
@@ -73,6 +75,7 @@ class StudyConfig(Section):
             self._check_privacy()
         self._check_model()
         self._check_inputs()
+        self._check_statistics()
         self._check_secure_aggregation()
         self._check_aggregation()
         return self
@@ -127,6 +130,26 @@ class StudyConfig(Section):
             raise ValueError(
                 'data.tabular and model.fusion = "late" are for classification, the task is '
                 f'{self.task.type}. Remove them; views go in side by side with fusion = "early".'
+            )
+
+    def _check_statistics(self) -> None:
+        if self.data.harmonise != "none" and not self.statistics.collect:
+            raise ValueError(
+                f'data.harmonise = "{self.data.harmonise}" without statistics.collect: tables of '
+                "grey levels are made from the sites' histograms. Set statistics.collect = true."
+            )
+        if not (self.statistics.collect and self.privacy.enabled):
+            return
+        if self.privacy.unit == "site":
+            raise ValueError(
+                'statistics.collect with privacy.unit = "site": what one site says of its patients '
+                "is no part of the noised sum. Remove it."
+            )
+        if self.statistics.noise_multiplier is None:
+            raise ValueError(
+                "statistics.collect without noise_multiplier and with privacy.unit = "
+                f'"{self.privacy.unit}": no epsilon would cover what the sites say of their '
+                "patients. Set statistics.noise_multiplier."
             )
 
     @property

@@ -1,4 +1,7 @@
-"""`[data]`: how images enter the model. Public constants, never computed from private data."""
+"""`[data]`: how images enter the model. Public constants, never computed from private data.
+
+One exception, which is off unless asked for: `harmonise`, made from what sites released.
+"""
 
 from typing import Annotated, Literal, Self
 
@@ -60,6 +63,10 @@ class DataSection(Section):
     """Subtracted from pixels scaled to 0..1."""
     std: PositiveFloat = 0.25
     """Divides the result."""
+    harmonise: Literal["none", "histogram"] = "none"
+    """histogram: each site's grey levels are mapped to those of all sites' mean, by a table of 256
+    values a channel. It is made from the histograms that sites released (statistics.collect), so
+    that under differential privacy it costs nothing more. none: images stay as they are."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -30,7 +30,12 @@ from medfed.simulations.auditing.attacks.rates import (
     operating_point,
 )
 from medfed.simulations.auditing.attacks.references import image_losses, train_references
-from medfed.simulations.auditing.attacks.units import NO_DATA_HERE, load_units, site_files
+from medfed.simulations.auditing.attacks.units import (
+    HARMONISED,
+    NO_DATA_HERE,
+    load_units,
+    site_files,
+)
 from medfed.simulations.auditing.findings import PartResult
 from medfed.simulations.auditing.membership_page import describe
 from medfed.simulations.explaining.load import load_trained
@@ -111,6 +116,8 @@ def attack_run(run: Path, *, seed: int, num_models: int) -> MembershipResult:
     """
     trained = load_trained(run)
     study, task = trained.study, trained.task
+    if study.data.harmonise != "none":
+        raise _NothingToAttackError(HARMONISED)
     files = site_files(run)
     units = load_units(files, study)
     if min(units.num_members, units.num_held_out) < 2:

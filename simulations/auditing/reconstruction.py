@@ -18,6 +18,7 @@ from medfed.common.study import StudyConfig
 from medfed.simulations.auditing.attacks.inversion import invert, pixels_of
 from medfed.simulations.auditing.attacks.rates import Interval, clopper_pearson
 from medfed.simulations.auditing.attacks.units import (
+    HARMONISED,
     NO_DATA_HERE,
     Units,
     load_units,
@@ -82,6 +83,8 @@ def audit_reconstruction(run: Path, *, seed: int, budget: str) -> PartResult:
     files = site_files(run)
     if not files:
         return PartResult(NAME, skipped=NO_DATA_HERE)
+    if trained.study.data.harmonise != "none":
+        return PartResult(NAME, skipped=HARMONISED)
     units = load_units(files, trained.study)
     chosen = _choose(units, plan.candidates, seed)
     try:

@@ -110,7 +110,7 @@ def _wrong_with_event(event: Table) -> list[str]:
     checks = {
         "unit": event["unit"] in ("patient", "record", "site", "none"),
         "noise": noise in ("secure", "seeded", "none") and bare,
-        "kind": event["kind"] in ("training", "words"),
+        "kind": event["kind"] in ("training", "words", "statistics"),
         "mechanism": mechanism in ("gaussian", "discrete_gaussian"),
         "round_number": type(event["round_number"]) is int and event["round_number"] >= 0,
         "steps": type(event["steps"]) is int and event["steps"] >= private,

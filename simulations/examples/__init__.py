@@ -18,6 +18,8 @@ from torch import nn
 from medfed.client.batches import BatchLoader
 from medfed.client.data.site_data import ImageSet, load_site_data
 from medfed.client.site import load_site
+from medfed.client.statistics import harmonised_data
+from medfed.common.errors import SiteRefusal
 from medfed.common.files import write_json
 from medfed.common.models import build_model
 from medfed.common.seeding import numpy_rng
@@ -26,6 +28,8 @@ from medfed.common.study import StudyConfig
 from medfed.common.tasks import Task, make_task
 from medfed.common.text import tokenise
 from medfed.server.checkpoint import read_weights
+from medfed.server.records import ArmFolder
+from medfed.server.statistics import reference_of_run
 from medfed.server.words import VOCABULARY_FILE, read_vocabulary
 from medfed.simulations.examples.classification import classification_rows
 from medfed.simulations.examples.report import report_rows
@@ -53,11 +57,17 @@ def write_examples(run: Path, study: StudyConfig) -> None:
     folder = run / "examples"
     folder.mkdir(exist_ok=True)
     sites = sorted((arm / "sites").glob("*/site.toml"))
+    plan, reference = ArmFolder(arm).read_plan(), reference_of_run(arm, study)
     share = -(-NUM_EXAMPLES // len(sites))
     table: list[dict[str, Any]] = []
     for path in sites[:NUM_EXAMPLES]:
         site = load_site(path)
-        held_out = load_site_data(site, study).test
+        data = load_site_data(site, study)
+        try:
+            data = harmonised_data(data, study, site, run=plan.run, reference=reference)
+        except SiteRefusal:
+            continue  # it has no images as the model sees them, and took no part
+        held_out = data.test
         chosen = _draw(held_out, study, site.name)[: min(share, NUM_EXAMPLES - len(table))]
         loader = BatchLoader(held_out, task, study, torch.device("cpu"))
         with torch.inference_mode():

@@ -60,17 +60,31 @@ def store_as_seen(
     """
     if section.shift is None and section.noise is None:
         return store
-    key = _key(store, sites, section, seed)
+
+    def change(folder: Path) -> None:
+        changes = {
+            "shift": _shift(store, sites, section, seed, folder, progress),
+            "noise": _mislabel(store, sites, section, seed, folder),
+        }
+        (folder / CHANGES_FILE).write_text(json.dumps(changes, indent=1))
+
+    return changed_store(store, _key(store, sites, section, seed), change)
+
+
+def changed_store(store: Store, key: str, change: Callable[[Path], None]) -> Store:
+    """Return the store of this key beside `store`; made from a copy of it unless it is there.
+
+    Args:
+        store: What is copied.
+        key: Names the result: 64 hexadecimal digits that stand for all that decides it.
+        change: Writes files of the copy, in the folder that it is given, anew.
+    """
     folder = store.folder.parent / f"store-{key[:16]}"
     if not folder.exists():
         aside = Path(tempfile.mkdtemp(prefix=".seeing-", dir=store.folder.parent))
         try:
             copy_rows(store, range(len(store)), aside / "store")
-            changes = {
-                "shift": _shift(store, sites, section, seed, aside / "store", progress),
-                "noise": _mislabel(store, sites, section, seed, aside / "store"),
-            }
-            (aside / "store" / CHANGES_FILE).write_text(json.dumps(changes, indent=1))
+            change(aside / "store")
             _write_header(aside / "store", key)
             _publish(aside / "store", folder)
         finally:

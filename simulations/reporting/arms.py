@@ -15,7 +15,8 @@ from medfed.common.files import read_json
 from medfed.common.metrics import MetricSums
 from medfed.common.study import StudyConfig
 from medfed.server.countersigning import HEADS_FILE
-from medfed.server.records import ArmFolder, RoundRecord, RunPlan, SiteRound
+from medfed.server.records import STATISTICS_FILE, ArmFolder, RoundRecord, RunPlan, SiteRound
+from medfed.simulations.reporting.cards import CardFacts, read_cards
 from medfed.simulations.reporting.heads import HeadFacts, read_heads
 from medfed.simulations.reporting.history import Happening, read_history
 from medfed.simulations.reporting.ledgers import LedgerFacts, read_ledger_of, read_ledgers
@@ -47,6 +48,7 @@ class Arm:
         note: What this arm leaves out of the study.
         planned_rounds: Rounds the study asks for.
         vocabulary: The words of a report task; None before they are agreed, and for other tasks.
+        cards: What the sites said of their data; None before, and where no study asks.
         model_size: How much of the model is sent; None before the first round is saved.
         happened: What the server wrote down while it ran, oldest first.
         heads: What the server signed of the sites' ledgers; None if it signed nothing.
@@ -59,6 +61,7 @@ class Arm:
     ledgers: Mapping[str, LedgerFacts]
     planned_rounds: int
     vocabulary: VocabularyFacts | None = None
+    cards: CardFacts | None = None
     model_size: ModelSize | None = None
     server_ledger: LedgerFacts | None = None
     note: str = ""
@@ -145,6 +148,7 @@ def _read_arm(folder: Path, study: StudyConfig, task: "Task", deployed: bool) ->
     rounds = checked(folder / "rounds.jsonl", files.read_rounds)
     sums = folder / "final_sums.json"
     words, state = folder / "vocabulary.json", files.checkpoint / "state.json"
+    described = folder / STATISTICS_FILE
     path = folder / "plan.json"
     plan = checked(path, files.read_plan) if path.exists() else RunPlan(run="", arm=folder.name)
     ledgers, own = read_ledgers(folder / "sites"), read_ledger_of(files.server_state(plan))
@@ -160,6 +164,7 @@ def _read_arm(folder: Path, study: StudyConfig, task: "Task", deployed: bool) ->
         ledgers=ledgers,
         planned_rounds=study.training.rounds,
         vocabulary=checked(words, lambda: read_vocabulary_facts(optional_json(words))),
+        cards=checked(described, lambda: read_cards(optional_json(described), study)),
         model_size=checked(state, lambda: read_model_size(folder, optional_json(state))),
         server_ledger=own,
         note=plan.note,

@@ -4,6 +4,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from medfed.simulations.reporting import (
+    card_plots,
     conduct,
     data_plots,
     deployed,
@@ -12,6 +13,7 @@ from medfed.simulations.reporting import (
     training_plots,
 )
 from medfed.simulations.reporting.arms import POOLED, Arm
+from medfed.simulations.reporting.cards import names_of
 from medfed.simulations.reporting.details import Plots, detail_of
 from medfed.simulations.reporting.dot_plots import ARM_SERIES, dot_plot
 from medfed.simulations.reporting.drawing import Drawing, draw
@@ -45,8 +47,27 @@ def draw_figures(run: RunData) -> dict[str, Drawing]:
     sums = results.federated_sums(run)
     if sums is not None:
         plots |= detail.plots(run, sums)
+    plots |= _cards(run)
     drawings = {name: draw(name, text, plot) for name, (text, plot) in plots.items()}
     return {name: drawing for name, drawing in drawings.items() if drawing is not None}
+
+
+def _cards(run: RunData) -> Plots:
+    facts = run.federated.cards if run.federated else None
+    if facts is None:
+        return {}
+    names = names_of(facts)
+    all_sites = partial(card_plots.all_sites, facts, names, run.study)
+    return {
+        "cards": ("Grey levels of all sites, and how far they lie apart.", all_sites),
+        **{
+            f"card-{name}": (
+                f"Patients with each class and grey levels of {name}, as in its table.",
+                partial(card_plots.site_card, facts.cards[name], run.study),
+            )
+            for name in names
+        },
+    }
 
 
 def metric_curve(label: str, arm: Arm | None, key: str) -> Curve:

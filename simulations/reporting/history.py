@@ -115,6 +115,9 @@ _TOLD: dict[str, Callable[[Mapping[str, Any]], str]] = {
         f"What {facts['site']} sent{_in_round(facts)} was rejected: {facts['reason']}"
     ),
     "words": lambda facts: f"{facts['words']} words agreed from {counted(facts['sites'], 'site')}.",
+    "statistics": lambda facts: (
+        f"{facts['sites']} of {counted(facts['asked'], 'site')} described their training data."
+    ),
     "waiting": lambda facts: f"Waiting: {facts['reason']}",
     "away": lambda facts: f"{facts['site']} was away{_in_round(facts)}.",
     "lost": lambda facts: f"{facts['site']} was lost{_in_round(facts)}.",

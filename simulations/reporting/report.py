@@ -6,7 +6,7 @@ from typing import Any
 from medfed.common.errors import RunError
 from medfed.common.files import write_atomically
 from medfed.common.study_file import study_to_toml
-from medfed.simulations.reporting import conduct, deployed, privacy, results, spending
+from medfed.simulations.reporting import cards, conduct, deployed, privacy, results, spending
 from medfed.simulations.reporting.details import detail_of
 from medfed.simulations.reporting.details.words import vocabulary_statement, vocabulary_table
 from medfed.simulations.reporting.drawing import Drawing
@@ -27,6 +27,7 @@ _SECTIONS = (
     ("sites", "Sites"),
     ("model", "Model"),
     ("vocabulary", "Vocabulary"),
+    ("cards", "Data cards"),
     ("examples", "Examples"),
     ("privacy", "Privacy"),
     ("data", "Data"),
@@ -87,6 +88,7 @@ def _values(run: RunData, figures: dict[str, Drawing]) -> dict[str, Any]:
         **_quality(run),
         "model": model_rows(run),
         "examples": run.examples,
+        **_cards(run),
         **_privacy(run),
         "dataset": _dataset(run),
         "licence": (run.simulation.get("dataset") or {}).get("licence"),
@@ -133,10 +135,27 @@ def _privacy(run: RunData) -> dict[str, Any]:
     }
 
 
+def _cards(run: RunData) -> dict[str, Any]:
+    """What the sites said of their data, if the study asks."""
+    if not run.study.statistics.collect:
+        return {"card_statement": (), "card_table": None, "cards": ()}
+    facts = run.federated.cards if run.federated else None
+    found, names = (facts.cards if facts else {}), cards.names_of(facts)
+    return {
+        "card_statement": cards.cards_statement(facts, run.study),
+        "card_table": cards.cards_table(found, run.study, names),
+        "cards": tuple(
+            (name, rows) for name in names if (rows := cards.card_rows(found[name], run.study))
+        ),
+    }
+
+
 def _sections(run: RunData) -> list[tuple[str, str]]:
     absent = deployed.WITHOUT if run.deployed else deployed.ONLY
     if run.study.task.type != "report":
         absent |= {"vocabulary"}
+    if not run.study.statistics.collect:
+        absent |= {"cards"}
     return [section for section in _SECTIONS if section[0] not in absent]
 
 

@@ -98,9 +98,12 @@ def ledger_checks(run: RunData, arm: Arm | None) -> tuple[LedgerCheck, ...]:
     """Recompute epsilon from each ledger of `arm`, the server's first, and compare."""
     if arm is None:
         return ()
-    # A site that has named words and not trained yet, or trains without noise, stated this last.
+    # A site that has named words or described its data, and not trained yet or trains without
+    # noise, stated this last.
     words = arm.vocabulary.sites if arm.vocabulary else {}
+    cards = arm.cards.cards if arm.cards else {}
     printed = {site: facts.epsilon for site, facts in words.items() if facts.epsilon is not None}
+    printed |= {site: card.epsilon for site, card in cards.items() if card.epsilon is not None}
     printed |= _last_spent(arm)
     ledgers = {site: arm.ledgers[site] for site in sorted(arm.ledgers, key=in_order)}
     delta = run.study.privacy.target_delta

@@ -107,6 +107,18 @@ def test_plan_says_where_the_gate_will_stop_the_study(
     assert plan.entries == (2 if stopped_earlier is None else stopped_earlier - 1)
 
 
+def test_plan_charges_statistics_before_the_rounds(tmp_path: Path) -> None:
+    asks = {"statistics": {"collect": True, "noise_multiplier": 2.0}}
+    study = StudyConfig.model_validate({**make_study().model_dump(), **asks})
+    plan = plan_study(study, make_site(tmp_path))
+    one, rounds = GaussianEvent(2.0, 1.0, 1), GaussianEvent(1.0, 0.1, 30)
+    assert plan.after == epsilon([one, rounds], DELTA)
+    # Not even these fit; then these and not the first round.
+    assert plan_study(study, make_site(tmp_path / "a", max_epsilon=0.5)).stops_at == 0
+    just = epsilon([one], DELTA)
+    assert plan_study(study, make_site(tmp_path / "b", max_epsilon=just)).stops_at == 1
+
+
 def test_plan_composes_with_what_the_ledger_holds(tmp_path: Path) -> None:
     site = make_site(tmp_path)
     run_until_refused(make_study(3), site)

@@ -148,6 +148,12 @@ LIMITS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = 
         {"task": REPORT, "model": {"name": "report_lstm"}},
         "vgg16",
     ),
+    "min_noise_multiplier of statistics": (
+        {"min_noise_multiplier": 1.0},
+        {"statistics": {"collect": True, "noise_multiplier": 0.9}},
+        {"statistics": {"collect": True, "noise_multiplier": 1.0}},
+        "noise_multiplier is 0.9",
+    ),
     "require_secure_aggregation": (
         {"require_secure_aggregation": True},
         {},
@@ -210,6 +216,7 @@ def test_every_key_of_the_gate_is_tested() -> None:
         "min_participants",  # check_participants, below
         "release_evaluation", "release_metrics", "min_patients_per_count",  # test_evaluation
         "release_words", "min_patients_per_word",  # test_words
+        "release_statistics", "min_statistics_count",  # test_statistics
     }  # fmt: skip
     tested = {key.split(" ")[0] for key in LIMITS}
     assert tested | elsewhere == set(PolicySection.model_fields)

@@ -33,6 +33,7 @@ from medfed.common.messages import (
     Refusal,
     Reply,
     SecureReply,
+    StatisticsReply,
     TrainReply,
     WordsReply,
     WordsRequest,
@@ -58,6 +59,18 @@ REPLIES: dict[str, tuple[Reply, Callable[[Any], RecordDict], dict[str, set[str]]
         WordsReply(site="one", words=("heart", "size"), epsilon=1.0, ledger_head="0" * 64),
         messages.pack_words_reply,
         {},
+    ),
+    "statistics": (
+        StatisticsReply(
+            site="one",
+            values={"patients": np.ones(1), "classes": np.ones(3)},
+            min_count=5,
+            noise="secure",
+            epsilon=1.0,
+            ledger_head="0" * 64,
+        ),
+        messages.pack_statistics_reply,
+        {"values": {"patients", "classes"}},
     ),
     "update": (
         TrainReply(
@@ -86,7 +99,7 @@ REPLIES: dict[str, tuple[Reply, Callable[[Any], RecordDict], dict[str, set[str]]
     ),
     "refusal": (Refusal(site="one", reason=RefusalReason.BUDGET), messages.pack_refusal, {}),
 }
-COSTS = {"update": PAID, "words": PAID}
+COSTS = dict.fromkeys(("update", "words", "patients", "classes"), PAID)
 
 
 def test_every_kind_of_reply_is_tested() -> None:
@@ -112,8 +125,8 @@ def test_every_field_of_a_reply_is_listed_with_its_bytes(kind: str) -> None:
 def test_quantity_without_a_stated_cost_stops_its_reply(kind: str) -> None:
     reply, pack, _ = REPLIES[kind]
     content = pack(reply)
-    content["medfed"]["patients"] = 12
-    with pytest.raises(ReleaseError, match="patients"):
+    content["medfed"]["age"] = 12
+    with pytest.raises(ReleaseError, match="age"):
         list_quantities(content, COSTS)
     content = pack(reply)
     content["metrics"] = content["medfed"]
@@ -121,10 +134,12 @@ def test_quantity_without_a_stated_cost_stops_its_reply(kind: str) -> None:
         list_quantities(content, COSTS)
 
 
-@pytest.mark.parametrize("kind", ["update", "words"])
-def test_what_was_paid_for_needs_its_price(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "name"), [("update", "update"), ("words", "words"), ("statistics", "classes")]
+)
+def test_what_was_paid_for_needs_its_price(kind: str, name: str) -> None:
     reply, pack, _ = REPLIES[kind]
-    with pytest.raises(ReleaseError, match=kind):
+    with pytest.raises(ReleaseError, match=name):
         list_quantities(pack(reply), {})
 
 

@@ -20,6 +20,8 @@ from medfed.common.messages import (
     Refusal,
     SecureReply,
     SecureRequest,
+    StatisticsReply,
+    StatisticsRequest,
     TrainReply,
 )
 from medfed.common.study_file import load_study
@@ -86,6 +88,45 @@ def test_model_request_carries_what_is_one_sites_own() -> None:
         back = messages.unpack_model_request(content)
         assert (back.parcels, back.countersignature) == (name.encode(), f'{{"site": "{name}"}}')
         assert (back.weight, back.total_weight, back.num_participants) == (3, 95, 3)
+
+
+@pytest.mark.parametrize("reference", [(), (0.0, 127.5, 256.0)])
+def test_reference_of_grey_levels_survives_the_wire(reference: tuple[float, ...]) -> None:
+    weights = messages.pack_arrays({"w": np.zeros(2, np.float32)})
+    content = messages.pack_model(STUDY, "r", 1, weights, frozen_sha256="f", reference=reference)()
+    assert messages.num_bytes(content) > 0
+    assert messages.unpack_model_request(content).reference == reference
+    for wrong in ([1, 2], ["a"], [float("nan")], [float("inf")], 3.0, [0.0] * 100_001):
+        content["medfed"]["reference"] = wrong
+        with pytest.raises(MessageError, match="reference"):
+            messages.unpack_model_request(content)
+
+
+def test_statistics_survive_the_wire_and_nothing_else_passes() -> None:
+    request = StatisticsRequest(study=STUDY.for_sites(), run="r")
+    assert messages.unpack_statistics_request(messages.pack_statistics_request(request)) == request
+    with pytest.raises(MessageError, match="kind"):
+        messages.unpack_words_request(messages.pack_statistics_request(request))
+    values = {"patients": np.array([np.nan]), "classes": np.array([3.5, -2.0])}
+    for epsilon, head in ((None, ""), (1.5, "a" * 64)):
+        reply = StatisticsReply(
+            site="s", values=values, min_count=0, noise="secure", epsilon=epsilon, ledger_head=head
+        )
+        content = messages.pack_statistics_reply(reply)
+        assert messages.num_bytes(content) > 0
+        back = messages.unpack_reply(content)
+        assert isinstance(back, StatisticsReply)
+        assert (back.epsilon, back.ledger_head, back.min_count) == (epsilon, head, 0)
+        assert all(np.array_equal(back.values[n], values[n], equal_nan=True) for n in values)
+    for name, wrong in (("noise", 3), ("min_count", 1.5), ("epsilon", "x"), ("ledger_head", 4)):
+        content = messages.pack_statistics_reply(reply)
+        content["medfed"][name] = wrong
+        with pytest.raises(MessageError, match=name):
+            messages.unpack_reply(content)
+    content = messages.pack_statistics_reply(reply)
+    del content["arrays"]
+    with pytest.raises(MessageError, match="arrays"):
+        messages.unpack_reply(content)
 
 
 @pytest.mark.parametrize("payload", [b"", b"\x00keys"])

@@ -20,6 +20,8 @@ def facts(run: Path) -> dict[str, Any]:
     }
     if (arm / "vocabulary.json").exists():
         found["vocabulary"] = json.loads((arm / "vocabulary.json").read_text())
+    if (arm / "statistics.json").exists():
+        found["statistics"] = json.loads((arm / "statistics.json").read_text())
     for line in (arm / "rounds.jsonl").read_text().splitlines():
         record = json.loads(line)
         del record["started"], record["seconds"]

@@ -72,6 +72,25 @@ batch_size = 8
 [privacy]
 unit = "none"
 """,
+    # Sites describe their data with noise, which is charged, and their grey levels are harmonised.
+    "harmonised": _COMMON.replace("[data]", '[data]\nharmonise = "histogram"')
+    + _LABELS
+    + """
+[statistics]
+collect = true
+bins = 16
+noise_multiplier = 1.5
+[training]
+rounds = 2
+local_steps = 2
+learning_rate = 0.1
+[privacy]
+unit = "patient"
+noise_multiplier = 1.0
+sample_rate = 0.3
+images_per_patient = 2
+target_delta = 1e-3
+""",
     # The server sees the weighted sum of the updates alone.
     "secure": _COMMON
     + _LABELS

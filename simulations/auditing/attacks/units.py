@@ -19,6 +19,10 @@ from medfed.common.study import StudyConfig
 Positions = npt.NDArray[np.int64]
 
 
+HARMONISED = (
+    "The run harmonised grey levels (data.harmonise). This attack shows a model images as they are "
+    "stored, which it never saw: that it finds nothing would prove nothing."
+)
 NO_DATA_HERE = (
     "The run folder names no site whose data is here. In a deployment images stay at the "
     "hospitals, so attacks on their data cannot be tried from the coordinator's machine."
@@ -134,4 +138,4 @@ def subset(images: ImageSet, positions: Positions) -> ImageSet:
 
 def reduced(images: ImageSet, side: int) -> ImageSet:
     """Return the same images, `side` pixels along every axis."""
-    return ReducedImages(images.stores, images.store_index, images.row_index, side)
+    return ReducedImages(images.stores, images.store_index, images.row_index, side=side)

@@ -21,6 +21,7 @@ from medfed.cli import (
     federation_sites,
     federation_status,
     site_agent,
+    site_card,
     site_enroll,
     site_init,
     site_log,
@@ -59,7 +60,9 @@ federation_app = typer.Typer(
 app.add_typer(federation_app, name="federation")
 for commands in (federation_sites, federation_runs, federation_status):
     commands.add_to(federation_app)
-for commands in (site_init, site_enroll, site_preflight, site_agent, site_status, site_log):
+for commands in (
+    site_init, site_enroll, site_preflight, site_agent, site_card, site_status, site_log,
+):  # fmt: skip
     commands.add_to(site_app)
 
 Overrides = Annotated[

@@ -83,7 +83,7 @@ def _verdict(plan: DataSetPlan) -> str:
     if plan.stops_at is None:
         return f"The budget lasts for all {plan.rounds} rounds."
     if plan.stops_at == 0:
-        return "The budget does not even allow naming words of reports: no round would run."
+        return "The budget does not even allow what is asked before round 1: no round would run."
     return (
         f"The budget refuses round {plan.stops_at} of {plan.rounds}: "
         f"{plan.affordable_rounds} rounds would run here, then the federation goes on without "

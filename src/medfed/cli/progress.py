@@ -26,7 +26,7 @@ from medfed.common.study import StudyConfig
 from medfed.common.tasks import make_task
 
 _POLL_S = 0.25
-_STATES = ("started", "words", "round", "trained", "completed", "finished", "failed")
+_STATES = ("started", "words", "statistics", "round", "trained", "completed", "finished", "failed")
 Preparing = Callable[[int, int], None]
 
 
@@ -140,6 +140,9 @@ class _Display:
             self._console.print(f"{name}: {self._note(arm)}", highlight=False)
         elif kind == "words" and self._lines:
             text = f"{event['words']} words agreed from {event['sites']} sites"
+            self._console.print(f"{name}: {text}", highlight=False)
+        elif kind == "statistics" and self._lines:
+            text = f"{event['sites']} of {event['asked']} sites described their training data"
             self._console.print(f"{name}: {text}", highlight=False)
         elif kind in ("failed", "refused") or (kind == "finished" and event["reason"]):
             self._console.print(f"{name}: {kind}: {event['reason']}", highlight=False)

@@ -113,7 +113,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [
         str(row["index"]),
         row["time"][:19].replace("T", " "),
-        "words" if row["kind"] == "words" else f"round {row['round_number']}",
+        f"round {row['round_number']}" if row["kind"] == "training" else row["kind"],
         row["run"],
         row["unit"],
         row["noise"] if row["unit"] == "none" else f"{row['noise_multiplier']:g} {row['noise']}",
