@@ -11,8 +11,10 @@ import typer
 from medfed.cli import (
     data_check,
     data_deidentify,
+    data_pacs,
     data_partition,
     data_prepare,
+    data_result,
     data_scan,
     data_trial,
     data_view,
@@ -51,6 +53,8 @@ data_check.add_to(data_app)
 data_view.add_to(data_app)
 data_partition.add_to(data_app)
 data_trial.add_to(data_app)
+data_pacs.add_to(data_app)
+data_result.add_to(data_app)
 federation_app = typer.Typer(
     help="Coordinate a federation: sites, runs and how they are.", no_args_is_help=True
 )
