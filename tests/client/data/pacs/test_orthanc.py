@@ -1,13 +1,13 @@
 """Query and retrieve against a real Orthanc, in all three ways."""
 
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 
 import pydicom
 import pytest
-from orthanc_server import Orthanc, free_ports
+from orthanc_server import SKIP, Orthanc, free_ports, running
 from pacs_patients import STUDIES, tables
 
 from medfed.client.data.archive.limits import ReadLimits
@@ -199,22 +199,39 @@ REAL = ["wg04/*/*", "highdicom/dx_image.dcm", "odd/emri_small*.dcm", "mr_series/
         "pydicom_test_files/MR_small*.dcm", "pydicom_test_files/image_dfl.dcm"]  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def full(
+    dicom_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Orthanc, dict[str, pydicom.FileDataset]]]:
+    """A server of real files, and these."""
+    if SKIP:
+        pytest.skip(SKIP)
+    sources: dict[str, pydicom.FileDataset] = {}
+    with running(tmp_path_factory.mktemp("full")) as server:
+        for path in sorted(path for pattern in REAL for path in dicom_folder.glob(pattern)):
+            header = pydicom.dcmread(path)
+            # Copies of one object in several encodings: the PACS keeps the first.
+            if header.SOPInstanceUID not in sources:
+                server.upload(path)
+                sources[header.SOPInstanceUID] = header
+        yield server, sources
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_retrieve_of_real_files_keeps_encoding_and_pixels(
-    settings: Settings, orthanc: Orthanc, dicom_folder: Path, tmp_path: Path, way: str
+    full: tuple[Orthanc, dict[str, pydicom.FileDataset]],
+    password_file: Path,
+    tmp_path: Path,
+    way: str,
 ) -> None:
-    sources = {}
-    for path in sorted(path for pattern in REAL for path in dicom_folder.glob(pattern)):
-        header = pydicom.dcmread(path)
-        # Copies of one object in several encodings: the PACS keeps the first.
-        if header.SOPInstanceUID not in sources:
-            orthanc.upload(path)
-            sources[header.SOPInstanceUID] = header
+    server, sources = full
     assert len(sources) > 40
-    report = retrieved(settings(way), tmp_path)
+    pacs = PacsSection.model_validate(tables(server, password_file, way))
+    report = retrieved(pacs, tmp_path / "out")
     assert report.failures == []
     files = {path.stem: path for path in tmp_path.rglob("*.dcm")}
+    assert files.keys() == sources.keys()
     for uid, source in sources.items():
         copy = pydicom.dcmread(files[uid])
         assert copy.file_meta.TransferSyntaxUID == source.file_meta.TransferSyntaxUID
