@@ -6,6 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from medfed.client.data.pacs.settings import PacsSection
 from medfed.common.errors import SiteConfigError
 from medfed.common.study import Name, PositiveFloat, PositiveInt, Section
 from medfed.common.study.model import CLASSIFIERS, REPORTERS, SEGMENTERS
@@ -153,6 +154,8 @@ class SiteConfig(Section):
     policy: PolicySection = PolicySection()
     compute: SiteComputeSection = SiteComputeSection()
     connection: ConnectionSection = ConnectionSection()
+    pacs: PacsSection | None = None
+    """The hospital's own PACS, for `medfed data pacs` (docs/pacs.md)."""
     state: str = "state"
     """Folder of this site's ledger, keys and release list, relative to site.toml. Back it up;
     never share it."""

@@ -10,6 +10,7 @@ from medfed.client.data.archive.limits import ReadLimits
 from medfed.client.data.deidentification.rules import Rules
 from medfed.client.data.dicom.presets import Window
 from medfed.client.data.labels.section import LabelSection
+from medfed.client.data.pacs.settings import PacsSection
 from medfed.common.errors import DataError
 from medfed.common.study.base import Section
 from medfed.common.toml_files import read_toml
@@ -76,6 +77,8 @@ class DatasetFile(Section):
     limits: ReadLimits = ReadLimits()
     deidentify: Rules = Rules()
     labels: LabelSection = LabelSection()
+    pacs: PacsSection | None = None
+    """Where `medfed data pacs` fetches the files from."""
     folder: Path = Field(default=Path(), exclude=True)
     """Where dataset.toml lies (set on loading)."""
 

@@ -12,6 +12,7 @@ from pydicom import config
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID
 
@@ -38,7 +39,8 @@ def text_of(dataset: Dataset, keyword: str) -> str:
     value = dataset.get(keyword)
     if value is None:
         return ""
-    several = not isinstance(value, str | bytes) and hasattr(value, "__iter__")
+    # A person's name can be iterated over too, letter by letter.
+    several = isinstance(value, MultiValue | list)
     text = "\\".join(str(one) for one in value) if several else str(value)
     return text.strip(" \0")
 

@@ -12,8 +12,10 @@ from medfed.cli import (
     data_check,
     data_deidentify,
     data_label,
+    data_pacs,
     data_partition,
     data_prepare,
+    data_result,
     data_scan,
     data_trial,
     data_view,
@@ -54,6 +56,8 @@ data_check.add_to(data_app)
 data_view.add_to(data_app)
 data_partition.add_to(data_app)
 data_trial.add_to(data_app)
+data_pacs.add_to(data_app)
+data_result.add_to(data_app)
 federation_app = typer.Typer(
     help="Coordinate a federation: sites, runs and how they are.", no_args_is_help=True
 )
