@@ -69,15 +69,25 @@ def associated(
         tls_args=(client_tls(dimse), dimse.host) if dimse.tls else None,
         evt_handlers=list(handlers),
     )
-    if not association.is_established:
-        raise _why_not(association, pacs)
     try:
-        yield association
-    except BaseException:
-        association.abort()
-        raise
-    if association.is_established:
-        association.release()
+        if not association.is_established:
+            raise _why_not(association, pacs)
+        try:
+            yield association
+        except BaseException:
+            association.abort()
+            raise
+        if association.is_established:
+            association.release()
+    finally:
+        _close(association)
+
+
+def _close(association: Association) -> None:
+    """Close the connection for good: pynetdicom forgets the one of a peer that broke off first."""
+    transport = association.dul.socket
+    if transport is not None and transport.socket is not None:
+        transport.socket.close()
 
 
 class _Entity(AE):  # type: ignore[misc]
