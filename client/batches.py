@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from medfed.client.augmentation import Augmenter
+from medfed.client.data.resident import resident_images
 from medfed.client.data.site_data import ImageSet
 from medfed.common.study import ColumnSection, DataSection, StudyConfig
 from medfed.common.tasks import Batch, Examples, Task
@@ -52,13 +53,15 @@ class BatchLoader:
     def training_batch(self, chosen: Positions, rng: np.random.Generator) -> Batch:
         """Return images as training sees them: cut to a patch, augmented."""
         section = self._study.data
-        images = self._data.images_NCHW(chosen)
         examples = self._data.examples(chosen)
         masks = examples.masks
         if section.fit == "patch":
+            images = self._data.images_NCHW(chosen)
             shapes = [self._shape(int(position)) for position in chosen]
             images, masks = cut_patches(images, masks, shapes, section.image_size, rng)
-        pixels = scaled(images, self._device)
+            pixels = scaled(images, self._device)
+        else:
+            pixels = self._pixels(chosen)
         if self._augmenter is not None:
             mask = None if masks is None else torch.from_numpy(masks).to(self._device)
             pixels, mask = self._augmenter(pixels, mask, rng)
@@ -67,15 +70,21 @@ class BatchLoader:
 
     def evaluation_batch(self, chosen: Positions) -> Batch:
         """Return images whole; with data.fit = "patch" they must be one, in its own size."""
-        images = self._data.images_NCHW(chosen)
         examples = self._data.examples(chosen)
-        masks = examples.masks
-        if self._study.data.fit == "patch":
-            corner = tuple(slice(side) for side in self._shape(int(chosen[0])))
-            images = images[(slice(None), slice(None), *corner)]
-            masks = None if masks is None else masks[(slice(None), *corner)]
+        if self._study.data.fit == "resize":
+            return self._batch(chosen, self._pixels(chosen), examples)
+        corner = tuple(slice(side) for side in self._shape(int(chosen[0])))
+        images = self._data.images_NCHW(chosen)[(slice(None), slice(None), *corner)]
+        masks = None if examples.masks is None else examples.masks[(slice(None), *corner)]
         examples = Examples(examples.labels, masks, examples.reports)
         return self._batch(chosen, scaled(images, self._device), examples)
+
+    def _pixels(self, chosen: Positions) -> Tensor:
+        """Whole images in 0..1, from the GPU if they are there already."""
+        resident = resident_images(self._data, self._device)
+        if resident is None:
+            return scaled(self._data.images_NCHW(chosen), self._device)
+        return resident[torch.from_numpy(chosen).to(self._device)].float().div_(255.0)
 
     def _shape(self, position: int) -> tuple[int, ...]:
         shape = self._data.shape_of(position)
@@ -91,7 +100,7 @@ class BatchLoader:
         extras: tuple[Tensor, ...] = ()
         if self._study.uses_fusion:
             extras = (present, self._tabular[torch.from_numpy(chosen)].to(self._device))
-        targets = self._task.targets(examples).to(self._device)
+        targets = moved(self._task.targets(examples), self._device)
         return Batch(self._task.inputs(images, extras, targets), targets)
 
     def _present(self, chosen: Positions) -> Tensor:
@@ -114,7 +123,14 @@ class BatchLoader:
 
 def scaled(images: npt.NDArray[np.uint8], device: torch.device) -> Tensor:
     """Return float32 images in 0..1."""
-    return torch.from_numpy(np.ascontiguousarray(images)).to(device).float().div_(255.0)
+    return moved(torch.from_numpy(np.ascontiguousarray(images)), device).float().div_(255.0)
+
+
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on `device`, without waiting for what a GPU has yet to do."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def standardised(pixels: Tensor, section: DataSection) -> Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 
 from medfed.client.batches import BatchLoader
 from medfed.client.data.site_data import ImageSet
+from medfed.client.plain_steps import make_optimizer, plain_steps
 from medfed.common.models import set_training_mode, trained_state
 from medfed.common.seeding import numpy_rng, torch_rng
 from medfed.common.state_dicts import StateDict, difference, write_state
@@ -57,18 +58,13 @@ def train_without_privacy(
     training = this.study.training
     write_state(model, weights)
     set_training_mode(model)
-    optimizer = make_optimizer(model, training)
+    step = plain_steps(model, task, this.study, this.device)
     loader = BatchLoader(data, task, this.study, this.device)
     views, multiplicity = _views_rng(this), this.study.augmentation.multiplicity
     total, count = torch.zeros((), device=this.device), 0
     for chosen in _batches(len(data), training, this):
-        batch = loader.training_batch(np.repeat(chosen, multiplicity), views)
-        optimizer.zero_grad(set_to_none=True)
-        losses_B = task.loss_per_image(model(*batch.inputs), batch.targets)
-        loss = losses_B.mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        total += losses_B.detach().sum()
+        losses_B = step(loader.training_batch(np.repeat(chosen, multiplicity), views))
+        total += losses_B.sum()
         count += len(losses_B)
     return TrainingResult(difference(trained_state(model), weights), float(total) / count)
 
@@ -98,16 +94,19 @@ def train_with_privacy(
     # Opacus takes seconds to import and is needed under DP only.
     from medfed.client.privacy.dp_sgd import NoisyOptimizer, dp_step
     from medfed.client.privacy.noise import NoiseSource, SecureNoise, SecureUniform, SeededNoise
+    from medfed.client.privacy.recorded_sums import recorded_sums
 
     study, privacy = this.study, this.study.privacy
     names = (this.round_number, this.site)
     noise: NoiseSource = (
-        SeededNoise(torch_rng(study.study.seed, "dp noise", *names)) if seeded else SecureNoise()
+        SeededNoise(torch_rng(study.study.seed, "dp noise", *names, device=this.device))
+        if seeded
+        else SecureNoise()
     )
     write_state(model, weights)
     set_training_mode(model)
     optimizer = NoisyOptimizer(
-        make_optimizer(model, study.training),
+        make_optimizer(model, study.training, this.device),
         noise_multiplier=privacy.noise_multiplier,
         max_grad_norm=privacy.max_grad_norm,
         expected_batch_size=expected_batch(study, public_num_patients),
@@ -118,6 +117,7 @@ def train_with_privacy(
     groups = data.groups if privacy.unit == "patient" else _each_alone(len(data))
     loader = BatchLoader(data, task, study, this.device)
     views = _views_rng(this)
+    recorded = recorded_sums(model, task, study, this.device)
     assert study.training.local_steps is not None  # StudyConfig requires it under DP
     for _ in range(study.training.local_steps):
         sampled = np.flatnonzero(rng.random(len(groups)) < privacy.sample_rate)
@@ -126,7 +126,7 @@ def train_with_privacy(
             _patient_batch(chosen[start : start + privacy.chunk], loader, views, study)
             for start in range(0, len(chosen), privacy.chunk)
         )
-        dp_step(model, optimizer, task.loss_per_image, chunks)
+        dp_step(model, optimizer, task.loss_per_image, chunks, recorded)
     return TrainingResult(difference(trained_state(model), weights), None)
 
 
@@ -135,21 +135,6 @@ def expected_batch(study: StudyConfig, public_num_patients: int | None) -> float
     if public_num_patients is None:
         return study.privacy.expected_batch_size
     return study.privacy.sample_rate * public_num_patients
-
-
-def make_optimizer(model: nn.Module, training: TrainingSection) -> torch.optim.Optimizer:
-    """Return the study's local optimiser over the parameters that train."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if training.optimizer == "adam":
-        return torch.optim.Adam(
-            parameters, lr=training.learning_rate, weight_decay=training.weight_decay
-        )
-    return torch.optim.SGD(
-        parameters,
-        lr=training.learning_rate,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-    )
 
 
 def _views_rng(this: Round) -> np.random.Generator:

@@ -14,15 +14,18 @@ McMahan et al. 2018, https://arxiv.org/abs/1710.06963.
 Shapes: P patients in a chunk, K images a patient (padded), [P, K] mask of real images.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
 from medfed.client.privacy.noise import NoiseSource
+
+if TYPE_CHECKING:
+    from medfed.client.privacy.recorded_sums import RecordedSums
 
 LossPerImage = Callable[[Tensor, Tensor], Tensor]
 """(outputs [B, ...], targets [B, ...]) -> losses [B]; must not couple the images."""
@@ -87,29 +90,18 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus ships no types
         self._clipping: Clipping = clipping
 
     def clip_and_accumulate(self) -> None:
-        """Add the clipped gradients to the sum; one that is not finite counts as zero.
-
-        Clipping cannot bound it: its factor is 0 or NaN, and 0 * inf is NaN, so a single patient
-        would turn the whole release into NaN and be seen by it.
-        """
+        """Add the clipped gradients in `p.grad_sample` to the sum."""
         parameters = self.params
         num_patients = len(parameters[0].grad_sample)
         if num_patients == 0 and parameters[0].summed_grad is not None:
             return  # The empty chunk that ends a step.
-        gradients = [p.grad_sample.reshape(num_patients, p.numel()) for p in parameters]
-        norms_P = torch.stack([g.norm(2, dim=1) for g in gradients], dim=1).norm(2, dim=1)
-        factors_P = clip_factors(norms_P, self.max_grad_norm, self._clipping)
-        # A norm is finite only if everything in it is.
-        finite_P = norms_P.isfinite()
-        if not finite_P.all():
-            factors_P = torch.where(finite_P, factors_P, 0.0)
-            gradients = [torch.where(finite_P[:, None], g, 0.0) for g in gradients]
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            clipped = (factors_P @ gradient).view_as(parameter)
+        gradients = [p.grad_sample for p in parameters]
+        clipped = clipped_sums(gradients, self.max_grad_norm, self._clipping)
+        for parameter, part in zip(parameters, clipped, strict=True):
             if parameter.summed_grad is None:
-                parameter.summed_grad = clipped
+                parameter.summed_grad = part
             else:
-                parameter.summed_grad += clipped
+                parameter.summed_grad += part
 
     def add_noise(self) -> None:
         """Put clipped sum plus noise into `p.grad` for every parameter."""
@@ -121,6 +113,36 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus ships no types
     def scale_grad(self) -> None:
         """Divide `p.grad` by the public expected batch, once for all chunks of a step."""
         torch._foreach_div_([p.grad for p in self.params], self.expected_batch_size)
+
+
+def clipped_sums(
+    gradients: Sequence[Tensor], max_grad_norm: float, clipping: Clipping
+) -> list[Tensor]:
+    """Return the sum over patients of their clipped gradients; one not finite counts as zero.
+
+    Clipping cannot bound that one: its factor is 0 or NaN, and 0 * inf is NaN, so a single patient
+    would turn the whole release into NaN and be seen by it.
+
+    Args:
+        gradients: Of each parameter, [P, *parameter.shape].
+        max_grad_norm: L2 bound on one patient's part, over all parameters together.
+        clipping: flat or automatic; see `clip_factors`.
+    """
+    rows = [
+        gradient.flatten(1) if gradient.dim() > 1 else gradient[:, None] for gradient in gradients
+    ]
+    norms_P = torch.stack([row.norm(2, dim=1) for row in rows], dim=1).norm(2, dim=1)
+    factors_P = clip_factors(norms_P, max_grad_norm, clipping)
+    # A norm is finite only if everything in it is.
+    finite_P = norms_P.isfinite()
+    # A GPU need not be waited for: there it costs less to do it than to ask.
+    if norms_P.device.type != "cpu" or not finite_P.all():
+        factors_P = torch.where(finite_P, factors_P, 0.0)
+        rows = [torch.where(finite_P[:, None], row, 0.0) for row in rows]
+    return [
+        (factors_P @ row).view(gradient.shape[1:])
+        for row, gradient in zip(rows, gradients, strict=True)
+    ]
 
 
 def clip_factors(norms_P: Tensor, max_grad_norm: float, clipping: Clipping) -> Tensor:
@@ -145,10 +167,10 @@ def patient_gradients(
 
     A patient's loss is the mean over that patient's own images; padding has weight zero.
     """
-    return _gradient_function(model, loss_per_image)(batch)
+    return gradient_function(model, loss_per_image)(batch)
 
 
-def _gradient_function(
+def gradient_function(
     model: nn.Module, loss_per_image: LossPerImage
 ) -> Callable[[PatientBatch], dict[str, Tensor]]:
     """Return `patient_gradients` for all chunks of a step: walking a deep network takes a while."""
@@ -169,7 +191,8 @@ def _gradient_function(
             model, {**parameters, **frozen}, inputs, tie_weights=tied
         )
         losses_K = loss_per_image(outputs, targets_K)
-        return (losses_K * mask_K).sum() / mask_K.sum()
+        # The maximum is for rows that are padding as a whole: they have no gradient.
+        return (losses_K * mask_K).sum() / mask_K.sum().clamp(min=1.0)
 
     gradients = torch.func.vmap(torch.func.grad(loss_of_patient), in_dims=(None, 0, 0, 0))
 
@@ -185,19 +208,32 @@ def dp_step(
     optimizer: NoisyOptimizer,
     loss_per_image: LossPerImage,
     chunks: Iterable[PatientBatch],
+    recorded: "RecordedSums | None" = None,
 ) -> None:
-    """Take one differentially private step over the `chunks` of one Poisson sample (or none)."""
+    """Take one differentially private step over the `chunks` of one Poisson sample (or none).
+
+    Args:
+        model: What is trained.
+        optimizer: Over the parameters of `model` that train.
+        loss_per_image: Loss of each image.
+        chunks: The sampled patients.
+        recorded: Adds up the chunks' clipped gradients, where that is recorded on a GPU.
+    """
     optimizer.zero_grad(set_to_none=True)
     # Opacus keeps its per-sample gradients in an attribute that torch does not know.
     parameters: dict[str, Any] = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    gradients_of = _gradient_function(model, loss_per_image)
-    for chunk in chunks:
-        gradients = gradients_of(chunk)
-        for name, parameter in parameters.items():
-            parameter.grad_sample = gradients[name]
-        optimizer.clip_and_accumulate()
-        for parameter in parameters.values():
-            parameter.grad_sample = None
+    if recorded is not None:
+        for name, total in recorded.of(chunks).items():
+            parameters[name].summed_grad = total
+    else:
+        gradients_of = gradient_function(model, loss_per_image)
+        for chunk in chunks:
+            gradients = gradients_of(chunk)
+            for name, parameter in parameters.items():
+                parameter.grad_sample = gradients[name]
+            optimizer.clip_and_accumulate()
+            for parameter in parameters.values():
+                parameter.grad_sample = None
     # The empty chunk makes Opacus add noise and step, whether or not anyone was sampled.
     for parameter in parameters.values():
         parameter.grad_sample = parameter.new_empty((0, *parameter.shape))

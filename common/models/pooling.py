@@ -5,6 +5,8 @@ adaptive average pooling on CUDA. Written with slices, means and products there 
 refuse. In 2-D, max and average pooling with fixed windows are deterministic as they are.
 """
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -60,15 +62,20 @@ def average_to(features: Tensor, size: int) -> Tensor:
     Cell i of an axis is the mean of the rows from floor(i n / size) to ceil((i + 1) n / size), as
     in PyTorch's AdaptiveAvgPool2d; here as a product with fixed matrices.
     """
-    rows = _averaging_matrix(size, features.shape[2], features)
-    columns = _averaging_matrix(size, features.shape[3], features)
+    height, width = features.shape[2:]
+    rows = _averaging_matrix(size, height, features.dtype, features.device)
+    columns = _averaging_matrix(size, width, features.dtype, features.device)
     return rows @ features @ columns.T
 
 
-def _averaging_matrix(size: int, length: int, like: Tensor) -> Tensor:
+# Kept: a step that is recorded on a GPU may copy nothing from here to there.
+@lru_cache(maxsize=64)
+def _averaging_matrix(size: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return [size, length]: row i averages what cell i covers."""
-    matrix = torch.zeros(size, length, dtype=like.dtype)
-    for cell in range(size):
-        start, end = cell * length // size, -(-(cell + 1) * length // size)
-        matrix[cell, start:end] = 1.0 / (end - start)
-    return matrix.to(like.device)
+    # Made while evaluating it would be of no use for training.
+    with torch.inference_mode(False):
+        matrix = torch.zeros(size, length, dtype=dtype)
+        for cell in range(size):
+            start, end = cell * length // size, -(-(cell + 1) * length // size)
+            matrix[cell, start:end] = 1.0 / (end - start)
+        return matrix.to(device)

@@ -90,3 +90,6 @@ class ComputeSection(Section):
     """CPU threads of one site's training step."""
     device: Literal["auto", "cpu", "cuda"] = "cpu"
     """Where a site trains unless its site.toml says otherwise; auto takes a GPU if there is one."""
+    cuda_graphs: bool = True
+    """On a GPU: record a training step once and replay it. The results are the same bits, sooner;
+    the memory of a step stays taken between rounds."""

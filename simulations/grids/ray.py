@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
@@ -87,7 +88,11 @@ def _run(arm: Path, sites: Sequence[Path], workers: int) -> None:
         client_app=RaySite([str(path.resolve()) for path in sites]),
         num_supernodes=len(sites),
         backend_config={
-            "client_resources": {"num_cpus": 1.0, "num_gpus": 0.0},
+            # A worker that is given none of a GPU cannot see it.
+            "client_resources": {
+                "num_cpus": 1.0,
+                "num_gpus": min(1.0, torch.cuda.device_count() / workers),
+            },
             "init_args": {"num_cpus": workers, "include_dashboard": False, "log_to_driver": False},
         },
     )

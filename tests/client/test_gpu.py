@@ -5,12 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from medfed.client.data.prepare import prepare_store
 from medfed.client.data.site_data import load_site_data
+from medfed.client.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from medfed.client.site import load_site
 from medfed.client.training import Round, train_with_privacy, train_without_privacy
 from medfed.client.workspace import workspace
+from medfed.common.seeding import torch_rng
 from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import parse_study
@@ -37,7 +40,7 @@ MODELS = {
 }
 
 
-def study_on(device: str, unit: str, model: str) -> StudyConfig:
+def study_on(device: str, unit: str, model: str, *, graphs: bool = True) -> StudyConfig:
     task, network, data = MODELS[model]
     return parse_study(
         {
@@ -45,10 +48,10 @@ def study_on(device: str, unit: str, model: str) -> StudyConfig:
             "task": task,
             "data": {"image_size": 32, **data},
             "model": network,
-            "augmentation": {"flip": "horizontal", "rotate_degrees": 10},
-            "training": {"local_steps": 5, "learning_rate": 0.05},
+            "augmentation": {"rotate_degrees": 10},
+            "training": {"local_steps": 5, "learning_rate": 0.01},
             "privacy": {"unit": unit, "expected_batch_size": 20, "sample_rate": 0.3, "chunk": 4},
-            "compute": {"device": device},
+            "compute": {"device": device, "cuda_graphs": graphs},
             "simulation": {
                 "dataset": "phantom",
                 "phantom": {"num_patients": 80, "max_images_per_patient": 2},
@@ -58,8 +61,8 @@ def study_on(device: str, unit: str, model: str) -> StudyConfig:
     )
 
 
-def train(tmp_path: Path, device: str, unit: str, model: str) -> StateDict:
-    study = study_on(device, unit, model)
+def train(tmp_path: Path, device: str, unit: str, model: str, *, graphs: bool = True) -> StateDict:
+    study = study_on(device, unit, model, graphs=graphs)
     assert study.simulation is not None
     dataset = load_phantom(study.simulation.phantom, image_size=study.data.image_size, seed=3)
     store = prepare_store(dataset, study.task, study.data, parent=tmp_path, pseudonym_key=b"k")
@@ -85,6 +88,17 @@ def test_training_on_a_gpu_repeats_bit_for_bit(tmp_path: Path, unit: str, model:
     assert any(np.abs(array).max() > 0 for array in one.values())
 
 
+@pytest.mark.parametrize("unit", ["none", "patient"])
+@pytest.mark.parametrize("model", MODELS)
+def test_recorded_steps_have_the_bits_of_others(
+    tmp_path: Path, unit: str, model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorded = train(tmp_path, "cuda", unit, model)
+    other = train(tmp_path, "cuda", unit, model, graphs=False)
+    assert [record.message for record in caplog.records if "recorded" in record.message] == []
+    assert all(recorded[name].tobytes() == other[name].tobytes() for name in recorded)
+
+
 def test_training_on_a_gpu_is_close_to_the_cpu(tmp_path: Path) -> None:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
@@ -92,3 +106,24 @@ def test_training_on_a_gpu_is_close_to_the_cpu(tmp_path: Path) -> None:
     cpu = train(tmp_path, "cpu", "none", "cnn")
     for name, array in cpu.items():
         assert np.linalg.norm(gpu[name] - array) <= 1e-2 * np.linalg.norm(array), name
+
+
+@pytest.mark.parametrize("noise", ["secure", "seeded"])
+def test_noise_made_on_a_gpu_is_normal(noise: str) -> None:
+    """A bound of 5 standard errors on each moment, and Kolmogorov and Smirnov's distance."""
+    reference = torch.zeros(3, 1_000_001, device="cuda")
+    source: NoiseSource = (
+        SecureNoise()
+        if noise == "secure"
+        else SeededNoise(torch_rng(1, "noise", device=torch.device("cuda")))
+    )
+    drawn = source.normal_like(reference)
+    assert (drawn.device.type, drawn.dtype, drawn.shape) == ("cuda", torch.float32, reference.shape)
+    values = drawn.cpu().double().numpy().reshape(-1)
+    count = len(values)
+    assert abs(values.mean()) < 5 / count**0.5
+    assert abs(values.var() - 1) < 5 * (2 / count) ** 0.5
+    assert abs((values**4).mean() - 3) < 5 * (96 / count) ** 0.5
+    assert stats.kstest(values, "norm").statistic < 2.2 / count**0.5
+    assert abs(np.corrcoef(values[:-1], values[1:])[0, 1]) < 5 / count**0.5
+    assert not torch.equal(drawn, source.normal_like(reference))

@@ -1,0 +1,98 @@
+"""Steps without privacy: forward, backward, optimiser; on a GPU recorded and kept warm."""
+
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medfed.client.recording import Recorded, recorder
+from medfed.common.study import StudyConfig, TrainingSection
+from medfed.common.tasks import Batch, Task
+
+# Each thread has its own network, one at a time (client.workspace).
+_local = threading.local()
+
+
+class PlainSteps:
+    """Trains `model` batch by batch.
+
+    Args:
+        model: The network, in its training mode.
+        task: Loss of an image.
+        study: Optimiser; whether steps are recorded.
+        device: Where the network is.
+    """
+
+    def __init__(
+        self, model: nn.Module, task: Task, study: StudyConfig, device: torch.device
+    ) -> None:
+        self._model = model
+        self._task = task
+        self._optimizer = make_optimizer(model, study.training, device)
+        record = recorder(device, enabled=study.compute.cuda_graphs)
+        self._run = Recorded(self._step, record)
+
+    def begin(self) -> None:
+        """Forget all earlier steps, in place: recorded ones go on using the same memory."""
+        for state in self._optimizer.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    value.zero_()
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """Take one step and return the losses [B] from before it, good until the next step."""
+        return self._run(batch.targets, *batch.inputs)
+
+    def _step(self, targets: Tensor, *inputs: Tensor) -> Tensor:
+        self._optimizer.zero_grad(set_to_none=True)
+        losses_B = self._task.loss_per_image(self._model(*inputs), targets)
+        loss = losses_B.mean()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self._optimizer.step()
+        return losses_B.detach()
+
+
+@dataclass(frozen=True)
+class _Kept:
+    model: nn.Module
+    key: Any
+    steps: PlainSteps
+
+
+def plain_steps(
+    model: nn.Module, task: Task, study: StudyConfig, device: torch.device
+) -> PlainSteps:
+    """Return steps that start anew; on a GPU the ones this thread last had for `model`."""
+    if device.type != "cuda":
+        return PlainSteps(model, task, study, device)
+    # All that a task's loss and an optimiser depend on.
+    key = (study.task, study.training, study.compute)
+    kept: _Kept | None = getattr(_local, "kept", None)
+    if kept is None or kept.model is not model or kept.key != key:
+        kept = _Kept(model, key, PlainSteps(model, task, study, device))
+        _local.kept = kept
+    kept.steps.begin()
+    return kept.steps
+
+
+def make_optimizer(
+    model: nn.Module, training: TrainingSection, device: torch.device
+) -> torch.optim.Optimizer:
+    """Return the study's local optimiser over the parameters that train."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if training.optimizer == "adam":
+        return torch.optim.Adam(
+            parameters,
+            lr=training.learning_rate,
+            weight_decay=training.weight_decay,
+            # Its count of steps is on the GPU then, where a recorded step can raise it.
+            capturable=device.type == "cuda",
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=training.learning_rate,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+    )

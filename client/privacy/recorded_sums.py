@@ -1,0 +1,120 @@
+"""The clipped sum of a DP step on a GPU: recorded once, replayed for every chunk of patients.
+
+A chunk has as many patients as the sample left over for it. Here it is filled up to a multiple of
+eight, so that few sizes are to be recorded, with rows whose mask is all zero: their loss is zero,
+and so is what they add.
+"""
+
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from medfed.client.privacy.dp_sgd import (
+    Clipping,
+    LossPerImage,
+    PatientBatch,
+    clipped_sums,
+    gradient_function,
+)
+from medfed.client.recording import Recorded, Recorder, recorder
+from medfed.common.study import StudyConfig
+from medfed.common.tasks import Task
+
+# Each thread has its own network, one at a time (client.workspace).
+_local = threading.local()
+
+_MULTIPLE = 8
+
+
+class RecordedSums:
+    """Adds up what `clipped_sums` returns for each chunk, in memory of its own.
+
+    Args:
+        model: The network, in its training mode.
+        loss_per_image: Loss of each image.
+        max_grad_norm: L2 bound on one patient's part.
+        clipping: flat or automatic.
+        record: How the work on a chunk is recorded; None to run it as it is.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_per_image: LossPerImage,
+        *,
+        max_grad_norm: float,
+        clipping: Clipping,
+        record: Recorder | None,
+    ) -> None:
+        self._gradients_of = gradient_function(model, loss_per_image)
+        self._max_grad_norm = max_grad_norm
+        self._clipping = clipping
+        trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self._totals = {
+            name: torch.zeros_like(p, requires_grad=False) for name, p in trained.items()
+        }
+        self._run = Recorded(self._add, record)
+
+    def of(self, chunks: Iterable[PatientBatch]) -> dict[str, Tensor]:
+        """Return the sum over all patients by parameter; the next call overwrites it."""
+        for total in self._totals.values():
+            total.zero_()
+        for chunk in chunks:
+            filled = _filled(chunk)
+            self._run(filled.mask_PK, filled.targets_PK, *filled.inputs)
+        return self._totals
+
+    def _add(self, mask_PK: Tensor, targets_PK: Tensor, *inputs: Tensor) -> Tensor:
+        gradients = self._gradients_of(PatientBatch(inputs, targets_PK, mask_PK))
+        named = [gradients[name] for name in self._totals]
+        parts = clipped_sums(named, self._max_grad_norm, self._clipping)
+        for total, part in zip(self._totals.values(), parts, strict=True):
+            total += part
+        return mask_PK
+
+
+def recorded_sums(
+    model: nn.Module, task: Task, study: StudyConfig, device: torch.device
+) -> RecordedSums | None:
+    """Return the sums of this thread's `model` where they are recorded, else None."""
+    record = recorder(device, enabled=study.compute.cuda_graphs)
+    if device.type != "cuda":
+        return None
+    # All that a task's loss and the sums depend on.
+    key = (study.task, study.privacy, study.compute)
+    kept: _Kept | None = getattr(_local, "kept", None)
+    if kept is None or kept.model is not model or kept.key != key:
+        sums = RecordedSums(
+            model,
+            task.loss_per_image,
+            max_grad_norm=study.privacy.max_grad_norm,
+            clipping=study.privacy.clipping,
+            record=record,
+        )
+        kept = _Kept(model, key, sums)
+        _local.kept = kept
+    return kept.sums
+
+
+@dataclass(frozen=True)
+class _Kept:
+    model: nn.Module
+    key: Any
+    sums: RecordedSums
+
+
+def _filled(batch: PatientBatch) -> PatientBatch:
+    """Repeat the last patient, with a mask of zeros, up to the next multiple."""
+    missing = -len(batch) % _MULTIPLE
+    if not missing:
+        return batch
+
+    def fill(part: Tensor) -> Tensor:
+        return torch.cat([part, part[-1:].expand(missing, *part.shape[1:])])
+
+    mask_PK = torch.cat([batch.mask_PK, batch.mask_PK.new_zeros(missing, batch.mask_PK.shape[1])])
+    return PatientBatch(tuple(fill(part) for part in batch.inputs), fill(batch.targets_PK), mask_PK)
