@@ -28,6 +28,7 @@ from medfed.common.study.privacy import PrivacySection
 from medfed.common.study.secure_aggregation import SecureAggregationSection
 from medfed.common.study.simulation import SimulationSection
 from medfed.common.study.statistics import StatisticsSection
+from medfed.common.study.sweep import SweepSection
 from medfed.common.study.task import TaskSection
 from medfed.common.study.training import (
     ComputeSection,
@@ -68,6 +69,7 @@ class StudyConfig(Section):
     evaluation: EvaluationSection = EvaluationSection()
     compute: ComputeSection = ComputeSection()
     simulation: SimulationSection | None = None
+    sweep: SweepSection | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -271,7 +273,7 @@ class StudyConfig(Section):
         return self.federation.weighting
 
     def for_sites(self) -> "StudyConfig":
-        """Return what the server sends: no `[simulation]`, and files by name instead of path.
+        """Return what the server sends: no `[simulation]` or `[sweep]`, files by name not by path.
 
         A site finds a weights file by its hash; a vocabulary travels with the messages.
         """
@@ -280,7 +282,8 @@ class StudyConfig(Section):
             model = model.model_copy(update={"weights": PurePath(model.weights).name})
         report = report.model_copy(update={"vocabulary": PurePath(report.vocabulary).name})
         task = self.task.model_copy(update={"report": report})
-        return self.model_copy(update={"simulation": None, "model": model, "task": task})
+        own = {"simulation": None, "sweep": None}
+        return self.model_copy(update={**own, "model": model, "task": task})
 
     def to_json(self) -> str:
         """Return canonical JSON: sorted keys, no spaces, defaults written out."""

@@ -144,8 +144,11 @@ def report(
 ) -> None:
     """Rebuild a run's report from its folder alone."""
     from medfed.simulations.reporting.report import write_report
+    from medfed.simulations.reporting.sweep import write_sweep_report
+    from medfed.simulations.sweep import SWEEP_FILE
 
-    typer.echo(write_report(run))
+    write = write_sweep_report if (run / SWEEP_FILE).exists() else write_report
+    typer.echo(write(run))
 
 
 @app.command()

@@ -123,6 +123,11 @@ def _submit(
         )
     config = with_files(load_study(study, overrides), study.parent)
     check_model(config)
+    if config.sweep is not None:
+        raise StudyError(
+            f"{study} has a [sweep]: those are for `medfed simulate`. Real patients' budgets are "
+            "spent by one study at a time: remove [sweep], and set the values that it settled on."
+        )
     if config.simulation is not None:
         typer.echo("[simulation] plays no part here: each site trains on its own data.", err=True)
         config = config.model_copy(update={"simulation": None})

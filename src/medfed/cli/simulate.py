@@ -3,8 +3,6 @@
 import logging
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -12,6 +10,8 @@ from typing import cast
 from rich.console import Console
 
 from medfed.cli.progress import show_progress
+from medfed.cli.run_log import logging_into
+from medfed.cli.sweep import finish_sweep
 from medfed.common.errors import MedfedError, StudyError
 from medfed.common.files import read_json
 from medfed.common.models import check_model
@@ -21,6 +21,7 @@ from medfed.simulations.reporting.headline import headline, privacy_tile
 from medfed.simulations.reporting.report import write_report
 from medfed.simulations.reporting.run_data import load_run
 from medfed.simulations.study import GridName, Options, read_run, run_study, start_study
+from medfed.simulations.sweep import SWEEP_FILE, start_sweep
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +47,17 @@ def run_simulation(request: SimulateRequest, *, quiet: bool) -> None:
     options = Options(
         grid=cast(GridName, request.grid), workers=request.workers, strict=request.strict
     )
-    run, study = _open(request, options)
     console = Console(stderr=True, quiet=quiet)
+    if request.resume is not None and (request.resume / SWEEP_FILE).exists():
+        _refuse_others(request)
+        finish_sweep(request.resume, options, console)
+        return
+    run, study = _open(request, options)
+    if study.sweep is not None:
+        finish_sweep(run, options, console)
+        return
     try:
-        with _logging_into(run), show_progress(run, study, console) as preparing:
+        with logging_into(run), show_progress(run, study, console) as preparing:
             run_study(run, options, preparing)
     except MedfedError:
         if request.resume is None and not (run / "simulation.json").exists():
@@ -82,10 +90,7 @@ def _summary(run: Path) -> list[str]:
 
 def _open(request: SimulateRequest, options: Options) -> tuple[Path, StudyConfig]:
     if request.resume is not None:
-        if request.study or request.overrides or request.out or request.data:
-            raise StudyError(
-                "--resume goes on with the run's own study and data: give the run folder alone."
-            )
+        _refuse_others(request)
         return request.resume, read_run(request.resume)[0]
     if request.study is None:
         raise StudyError("Expected a study file or --resume RUN. Try: medfed simulate --help")
@@ -100,21 +105,13 @@ def _open(request: SimulateRequest, options: Options) -> tuple[Path, StudyConfig
     if data is None and study.simulation.data:
         data = request.study.parent / study.simulation.data
     run = request.out or Path("runs") / f"{study.study.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    start_study(study, run, data, options)
+    start = start_study if study.sweep is None else start_sweep
+    start(study, run, data, options)
     return run, study
 
 
-@contextmanager
-def _logging_into(run: Path) -> Iterator[None]:
-    """Keep the log with the run, whatever is shown on the screen."""
-    handler = logging.FileHandler(run / "medfed.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    handler.setLevel(logging.INFO)
-    logger = logging.getLogger("medfed")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        logger.removeHandler(handler)
-        handler.close()
+def _refuse_others(request: SimulateRequest) -> None:
+    if request.study or request.overrides or request.out or request.data:
+        raise StudyError(
+            "--resume goes on with the run's own study and data: give the run folder alone."
+        )

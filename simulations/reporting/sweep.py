@@ -1,0 +1,94 @@
+"""`write_sweep_report`: all runs of a sweep as one page, tables and figures to keep."""
+
+from functools import partial
+from pathlib import Path
+
+from medfed.common.errors import RunError
+from medfed.common.files import write_atomically
+from medfed.common.study_file import study_to_toml
+from medfed.simulations.reporting import sweep_plots
+from medfed.simulations.reporting.drawing import draw
+from medfed.simulations.reporting.rendering import render
+from medfed.simulations.reporting.report import write_figures
+from medfed.simulations.reporting.sweep_data import SweepData, load_sweep
+from medfed.simulations.reporting.sweep_tables import (
+    cells_table,
+    pairs_table,
+    runs_csv,
+    shown_figures,
+    to_latex,
+    to_markdown,
+)
+from medfed.simulations.reporting.tables import Table
+
+_FIGURES = {
+    "cells": ("Every cell's arms: mean and standard deviation over seeds.", sweep_plots.plot_cells),
+    "against-key": ("The federated model over what varies.", sweep_plots.plot_against_key),
+    "privacy": ("The federated model over epsilon.", sweep_plots.plot_against_epsilon),
+}
+
+
+def write_sweep_report(folder: Path) -> Path:
+    """Write report.html, runs.csv, cells.md, cells.tex, pairs.md, pairs.tex and figures/.
+
+    Runs that are not finished are left out, and counted.
+
+    Returns:
+        Path of report.html.
+
+    Raises:
+        RunError: Not a sweep's folder, a damaged file, or a folder that cannot be written to.
+    """
+    sweep = load_sweep(folder)
+    drawings = {
+        name: drawing
+        for name, (title, plot) in _FIGURES.items()
+        if (drawing := draw(name, title, partial(plot, sweep))) is not None
+    }
+    cells, pairs = cells_table(sweep), pairs_table(sweep)
+    shown = shown_figures(sweep)
+    page = render(
+        "sweep.html.j2",
+        f"{sweep.study.study.name} · medfed sweep",
+        name=sweep.study.study.name,
+        description=sweep.study.study.description,
+        figures=drawings,
+        leading=shown[0].title if shown else "",
+        higher=shown[0].higher_is_better if shown else None,
+        cells=cells,
+        pairs=pairs,
+        runs=_runs_table(sweep),
+        seeds=", ".join(map(str, sweep.seeds)),
+        num_seeds=len(sweep.seeds),
+        finished=sweep.num_finished,
+        planned=sweep.num_planned,
+        study_toml=study_to_toml(sweep.study),
+    )
+    try:
+        write_figures(folder / "figures", drawings)
+        write_atomically(folder / "runs.csv", runs_csv(sweep).encode())
+        for name, table in (("cells", cells), ("pairs", pairs)):
+            write_atomically(folder / f"{name}.md", to_markdown(table).encode())
+            write_atomically(folder / f"{name}.tex", to_latex(table).encode())
+        write_atomically(folder / "report.html", page.encode())
+    except OSError as error:
+        raise RunError(
+            f"The report cannot be written to {folder} ({error.strerror}). "
+            "Make room, or copy the folder to where you may write."
+        ) from None
+    return folder / "report.html"
+
+
+def _runs_table(sweep: SweepData) -> Table:
+    """Where each run's own report is."""
+    rows = [
+        (
+            cell.cell.name,
+            cell.cell.label,
+            str(seed),
+            "not finished" if run is None else f"runs/{cell.cell.name}-s{seed}/report.html",
+        )
+        for cell in sweep.cells
+        for seed, run in zip(sweep.seeds, cell.runs, strict=True)
+    ]
+    return Table(("Cell", "Settings", "Seed", "Report"), tuple(rows), text=frozenset({0, 1, 3}))

@@ -1,0 +1,146 @@
+"""The tables of a sweep, and how they become CSV, Markdown and LaTeX."""
+
+import csv
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from medfed.simulations.reporting import conduct, results, spending
+from medfed.simulations.reporting.results import ARMS
+from medfed.simulations.reporting.sweep_data import CellRuns, SweepData
+from medfed.simulations.reporting.sweep_statistics import paired_difference, summarise
+from medfed.simulations.reporting.tables import ABSENT, Table, num_bytes
+
+if TYPE_CHECKING:
+    from medfed.common.tasks import Figure
+
+_LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        **{letter: f"\\{letter}" for letter in "&%$#_{}"},
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "±": r"$\pm$",
+        "ε": r"$\varepsilon$",
+        "\u2212": "$-$",
+        "\u2013": "--",
+        "\u202f": r"\,",
+    }
+)
+
+
+def shown_figures(sweep: SweepData) -> tuple["Figure", ...]:
+    """Return the leading figure and the one beside it; none before a run is finished."""
+    run = sweep.some_run
+    return () if run is None else (results.leading(run), results.beside(run))
+
+
+def short_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Return each dotted key's last part, or the whole key where two end alike."""
+    ends = [key.rpartition(".")[2] for key in keys]
+    return {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
+
+
+def cells_table(sweep: SweepData) -> Table:
+    """Return a row a cell: mean and standard deviation over seeds of every arm's figures."""
+    names = _keys(sweep)
+    shown = shown_figures(sweep)
+    scores = tuple(f"{one.title} {arm}" for one in shown for arm in ARMS)
+    worst = tuple(f"{one.title} worst site" for one in shown[:1])
+    columns = ("Cell", *names.values(), "Seeds", *scores, *worst, "ε", "Sent")
+    rows = []
+    for cell in sweep.cells:
+        figures = [summarise(cell.by_arm(one.key, arm)).text() for one in shown for arm in ARMS]
+        figures += [summarise(cell.worst_site(one)).text() for one in shown[:1]]
+        sent = summarise(cell.num_bytes()).mean
+        rows.append(
+            (
+                *_beginning(cell, names),
+                f"{cell.count} of {len(sweep.seeds)}",
+                *figures,
+                summarise(cell.epsilon()).text(2),
+                ABSENT if sent is None else num_bytes(round(sent)),
+            )
+        )
+    return Table(columns, tuple(rows), text=frozenset(range(len(names) + 1)))
+
+
+def pairs_table(sweep: SweepData) -> Table:
+    """Return a row a cell: the federated model against pooled, local and the first cell."""
+    shown = shown_figures(sweep)
+    if not shown:
+        return Table((), ())
+    first, names = shown[0], _keys(sweep)
+    against = ["pooled", "local"]
+    columns = ["Cell", *names.values()]
+    for other in [*against, *(["cell 1"] if len(sweep.cells) > 1 else [])]:
+        columns += [f"Federated \u2212 {other}", "p"]
+    rows = []
+    for number, cell in enumerate(sweep.cells):
+        ours = cell.by_arm(first.key, "federated")
+        differences = [paired_difference(ours, cell.by_arm(first.key, arm)) for arm in against]
+        texts = [text for one in differences for text in (one.text(), one.p_text())]
+        if len(sweep.cells) > 1:
+            base = paired_difference(ours, sweep.cells[0].by_arm(first.key, "federated"))
+            texts += [base.text(), base.p_text()] if number else [ABSENT, ABSENT]
+        rows.append((*_beginning(cell, names), *texts))
+    return Table(tuple(columns), tuple(rows), text=frozenset(range(len(names) + 1)))
+
+
+def runs_csv(sweep: SweepData) -> str:
+    """Return one line a finished run, with unrounded figures."""
+    keys = list(sweep.cells[0].cell.settings)
+    shown = shown_figures(sweep)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    scores = [f"{one.key}_{arm}" for one in shown for arm in ARMS]
+    worst = [f"{one.key}_worst_site" for one in shown]
+    writer.writerow(["cell", "seed", "run", *keys, *scores, *worst, "epsilon", "bytes"])
+    for cell in sweep.cells:
+        for index, (seed, run) in enumerate(zip(sweep.seeds, cell.runs, strict=True)):
+            if run is None:
+                continue
+            row: list[Any] = [value for one in shown for value in results.by_arm(run, one.key)]
+            row += [cell.worst_site(one)[index] for one in shown]
+            row += [spending.stated_epsilon(run), conduct.total_bytes(run.federated)]
+            settings = [cell.cell.settings[key] for key in keys]
+            writer.writerow([cell.cell.name, seed, run.folder.name, *settings, *row])
+    return text.getvalue()
+
+
+def to_markdown(table: Table) -> str:
+    """Return a table for a README or an issue."""
+    align = ["---" if i in table.text else "---:" for i in range(len(table.columns))]
+    lines = [table.columns, align, *table.rows]
+    escaped = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
+
+
+def to_latex(table: Table) -> str:
+    """Return a tabular environment for a paper; it needs the package booktabs."""
+    align = "".join("l" if i in table.text else "r" for i in range(len(table.columns)))
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(cell.translate(_LATEX) for cell in cells) + r" \\"
+
+    body = [line(row) for row in table.rows]
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{{align}}}",
+            r"\toprule",
+            line(table.columns),
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def _keys(sweep: SweepData) -> dict[str, str]:
+    return short_keys(list(sweep.cells[0].cell.settings))
+
+
+def _beginning(cell: CellRuns, names: dict[str, str]) -> tuple[str, ...]:
+    return (cell.cell.name, *(str(cell.cell.settings[key]) for key in names))

@@ -1,0 +1,191 @@
+"""Runs a study many times: every combination of `[sweep] vary` with every seed.
+
+Each is an ordinary run in a folder of its own, with its own report; what is finished is not run
+again, what was interrupted goes on. The first seed of all combinations comes before the second.
+
+<sweep folder>/
+    sweep.json    the combinations ("cells") and seeds, and where the data is
+    study.toml    the study, with its [sweep]
+    runs/c001-s1/  run folder of cell 1 with seed 1
+"""
+
+import itertools
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from medfed.common.errors import MedfedError, RunError, StudyError
+from medfed.common.files import read_json, write_atomically, write_json
+from medfed.common.models import check_model
+from medfed.common.study import StudyConfig, to_plain
+from medfed.common.study_file import load_study, parse_study, study_to_toml
+from medfed.server.records import ArmFolder
+from medfed.simulations.reporting.report import write_report
+from medfed.simulations.study import Options, Preparing, run_study, start_study
+
+log = logging.getLogger(__name__)
+
+SWEEP_FILE = "sweep.json"
+Watch = Callable[["PlannedRun", StudyConfig], AbstractContextManager[Preparing]]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination.
+
+    Attributes:
+        name: c001, c002, ...
+        settings: Value of each varied key.
+    """
+
+    name: str
+    settings: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """The values with the last part of their keys, e.g. `alpha 0.1, algorithm fedavg`."""
+        parts = [f"{key.rpartition('.')[2]} {value}" for key, value in self.settings.items()]
+        return ", ".join(parts) or "as it is"
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a sweep: a cell with a seed, and its folder."""
+
+    cell: Cell
+    seed: int
+    folder: Path
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every arm has ended well and the report is written."""
+        if not (self.folder / "report.html").exists():
+            return False
+        arms = read_json(self.folder / "simulation.json")["arms"]
+        outcomes = [ArmFolder(self.folder / "arms" / arm).read_outcome() for arm in arms]
+        return all(outcome is not None and outcome["state"] == "finished" for outcome in outcomes)
+
+
+def cells_of(study: StudyConfig) -> tuple[Cell, ...]:
+    """Return every combination of the values that a study varies."""
+    assert study.sweep is not None
+    vary = study.sweep.vary
+    return tuple(
+        Cell(f"c{number:03d}", dict(zip(vary, values, strict=True)))
+        for number, values in enumerate(itertools.product(*vary.values()), start=1)
+    )
+
+
+def study_of(study: StudyConfig, cell: Cell, seed: int) -> StudyConfig:
+    """Return the study of one run.
+
+    Raises:
+        StudyError: The combination is none that a study can have; says which.
+    """
+    table = to_plain(study)
+    table.pop("sweep", None)
+    table["study"]["seed"] = seed
+    for key, value in cell.settings.items():
+        *sections, last = key.split(".")
+        section = table
+        for name in sections:
+            section = section.setdefault(name, {})
+            if not isinstance(section, dict):
+                raise StudyError(f'sweep.vary."{key}": {name} is a value, not a section.')
+        section[last] = value
+    return parse_study(table, f"sweep, {cell.label}")
+
+
+def planned_runs(folder: Path) -> tuple[PlannedRun, ...]:
+    """Return the runs of the sweep in `folder`, in the order in which they run.
+
+    Raises:
+        RunError: Not a sweep's folder.
+    """
+    if not (folder / SWEEP_FILE).exists():
+        raise RunError(
+            f"Expected a sweep's folder with {SWEEP_FILE} at {folder}, found none. "
+            "`medfed simulate` makes one of a study with [sweep]."
+        )
+    table = read_json(folder / SWEEP_FILE)
+    cells = [
+        Cell(name, dict(zip(table["keys"], values, strict=True)))
+        for name, values in table["cells"].items()
+    ]
+    return tuple(
+        PlannedRun(cell, seed, folder / "runs" / f"{cell.name}-s{seed}")
+        for seed in table["seeds"]
+        for cell in cells
+    )
+
+
+def start_sweep(study: StudyConfig, folder: Path, data: Path | None, options: Options) -> None:
+    """Make the folder of a new sweep, once all of its studies are known to be valid.
+
+    Raises:
+        StudyError: A combination is none that a study can have.
+        RunError: The folder exists already.
+    """
+    assert study.sweep is not None
+    seeds = study.sweep.seeds or (study.study.seed,)
+    cells = cells_of(study)
+    for cell in cells:
+        check_model(study_of(study, cell, seeds[0]))
+    try:
+        (folder / "runs").mkdir(parents=True)
+    except FileExistsError:
+        raise RunError(
+            f"{folder} exists already. Resume it with --resume {folder}, or name another with "
+            "--out."
+        ) from None
+    write_atomically(folder / "study.toml", study_to_toml(study).encode())
+    write_json(
+        folder / SWEEP_FILE,
+        {
+            "keys": list(study.sweep.vary),
+            "cells": {cell.name: list(cell.settings.values()) for cell in cells},
+            "seeds": list(seeds),
+            "data": str(data.resolve()) if data else "",
+            "strict": options.strict,
+        },
+    )
+
+
+def run_sweep(folder: Path, options: Options, watch: Watch) -> dict[str, str]:
+    """Bring every run of a sweep to its end, from wherever it stands.
+
+    Args:
+        folder: Of `start_sweep`.
+        options: How to run.
+        watch: Shows one run while it goes on.
+
+    Returns:
+        Why runs failed, by the name of their folder. The others went on.
+    """
+    failures = {}
+    for run, study in _unfinished(folder):
+        try:
+            # The last file of a start: without it nothing has been done yet.
+            if not (run.folder / "environment.json").exists():
+                shutil.rmtree(run.folder, ignore_errors=True)
+                table = read_json(folder / SWEEP_FILE)
+                data = Path(table["data"]) if table["data"] else None
+                start_study(study, run.folder, data, options)
+            with watch(run, study) as preparing:
+                run_study(run.folder, options, preparing)
+            write_report(run.folder)
+        except MedfedError as error:
+            log.warning("%s failed: %s", run.folder.name, error)
+            failures[run.folder.name] = str(error)
+    return failures
+
+
+def _unfinished(folder: Path) -> Iterator[tuple[PlannedRun, StudyConfig]]:
+    study = load_study(folder / "study.toml")
+    for run in planned_runs(folder):
+        if not run.is_finished:
+            yield run, study_of(study, run.cell, run.seed)

@@ -1,0 +1,231 @@
+"""A sweep: what it plans, what it runs, what its tables say."""
+
+import csv
+import hashlib
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from medfed.common.errors import RunError, StudyError
+from medfed.common.study_file import load_study
+from medfed.simulations.reporting.results import by_arm
+from medfed.simulations.reporting.run_data import load_run
+from medfed.simulations.reporting.sweep_statistics import paired_difference, summarise
+from medfed.simulations.reporting.sweep_tables import short_keys, to_latex, to_markdown
+from medfed.simulations.reporting.tables import Table
+from medfed.simulations.study import Options
+from medfed.simulations.sweep import cells_of, planned_runs, start_sweep, study_of
+
+SWEEP = """
+[sweep]
+seeds = [3, 4]
+[sweep.vary]
+"training.learning_rate" = [0.1, 0.02]
+"""
+QUICK = (
+    *("--set", "training.rounds=1"),
+    *("--set", 'simulation.arms=["federated","pooled","local"]'),
+    "--quiet",
+)
+
+
+@pytest.fixture
+def swept(tiny: Path) -> Path:
+    """The tiny study with two seeds and two learning rates."""
+    tiny.write_text(tiny.read_text() + SWEEP)
+    return tiny
+
+
+def weights_of(run: Path) -> dict[str, str]:
+    return {
+        path.parent.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(run.glob("arms/*/model.safetensors"))
+    }
+
+
+def test_cells_are_all_combinations_in_the_order_of_the_file(tiny: Path) -> None:
+    tiny.write_text(
+        tiny.read_text()
+        + '[sweep.vary]\n"training.momentum" = [0.0, 0.5]\n"model.name" = ["cnn", "resnet18"]\n'
+    )
+    study = load_study(tiny)
+    cells = cells_of(study)
+    assert [tuple(cell.settings.values()) for cell in cells] == [
+        (0.0, "cnn"), (0.0, "resnet18"), (0.5, "cnn"), (0.5, "resnet18"),
+    ]  # fmt: skip
+    last = study_of(study, cells[3], seed=11)
+    assert (last.study.seed, last.training.momentum, last.model.name) == (11, 0.5, "resnet18")
+    assert last.sweep is None
+    # A run is the study that --set would have made.
+    plain = load_study(
+        tiny, ["study.seed=11", "training.momentum=0.5", "model.name=resnet18"]
+    ).model_copy(update={"sweep": None})
+    assert last == plain
+
+
+def test_sites_see_nothing_of_a_sweep(swept: Path) -> None:
+    study = load_study(swept)
+    without = study.model_copy(update={"sweep": None})
+    assert study.digest() == without.digest()
+    assert "sweep" not in (study.for_sites().model_dump(exclude_none=True))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("seeds = [1]", "a sweep of one run"),
+        ("seeds = [1, 1]", "names one twice"),
+        ('seeds = [1, 2]\n[sweep.vary]\n"study.seed" = [1, 2]', "Seeds are in sweep.seeds"),
+        ('[sweep.vary]\n"momentum" = [0.1, 0.2]', "expected section.key"),
+        ('[sweep.vary]\n"training.momentum" = []', "has no value"),
+        ('[sweep.vary]\n"training.momentum" = [0.1, 0.1]', "names a value twice"),
+        ("seed = [1, 2]", "Did you mean seeds?"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_refused(tiny: Path, text: str, said: str) -> None:
+    tiny.write_text(tiny.read_text() + f"[sweep]\n{text}\n")
+    with pytest.raises(StudyError, match=said):
+        load_study(tiny)
+
+
+def test_nothing_is_started_when_a_combination_is_invalid(tiny: Path, tmp_path: Path) -> None:
+    vary = '"privacy.max_grad_nrom" = [1.0, 2.0]'
+    tiny.write_text(tiny.read_text() + f"[sweep.vary]\n{vary}\n")
+    with pytest.raises(StudyError, match=r"max_grad_nrom 1\.0(.|\n)*Did you mean max_grad_norm"):
+        start_sweep(load_study(tiny), tmp_path / "sweep", None, Options())
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_the_first_seed_of_every_cell_comes_before_the_second(swept: Path, tmp_path: Path) -> None:
+    start_sweep(load_study(swept), tmp_path / "sweep", None, Options())
+    runs = [run.folder.name for run in planned_runs(tmp_path / "sweep")]
+    assert runs == ["c001-s3", "c002-s3", "c001-s4", "c002-s4"]
+    with pytest.raises(RunError, match="exists already"):
+        start_sweep(load_study(swept), tmp_path / "sweep", None, Options())
+    with pytest.raises(RunError, match=r"sweep\.json"):
+        planned_runs(tmp_path)
+
+
+def test_a_sweep_runs_ordinary_runs_and_sums_them_up(medfed, swept, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    sweep = tmp_path / "sweep"
+    done = medfed("simulate", swept, "--out", sweep, *QUICK)
+    assert str(sweep / "report.html") in done.stdout
+    folders = sorted(path.name for path in (sweep / "runs").iterdir())
+    assert folders == ["c001-s3", "c001-s4", "c002-s3", "c002-s4"]
+
+    with (sweep / "runs.csv").open() as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    for name in folders:
+        run = load_run(sweep / "runs" / name)
+        found = [float(rows[name][f"auroc_{arm}"]) for arm in ("federated", "pooled", "local")]
+        assert found == list(by_arm(run, "auroc"))
+        assert rows[name]["training.learning_rate"] == str(run.study.training.learning_rate)
+        assert float(rows[name]["epsilon"]) > 0
+    assert len({row["auroc_federated"] for row in rows.values()}) == 4
+
+    values = [float(rows[f"c002-s{seed}"]["auroc_federated"]) for seed in (3, 4)]
+    text = f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
+    assert text in (sweep / "cells.md").read_text()
+    assert text in (sweep / "report.html").read_text()
+    assert text.replace("±", r"$\pm$") in (sweep / "cells.tex").read_text()
+    for figure in ("cells", "against-key"):
+        assert (sweep / "figures" / f"{figure}.png").stat().st_size > 5_000
+
+    # A run of a sweep is the run that anyone would start alone.
+    alone = tmp_path / "alone"
+    shutil.copy(swept, tmp_path / "one.toml")
+    one = tmp_path / "one.toml"
+    one.write_text(one.read_text().replace(SWEEP, ""))
+    settings = ("--set", "study.seed=4", "--set", "training.learning_rate=0.02")
+    medfed("simulate", one, "--out", alone, *QUICK, *settings)
+    assert weights_of(alone) == weights_of(sweep / "runs" / "c002-s4")
+
+
+def test_a_sweep_goes_on_where_it_was_and_repeats_nothing(medfed, swept, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    sweep = tmp_path / "sweep"
+    arms = ("--set", 'simulation.arms=["federated"]', "--set", "training.rounds=1", "--quiet")
+    medfed("simulate", swept, "--out", sweep, *arms)
+    before = {path: path.stat().st_mtime_ns for path in sweep.glob("runs/*/arms/*/model.*")}
+    weights = weights_of(sweep / "runs" / "c002-s3")
+    # As a kill leaves it: one run without an end, one not even begun, one begun and no more.
+    for name in ("model.safetensors", "outcome.json"):
+        (sweep / "runs" / "c002-s3" / "arms" / "federated" / name).unlink()
+    shutil.rmtree(sweep / "runs" / "c001-s4")
+    shutil.rmtree(sweep / "runs" / "c002-s4")
+    (sweep / "runs" / "c002-s4").mkdir()
+    medfed("simulate", "--resume", sweep, "--quiet")
+    assert weights_of(sweep / "runs" / "c002-s3") == weights
+    after = {path: path.stat().st_mtime_ns for path in before}
+    again = {path.parts[-4] for path in before if after[path] != before[path]}
+    assert again == {"c002-s3", "c001-s4", "c002-s4"}
+    assert "4 of 4 runs are finished" in (sweep / "report.html").read_text()
+    medfed("simulate", "--resume", sweep, "--set", "training.rounds=2", code=2)
+
+
+def test_other_runs_go_on_when_one_fails(medfed, tiny, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    vary = '[sweep.vary]\n"privacy.expected_batch_size" = [8.0, 500.0]\n'
+    tiny.write_text(tiny.read_text() + vary)
+    sweep = tmp_path / "sweep"
+    arms = ("--set", 'simulation.arms=["federated"]', "--set", "training.rounds=1", "--quiet")
+    done = medfed("simulate", tiny, "--out", sweep, *arms, code=6)
+    assert "1 of 2 runs failed" in done.stderr
+    assert "expected batch of 500" in done.stderr
+    page = (sweep / "report.html").read_text()
+    assert "1 of 2 runs are finished" in page
+    assert "not finished" in page
+
+
+def test_a_federation_runs_no_sweep(medfed, swept, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    from medfed.cli.federation_runs import _submit
+
+    with pytest.raises(StudyError, match=r"has a \[sweep\]"):
+        _submit(None, swept, (), None)  # type: ignore[arg-type]
+
+
+def test_paired_differences_are_those_of_a_paired_t_test() -> None:
+    rng = np.random.default_rng(0)
+    for count in (2, 3, 10):
+        ours, theirs = rng.normal(0.8, 0.02, count), rng.normal(0.78, 0.02, count)
+        found = paired_difference(list(ours), list(theirs))
+        expected = stats.ttest_rel(ours, theirs)
+        interval = expected.confidence_interval(0.95)
+        assert found.mean == pytest.approx(np.mean(ours - theirs))
+        assert (found.low, found.high) == pytest.approx((interval.low, interval.high))
+        assert found.p == pytest.approx(expected.pvalue)
+
+
+def test_differences_leave_out_seeds_that_one_side_lacks() -> None:
+    found = paired_difference([0.5, None, 0.9], [0.4, 0.7, 0.6])
+    assert found.count == 2
+    assert found.mean == pytest.approx(0.2)
+    alone = paired_difference([0.5, None], [0.4, 0.7])
+    assert (alone.count, alone.low, alone.p) == (1, None, None)
+    assert paired_difference([None], [0.1]).text() == "\u2013"
+    # Without any spread there is no test.
+    assert paired_difference([0.5, 0.5], [0.25, 0.25]).p is None
+
+
+def test_summaries_say_how_many() -> None:
+    two = summarise([0.5, None, 0.7])
+    assert (two.count, two.mean) == (2, pytest.approx(0.6))
+    assert two.deviation == pytest.approx(math.sqrt(0.02))
+    assert two.text() == "0.600 ± 0.141"
+    assert summarise([0.5]).text() == "0.500"
+    assert summarise([None]).text() == "\u2013"
+
+
+def test_tables_survive_markdown_and_latex() -> None:
+    table = Table(("a|b", "50 % & more"), (("x_1", "0.5 ± 0.1"),))
+    assert to_markdown(table) == "| a\\|b | 50 % & more |\n| --- | ---: |\n| x_1 | 0.5 ± 0.1 |\n"
+    tex = to_latex(table)
+    assert r"50 \% \& more" in tex
+    assert r"x\_1 & 0.5 $\pm$ 0.1 \\" in tex
+
+
+def test_keys_are_short_where_that_is_clear() -> None:
+    keys = ["privacy.noise_multiplier", "statistics.noise_multiplier", "training.rounds"]
+    assert list(short_keys(keys).values()) == [*keys[:2], "rounds"]
