@@ -19,6 +19,10 @@ class SweepSection(Section):
     vary: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
     """Values of each key, e.g. "privacy.noise_multiplier" = [1.0, 2.0]. All combinations run."""
 
+    target: float | None = None
+    """A value of the task's leading figure, e.g. AUROC 0.8: tables say how many rounds and bytes
+    the federated model took to reach it."""
+
     @model_validator(mode="after")
     def _sensible(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):

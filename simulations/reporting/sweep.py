@@ -16,6 +16,7 @@ from medfed.simulations.reporting.sweep_tables import (
     pairs_table,
     runs_csv,
     shown_figures,
+    target_table,
     to_latex,
     to_markdown,
 )
@@ -57,6 +58,8 @@ def write_sweep_report(folder: Path) -> Path:
         higher=shown[0].higher_is_better if shown else None,
         cells=cells,
         pairs=pairs,
+        target=target_table(sweep),
+        target_value=sweep.study.sweep.target if sweep.study.sweep else None,
         runs=_runs_table(sweep),
         seeds=", ".join(map(str, sweep.seeds)),
         num_seeds=len(sweep.seeds),

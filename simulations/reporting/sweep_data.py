@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from medfed.common.errors import RunError
 from medfed.common.study import StudyConfig
@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from medfed.common.tasks import Figure
 
 Values = tuple[float | None, ...]
+
+
+class Reached(NamedTuple):
+    """After how many rounds, and bytes both ways, a model was good enough."""
+
+    rounds: int
+    num_bytes: int
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,22 @@ class CellRuns:
     def num_bytes(self) -> Values:
         """Return the bytes that each run's federated arm sent, both ways."""
         return self.values(lambda run: float(conduct.total_bytes(run.federated)))
+
+    def reaching(self, shown: "Figure", target: float) -> "tuple[Reached | None, ...]":
+        """Return when the federated model was first as good as `target`, None where it was not."""
+
+        def reached(run: RunData) -> Reached | None:
+            num_bytes = 0
+            for record in run.federated.rounds if run.federated else ():
+                num_bytes += sum(site.bytes_down + site.bytes_up for site in record.sites.values())
+                value = (record.metrics or {}).get(shown.key)
+                if value is None:
+                    continue
+                if value >= target if shown.higher_is_better else value <= target:
+                    return Reached(record.round_number, num_bytes)
+            return None
+
+        return tuple(None if run is None else reached(run) for run in self.runs)
 
     def worst_site(self, shown: "Figure") -> Values:
         """Return the federated model's figure at the site where it is worst, a value a run."""

@@ -87,6 +87,32 @@ def pairs_table(sweep: SweepData) -> Table:
     return Table(tuple(columns), tuple(rows), text=frozenset(range(len(names) + 1)))
 
 
+def target_table(sweep: SweepData) -> Table:
+    """Return a row a cell: rounds and bytes until the federated model was as good as asked.
+
+    Means are over the runs that got there; a cell that seldom does is not better for that.
+    """
+    target = sweep.study.sweep.target if sweep.study.sweep else None
+    shown = shown_figures(sweep)
+    if target is None or not shown:
+        return Table((), ())
+    names = _keys(sweep)
+    rows = []
+    for cell in sweep.cells:
+        found = [one for one in cell.reaching(shown[0], target) if one is not None]
+        sent = summarise([float(one.num_bytes) for one in found]).mean
+        rows.append(
+            (
+                *_beginning(cell, names),
+                f"{len(found)} of {cell.count}",
+                summarise([float(one.rounds) for one in found]).text(1),
+                ABSENT if sent is None else num_bytes(round(sent)),
+            )
+        )
+    columns = ("Cell", *names.values(), "Runs that got there", "Rounds", "Sent until then")
+    return Table(columns, tuple(rows), text=frozenset(range(len(names) + 1)))
+
+
 def runs_csv(sweep: SweepData) -> str:
     """Return one line a finished run, with unrounded figures."""
     keys = list(sweep.cells[0].cell.settings)

@@ -14,8 +14,15 @@ from medfed.common.errors import RunError, StudyError
 from medfed.common.study_file import load_study
 from medfed.simulations.reporting.results import by_arm
 from medfed.simulations.reporting.run_data import load_run
+from medfed.simulations.reporting.sweep_data import load_sweep
 from medfed.simulations.reporting.sweep_statistics import paired_difference, summarise
-from medfed.simulations.reporting.sweep_tables import short_keys, to_latex, to_markdown
+from medfed.simulations.reporting.sweep_tables import (
+    short_keys,
+    shown_figures,
+    target_table,
+    to_latex,
+    to_markdown,
+)
 from medfed.simulations.reporting.tables import Table
 from medfed.simulations.study import Options
 from medfed.simulations.sweep import cells_of, planned_runs, start_sweep, study_of
@@ -177,6 +184,46 @@ def test_other_runs_go_on_when_one_fails(medfed, tiny, tmp_path) -> None:  # typ
     page = (sweep / "report.html").read_text()
     assert "1 of 2 runs are finished" in page
     assert "not finished" in page
+
+
+def test_rounds_and_bytes_to_a_target_are_those_of_the_records(medfed, swept, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    sweep = tmp_path / "sweep"
+    arms = ("--set", 'simulation.arms=["federated"]', "--quiet")
+    medfed("simulate", swept, "--out", sweep, *arms)
+    data = load_sweep(sweep)
+    records = {
+        run.folder.name: run.federated.rounds
+        for cell in data.cells
+        for run in cell.runs
+        if run is not None and run.federated is not None
+    }
+    reached = [value.metrics["auroc"] for value in records["c001-s3"] if value.metrics]
+    # Reached later than in the first round, if at all.
+    target = reached[0] + 1e-9
+    [auroc] = [figure for figure in shown_figures(data) if figure.key == "auroc"]
+    for cell in data.cells:
+        for run, found in zip(cell.runs, cell.reaching(auroc, target), strict=True):
+            assert run is not None
+            good = [
+                r for r in records[run.folder.name] if r.metrics and r.metrics["auroc"] >= target
+            ]
+            if not good:
+                assert found is None
+                continue
+            assert found is not None
+            assert found.rounds == good[0].round_number
+            until = [r for r in rounds if r.round_number <= found.rounds]
+            assert found.num_bytes == sum(
+                site.bytes_up + site.bytes_down for r in until for site in r.sites.values()
+            )
+    assert data.cells[0].reaching(auroc, 0.0)[0] == data.cells[0].reaching(auroc, reached[0])[0]
+    assert data.cells[0].reaching(auroc, 1.1) == (None, None)
+    assert target_table(data).rows == ()
+    text = (sweep / "study.toml").read_text().replace("[sweep]", "[sweep]\ntarget = 0.0", 1)
+    (sweep / "study.toml").write_text(text)
+    assert [row[2] for row in target_table(load_sweep(sweep)).rows] == ["2 of 2", "2 of 2"]
+    medfed("report", sweep)
+    assert "Sent until then" in (sweep / "report.html").read_text()
 
 
 def test_a_federation_runs_no_sweep(medfed, swept, tmp_path) -> None:  # type: ignore[no-untyped-def]
