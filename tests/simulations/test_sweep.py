@@ -204,9 +204,8 @@ def test_rounds_and_bytes_to_a_target_are_those_of_the_records(medfed, swept, tm
     for cell in data.cells:
         for run, found in zip(cell.runs, cell.reaching(auroc, target), strict=True):
             assert run is not None
-            good = [
-                r for r in records[run.folder.name] if r.metrics and r.metrics["auroc"] >= target
-            ]
+            rounds = records[run.folder.name]
+            good = [r for r in rounds if (r.metrics or {}).get("auroc", 0.0) >= target]
             if not good:
                 assert found is None
                 continue
