@@ -117,8 +117,10 @@ def run_study(run: Path, options: Options, preparing: Preparing | None = None) -
         for done in [pool.submit(_run_arm, arm, "local", 1) for arm in baselines]:
             done.result()
     from medfed.simulations.examples import write_examples
+    from medfed.simulations.uncertainty.write import write_uncertainty
 
     write_examples(run, study)
+    write_uncertainty(run, study)
     environment = read_json(run / "environment.json")
     write_json(run / "environment.json", {**environment, "finished": now()})
 

@@ -173,6 +173,11 @@ class SimulationSection(Section):
     """Budget in each simulated site's policy for its data set: epsilon at target_delta."""
     public_num_patients: dict[str, PositiveInt] = Field(default_factory=dict)
     """Patients that a site states publicly, by site name; used under DP instead of counts."""
+    resamples: Annotated[int, Field(ge=0, le=100_000)] = 1000
+    """Bootstrap resamples of the held-out patients, for 95 % intervals of the final figures and of
+    differences between arms; 0 for none."""
+    subgroups: tuple[str, ...] = ()
+    """Metadata columns, e.g. sex and age, by whose values the final figures are told apart."""
     partition: PartitionSection = PartitionSection()
     phantom: PhantomSection = PhantomSection()
 

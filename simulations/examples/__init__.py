@@ -13,27 +13,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
 from medfed.client.batches import BatchLoader
-from medfed.client.data.site_data import ImageSet, load_site_data
-from medfed.client.site import load_site
-from medfed.client.statistics import harmonised_data
-from medfed.common.errors import SiteRefusal
+from medfed.client.data.site_data import ImageSet
 from medfed.common.files import write_json
-from medfed.common.models import build_model
 from medfed.common.seeding import numpy_rng
-from medfed.common.state_dicts import read_state, write_state
 from medfed.common.study import StudyConfig
-from medfed.common.tasks import Task, make_task
 from medfed.common.text import tokenise
-from medfed.server.checkpoint import read_weights
-from medfed.server.records import ArmFolder
-from medfed.server.statistics import reference_of_run
-from medfed.server.words import VOCABULARY_FILE, read_vocabulary
 from medfed.simulations.examples.classification import classification_rows
 from medfed.simulations.examples.report import report_rows
 from medfed.simulations.examples.segmentation import segmentation_rows
+from medfed.simulations.held_out import final_model, held_out_images, task_of
 
 NUM_EXAMPLES = 16
 
@@ -51,43 +41,24 @@ def write_examples(run: Path, study: StudyConfig) -> None:
     The same run gives the same files.
     """
     arm = run / "arms" / "federated"
-    words = read_vocabulary(arm / VOCABULARY_FILE) if study.task.type == "report" else ()
-    task = make_task(study, words)
-    model = _final_model(arm, study, task)
+    task = task_of(arm, study)
+    model = final_model(arm, study, task)
     folder = run / "examples"
     folder.mkdir(exist_ok=True)
-    sites = sorted((arm / "sites").glob("*/site.toml"))
-    plan, reference = ArmFolder(arm).read_plan(), reference_of_run(arm, study)
-    share = -(-NUM_EXAMPLES // len(sites))
+    share = -(-NUM_EXAMPLES // len(list((arm / "sites").glob("*/site.toml"))))
     table: list[dict[str, Any]] = []
-    for path in sites[:NUM_EXAMPLES]:
-        site = load_site(path)
-        data = load_site_data(site, study)
-        try:
-            data = harmonised_data(data, study, site, run=plan.run, reference=reference)
-        except SiteRefusal:
-            continue  # it has no images as the model sees them, and took no part
-        held_out = data.test
-        chosen = _draw(held_out, study, site.name)[: min(share, NUM_EXAMPLES - len(table))]
+    for name, held_out in held_out_images(arm, study):
+        if len(table) >= NUM_EXAMPLES:
+            break
+        chosen = _draw(held_out, study, name)[: min(share, NUM_EXAMPLES - len(table))]
         loader = BatchLoader(held_out, task, study, torch.device("cpu"))
         with torch.inference_mode():
             rows = _ROWS[study.task.type](model, task, loader, held_out, np.sort(chosen), study)
         for row in rows:
-            name = f"{len(table):03d}.png"
-            Image.fromarray(row.pop("picture")).save(folder / name)
-            table.append({"image": name, "site": site.name, **row})
+            file = f"{len(table):03d}.png"
+            Image.fromarray(row.pop("picture")).save(folder / file)
+            table.append({"image": file, "site": name, **row})
     write_json(folder / "examples.json", table)
-
-
-def _final_model(arm: Path, study: StudyConfig, task: Task) -> nn.Module:
-    """The federated model, on the CPU, as it was at the end."""
-    # What training started from is overwritten, and its file may be gone.
-    section = study.model.model_copy(update={"weights": "", "weights_sha256": ""})
-    model = build_model(study.model_copy(update={"model": section}), task.num_outputs)
-    write_state(model, read_weights(arm / "model.safetensors", list(read_state(model))))
-    # As many threads as at a site: their number decides how sums are rounded.
-    torch.set_num_threads(study.compute.threads)
-    return model.eval()
 
 
 def _draw(data: ImageSet, study: StudyConfig, site: str) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -19,11 +19,17 @@ from medfed.simulations.reporting.partition_words import partition_in_words
 from medfed.simulations.reporting.rendering import render
 from medfed.simulations.reporting.run_data import RunData, load_run
 from medfed.simulations.reporting.tables import Table, whole
+from medfed.simulations.reporting.uncertainty import (
+    intervals_table,
+    subgroups_table,
+    uncertainty_notices,
+)
 
 _SECTIONS = (
     ("happened", "What happened"),
     ("convergence", "Convergence"),
     ("comparison", "Federated, pooled, local"),
+    ("uncertainty", "How sure"),
     ("sites", "Sites"),
     ("model", "Model"),
     ("vocabulary", "Vocabulary"),
@@ -156,6 +162,8 @@ def _sections(run: RunData) -> list[tuple[str, str]]:
         absent |= {"vocabulary"}
     if not run.study.statistics.collect:
         absent |= {"cards"}
+    if not run.uncertainty:
+        absent |= {"uncertainty"}
     return [section for section in _SECTIONS if section[0] not in absent]
 
 
@@ -166,6 +174,11 @@ def _quality(run: RunData) -> dict[str, Any]:
         "leading": results.leading(run).title,
         "arms": results.arms_table(run),
         "comparison": results.comparison_table(run),
+        "intervals": intervals_table(run),
+        "subgroups": subgroups_table(run),
+        "uncertainty_notices": uncertainty_notices(run),
+        "resamples": whole(run.uncertainty.get("resamples")),
+        "bootstrapped": whole(run.uncertainty.get("num_patients")),
         "sites": deployed.sites_table(run) if run.deployed else results.sites_table(run),
         "note": detail.note,
         "baseline_notes": results.baseline_notes(run),

@@ -24,6 +24,7 @@ from medfed.simulations.reporting.arms import (
 )
 from medfed.simulations.reporting.examples import Example, read_examples
 from medfed.simulations.reporting.tables import in_order
+from medfed.simulations.uncertainty import UNCERTAINTY_FILE
 
 if TYPE_CHECKING:
     from medfed.common.tasks import Task
@@ -71,6 +72,7 @@ class RunData:
         missing_arms: Arms that are planned and have not started, in the same order.
         examples: Held-out images with the federated model's prediction.
         queue: queue.json, where a coordinator's queue made the folder; empty elsewhere.
+        uncertainty: uncertainty.json: the bootstrap's intervals; empty if missing.
     """
 
     folder: Path
@@ -83,6 +85,7 @@ class RunData:
     missing_arms: tuple[str, ...]
     examples: tuple[Example, ...] = field(default=())
     queue: Mapping[str, Any] = field(default_factory=dict)
+    uncertainty: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def deployed(self) -> bool:
@@ -166,7 +169,18 @@ def load_run(folder: Path) -> RunData:
         missing_arms=tuple(sorted({*planned, *arms} - started.keys(), key=arm_order)),
         examples=read_examples(folder / "examples", study.task.type),
         queue=queue,
+        uncertainty=checked(
+            folder / UNCERTAINTY_FILE, lambda: _checked_uncertainty(folder / UNCERTAINTY_FILE)
+        ),
     )
+
+
+def _checked_uncertainty(path: Path) -> dict[str, Any]:
+    table = optional_json(path)
+    for facts in (table.get("figures") or {}).values():
+        for one in (*facts["arms"].values(), *facts["differences"].values()):
+            float(one["value"] or 0.0)
+    return table
 
 
 def _check_tables(simulation: Mapping[str, Any]) -> None:
