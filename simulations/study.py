@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from flwr.app import Context, RecordDict
+from flwr.clientapp import ClientApp
 
 from medfed.client.app import app as client_app
 from medfed.client.data.prepare import prepare_store
@@ -33,6 +34,7 @@ from medfed.server.records import ArmFolder, RunPlan, now
 from medfed.server.words import read_public_words, write_vocabulary
 from medfed.simulations.datasets.catalogue import load_dataset
 from medfed.simulations.environment import describe_environment
+from medfed.simulations.failing import check_names, sites_of
 from medfed.simulations.grids.local import LocalGrid
 from medfed.simulations.harmonised import store_harmonised
 from medfed.simulations.partition.seen import read_changes, store_as_seen
@@ -110,11 +112,12 @@ def run_study(run: Path, options: Options, preparing: Preparing | None = None) -
     if not (run / "arms" / "federated").exists() or not sites.exists():
         raise RunError(f"{run} has lost its sites. Start the study again.")
     workers = options.num_workers(study)
-    _run_arm(run / "arms" / "federated", options.grid, workers)
+    failing = sites_of(client_app, study)
+    _run_arm(run / "arms" / "federated", options.grid, workers, failing)
     baselines = [run / "arms" / name for name in arms if name != "federated"]
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="arm") as pool:
         # A baseline has one site that trains, so the cores are filled by running several.
-        for done in [pool.submit(_run_arm, arm, "local", 1) for arm in baselines]:
+        for done in [pool.submit(_run_arm, arm, "local", 1, client_app) for arm in baselines]:
             done.result()
     from medfed.simulations.examples import write_examples
     from medfed.simulations.uncertainty.write import write_uncertainty
@@ -163,6 +166,7 @@ def prepare_run(run: Path, preparing: Preparing | None = None) -> StudyConfig:
         progress=preparing,
     )
     hospitals = make_hospitals(store, study)
+    check_names(study, hospitals.sites)
     seen = store_as_seen(
         store,
         hospitals.sites,
@@ -295,7 +299,7 @@ def _describe_dataset(store: Store, name: str, licence: str, citation: str) -> d
     }
 
 
-def _run_arm(folder: Path, grid: GridName, workers: int) -> None:
+def _run_arm(folder: Path, grid: GridName, workers: int, app: ClientApp) -> None:
     arm = ArmFolder(folder)
     outcome = arm.read_outcome()
     if outcome is not None and outcome["state"] == "finished":
@@ -304,15 +308,15 @@ def _run_arm(folder: Path, grid: GridName, workers: int) -> None:
     if grid == "ray":
         from medfed.simulations.grids.ray import run_on_ray
 
-        run_on_ray(folder, sites, workers=workers)
+        run_on_ray(folder, sites, app, workers=workers)
         return
-    _run_locally(folder, sites, workers)
+    _run_locally(folder, sites, workers, app)
 
 
-def _run_locally(folder: Path, sites: Sequence[Path], workers: int) -> None:
+def _run_locally(folder: Path, sites: Sequence[Path], workers: int, app: ClientApp) -> None:
     nodes = {number: path for number, path in enumerate(sites, start=2)}
     context = Context(
         run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={"arm": str(folder)}
     )
-    with LocalGrid(client_app, nodes, workers=workers) as grid:
+    with LocalGrid(app, nodes, workers=workers) as grid:
         server_main(grid, context)

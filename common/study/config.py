@@ -222,6 +222,11 @@ class StudyConfig(Section):
                 'server would be told each site\'s number. Set federation.weighting = "public" or '
                 '"uniform".'
             )
+        if secure.enabled and self.simulation and self.simulation.failures.poisoned:
+            raise ValueError(
+                "simulation.failures.poisoned with secure_aggregation: what a site sends is masked "
+                "before it could be poisoned here. Remove one of the two."
+            )
         if self.privacy.unit == "site" and self.privacy.site.adaptive_quantile and secure.enabled:
             raise ValueError(
                 "privacy.site.adaptive_quantile with secure_aggregation: the count of clipped "

@@ -133,6 +133,29 @@ class PhantomSection(Section):
     """Probability of each further finding in a patient who has one (multilabel, reports)."""
 
 
+class FailuresSection(Section):
+    """`[simulation.failures]`: what goes wrong at the sites of the federated arm.
+
+    All of it comes from the study's seed, so a run with failures repeats bit for bit. A round needs
+    federation.min_sites answers: set it so that the sites that are left are enough.
+    """
+
+    drop_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Probability that a site gives no answer to a round's training."""
+    first_round: dict[str, PositiveInt] = Field(default_factory=dict)
+    """The round from which a site answers training, by site name: it joins late."""
+    poisoned: dict[str, Literal["sign_flip", "scale", "noise"]] = Field(default_factory=dict)
+    """What a hostile site makes of its update, by site name: its negative, a multiple, or Gaussian
+    noise instead."""
+    strength: PositiveFloat = 5.0
+    """sign_flip and scale: what the update is multiplied by. noise: its norm over the update's."""
+
+    @property
+    def any(self) -> bool:
+        """Whether anything goes wrong."""
+        return bool(self.drop_out or self.first_round or self.poisoned)
+
+
 class SimulationSection(Section):
     """`[simulation]`: what stands in for hospitals. Not sent to sites."""
 
@@ -178,6 +201,7 @@ class SimulationSection(Section):
     differences between arms; 0 for none."""
     subgroups: tuple[str, ...] = ()
     """Metadata columns, e.g. sex and age, by whose values the final figures are told apart."""
+    failures: FailuresSection = FailuresSection()
     partition: PartitionSection = PartitionSection()
     phantom: PhantomSection = PhantomSection()
 

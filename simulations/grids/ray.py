@@ -16,7 +16,6 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from medfed.client.app import app as client_app
 from medfed.common.errors import RunError
 from medfed.server.app import main as server_main
 
@@ -24,18 +23,19 @@ from medfed.server.app import main as server_main
 class RaySite(ClientApp):
     """The ClientApp, told by the runtime which of `sites` it is."""
 
-    def __init__(self, sites: Sequence[str]) -> None:
+    def __init__(self, app: ClientApp, sites: Sequence[str]) -> None:
         super().__init__()
+        self._app = app
         self._sites = list(sites)
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer as the site with this partition number."""
         context.node_config["site"] = self._sites[int(context.node_config["partition-id"])]
-        return client_app(message, context)
+        return self._app(message, context)
 
 
-def run_on_ray(arm: Path, sites: Sequence[Path], *, workers: int) -> None:
-    """Run the arm in folder `arm` with one actor for each worker.
+def run_on_ray(arm: Path, sites: Sequence[Path], app: ClientApp, *, workers: int) -> None:
+    """Run the arm in folder `arm` with one actor for each worker; `app` is what sites run.
 
     Raises:
         RunError: Ray is not installed, or too few sites answered.
@@ -43,7 +43,7 @@ def run_on_ray(arm: Path, sites: Sequence[Path], *, workers: int) -> None:
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     with _own_folder():
-        _run(arm, sites, workers)
+        _run(arm, sites, app, workers)
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def _own_folder() -> Iterator[None]:
             del os.environ["RAY_TMPDIR"]
 
 
-def _run(arm: Path, sites: Sequence[Path], workers: int) -> None:
+def _run(arm: Path, sites: Sequence[Path], app: ClientApp, workers: int) -> None:
     try:
         import ray  # noqa: F401
     except ImportError:
@@ -85,7 +85,7 @@ def _run(arm: Path, sites: Sequence[Path], workers: int) -> None:
     logging.getLogger("flwr").setLevel(logging.ERROR)
     run_simulation(
         server_app=server_app,
-        client_app=RaySite([str(path.resolve()) for path in sites]),
+        client_app=RaySite(app, [str(path.resolve()) for path in sites]),
         num_supernodes=len(sites),
         backend_config={
             # A worker that is given none of a GPU cannot see it.

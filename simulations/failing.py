@@ -1,0 +1,109 @@
+"""Sites that fail as `[simulation.failures]` says: no answer, late, or a poisoned update.
+
+They are the sites of every simulation behind a thin layer that spoils what they answer; the server
+cannot tell. What fails comes from the study's seed.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from flwr.app import Context, Error, Message
+from flwr.clientapp import ClientApp
+
+from medfed.common import messages
+from medfed.common.errors import StudyError
+from medfed.common.messages import ModelRequest, TrainReply
+from medfed.common.seeding import numpy_rng
+from medfed.common.state_dicts import StateDict
+from medfed.common.study import StudyConfig
+from medfed.common.study.simulation import FailuresSection
+
+# Flower's ErrorCode for an exception in a ClientApp.
+_CLIENT_APP_RAISED = 2
+
+
+class FailingSites(ClientApp):
+    """Answers as `client_app` does, as far as a site does not fail.
+
+    Args:
+        client_app: The app that sites run.
+        failures: What goes wrong.
+        seed: The study's.
+    """
+
+    def __init__(self, client_app: ClientApp, failures: FailuresSection, seed: int) -> None:
+        super().__init__()
+        self._client_app = client_app
+        self._failures = failures
+        self._seed = seed
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer one message."""
+        if message.metadata.message_type != messages.TRAIN:
+            return self._client_app(message, context)
+        request = messages.unpack_model_request(message.content)
+        site = Path(str(context.node_config["site"])).parent.name
+        if self._is_silent(site, request.round_number):
+            return Message(Error(_CLIENT_APP_RAISED, "simulated: no answer"), reply_to=message)
+        answer = self._client_app(message, context)
+        kind = self._failures.poisoned.get(site)
+        if kind is None or not answer.has_content():
+            return answer
+        reply = messages.unpack_reply(answer.content)
+        if not isinstance(reply, TrainReply):
+            return answer
+        poisoned = replace(reply, update=self._poisoned(reply.update, kind, site, request))
+        return Message(messages.pack_train_reply(poisoned), reply_to=message)
+
+    def _is_silent(self, site: str, round_number: int) -> bool:
+        if round_number < self._failures.first_round.get(site, 1):
+            return True
+        draw = numpy_rng(self._seed, "drop-out", round_number, site).random()
+        return bool(draw < self._failures.drop_out)
+
+    def _poisoned(
+        self, update: StateDict, kind: str, site: str, request: ModelRequest
+    ) -> StateDict:
+        strength = self._failures.strength
+        if kind != "noise":
+            factor = strength if kind == "scale" else -strength
+            return {
+                name: np.asarray(np.multiply(array, factor), dtype=array.dtype)
+                for name, array in update.items()
+            }
+        rng = numpy_rng(self._seed, "poison", request.round_number, site)
+        drawn = {name: rng.standard_normal(array.shape) for name, array in update.items()}
+        factor = strength * _norm(update) / max(_norm(drawn), 1e-12)
+        return {name: (factor * drawn[name]).astype(a.dtype) for name, a in update.items()}
+
+
+def sites_of(client_app: ClientApp, study: StudyConfig) -> ClientApp:
+    """Return the app of the federated arm's sites: `client_app`, failing as the study says."""
+    if study.simulation is None or not study.simulation.failures.any:
+        return client_app
+    return FailingSites(client_app, study.simulation.failures, study.study.seed)
+
+
+def check_names(study: StudyConfig, sites: Collection[str]) -> None:
+    """Check that sites which fail by name exist.
+
+    Raises:
+        StudyError: One does not.
+    """
+    assert study.simulation is not None
+    failures = study.simulation.failures
+    unknown = {*failures.first_round, *failures.poisoned} - set(sites)
+    if unknown:
+        raise StudyError(
+            f"simulation.failures names {', '.join(sorted(unknown))}; the sites are "
+            f"{', '.join(sorted(sites))}. `medfed data partition` shows them."
+        )
+
+
+def _norm(arrays: Mapping[str, npt.NDArray[Any]]) -> float:
+    squares = [float(np.sum(np.square(array, dtype=np.float64))) for array in arrays.values()]
+    return float(np.sqrt(sum(squares)))
