@@ -10,12 +10,11 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 from medfed.client.data.checks import check_records
+from medfed.client.data.prepare_aside import alone, aside_of, remove_abandoned, store_folder
 from medfed.client.data.preparing import Preparation, Refused
 from medfed.client.data.pseudonyms import pseudonym
 from medfed.client.data.records import SourceDataset
@@ -28,9 +27,8 @@ from medfed.client.data.store import (
 )
 from medfed.client.data.workers import prepared_in_order
 from medfed.client.data.writing import StoreWriter
-from medfed.common.errors import DataError, RunError, UnreadableImageError
+from medfed.common.errors import DataError, UnreadableImageError
 from medfed.common.files import sync_folder
-from medfed.common.locking import held_alone, holder
 from medfed.common.study import DataSection, TaskSection
 
 __all__ = ["Progress", "prepare_store", "pseudonym", "store_key"]
@@ -38,8 +36,6 @@ __all__ = ["Progress", "prepare_store", "pseudonym", "store_key"]
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
-
-_LOOK_AGAIN_S = 0.2
 
 
 def prepare_store(
@@ -59,7 +55,8 @@ def prepare_store(
     The folder's name is a hash of the source files, the preprocessing and the label set, so a
     stale store is never used. It appears whole or not at all (written aside, then renamed). What
     was interrupted, by a kill or a full disk too, goes on where it stopped when it is called
-    again; of two processes that prepare the same store, one waits for the other.
+    again; of two processes that prepare the same store, one waits for the other. What others were
+    interrupted in and never went on with is removed (`remove_abandoned`).
 
     Args:
         dataset: The source records.
@@ -84,11 +81,13 @@ def prepare_store(
     if strict and dataset.unusable:
         raise UnreadableImageError(dataset.unusable[0].reason)
     key = store_key(dataset, task, image, pseudonym_key)
-    folder = parent / f"store-{key[:16]}"
+    folder = store_folder(parent, key)
     if not folder.exists():
         _make_folder(parent)
-        aside = parent / f".preparing-{key[:16]}"
-        with _alone(aside):
+        aside = aside_of(parent, key)
+        # First: it may be what fills the disk.
+        remove_abandoned(parent, but=aside)
+        with alone(aside):
             # It may have been prepared while we waited.
             if not folder.exists():
                 resized = image_shape(image) if image.fit == "resize" else None
@@ -214,36 +213,6 @@ def _make_folder(parent: Path) -> None:
             f"Expected a folder for stores at {parent}, which cannot be made: {error.strerror}. "
             "Name another."
         ) from None
-
-
-@contextlib.contextmanager
-def _alone(aside: Path) -> Iterator[None]:
-    """Be the only process that writes in `aside`; wait for another that does."""
-    lock = aside.with_name(f"{aside.name}.lock")
-    told = False
-    while True:
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(held_alone(lock, f"{aside} is being written"))
-            except RunError as error:
-                if not told:
-                    log.warning("%s", str(error).replace("Stop it first.", "Waiting for it."))
-                    told = True
-                time.sleep(_LOOK_AGAIN_S)
-                continue
-            except OSError as error:
-                raise DataError(
-                    f"The store cannot be written in {aside.parent}: {error.strerror}. Name a "
-                    "folder of this user's own."
-                ) from None
-            # Who held it before may have removed the file, and a third made it anew.
-            if holder(lock) != os.getpid():
-                continue
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
-            return
 
 
 def _publish(whole: Path, folder: Path) -> None:

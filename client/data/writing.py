@@ -28,7 +28,9 @@ from medfed.client.data.records import UnusableSource
 from medfed.common.errors import DataError
 from medfed.common.files import sync_folder
 
+_JOURNAL = "rows.jsonl"
 _JOURNAL_FORMAT = 1
+_MAX_HEAD_BYTES = 1000
 
 
 @dataclass
@@ -119,13 +121,13 @@ class StoreWriter:
         self.aside = aside
         self.folder = aside / "store"
         self.counts = Counts()
-        self._head = json.dumps({"journal": _JOURNAL_FORMAT, "key": key}) + "\n"
+        self._head = _journal_head(key)
         self._images = _Pixels(aside, "images", image_shape)
         self._masks = _Pixels(aside, "masks", image_shape and image_shape[1:])
         self._parts = [self._images, self._masks] if with_masks else [self._images]
         with self._told():
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._journal = (aside / "rows.jsonl").open("a+b")
+            self._journal = (aside / _JOURNAL).open("a+b")
             self._resume()
 
     def add(self, outcome: Prepared | Refused) -> None:
@@ -242,7 +244,7 @@ class StoreWriter:
         counts.patients.add(line["row"]["patient"])
 
     def _lines(self) -> Iterator[dict[str, Any]]:
-        with (self.aside / "rows.jsonl").open("rb") as lines:
+        with (self.aside / _JOURNAL).open("rb") as lines:
             next(lines)
             yield from (json.loads(line) for line in lines)
 
@@ -259,6 +261,22 @@ class StoreWriter:
                 "there or name another folder, and run this again: the "
                 f"{self.counts.records:,} record(s) that are done are kept."
             ) from None
+
+
+def journal_key(aside: Path) -> str | None:
+    """Return the key of the store that was begun in `aside`; None if nothing can go on there."""
+    try:
+        with (aside / _JOURNAL).open("rb") as journal:
+            line = journal.readline(_MAX_HEAD_BYTES)
+    except FileNotFoundError:
+        return None
+    table = _parsed(line)
+    key = table.get("key") if isinstance(table, dict) else None
+    return key if isinstance(key, str) and line == _journal_head(key).encode() else None
+
+
+def _journal_head(key: str) -> str:
+    return json.dumps({"journal": _JOURNAL_FORMAT, "key": key}) + "\n"
 
 
 def _digest(arrays: Sequence[Pixels]) -> str:

@@ -156,6 +156,24 @@ class FailuresSection(Section):
         return bool(self.drop_out or self.first_round or self.poisoned)
 
 
+class OptionsSection(Section):
+    """`[simulation.options]`: what a data set's loader lets one choose. Unset: the loader's own."""
+
+    uncertain: Literal["zeros", "ones", "leave_out"] | None = None
+    """chexpert: an uncertain observation is absent (zeros, unless set), present (ones), or leaves
+    the image out."""
+    observer: Literal[1, 2] | None = None
+    """chase_db1: whose masks, the first observer's (unless set) or the second's."""
+
+    def chosen(self) -> dict[str, str | int]:
+        """Return the options that are set, by name."""
+        return self.model_dump(exclude_none=True)
+
+
+# By data set. A test holds this to the loaders' signatures.
+LOADER_OPTIONS = {"chexpert": ("uncertain",), "chase_db1": ("observer",)}
+
+
 class SimulationSection(Section):
     """`[simulation]`: what stands in for hospitals. Not sent to sites."""
 
@@ -204,6 +222,20 @@ class SimulationSection(Section):
     failures: FailuresSection = FailuresSection()
     partition: PartitionSection = PartitionSection()
     phantom: PhantomSection = PhantomSection()
+    options: OptionsSection = OptionsSection()
+
+    @model_validator(mode="after")
+    def _options_of_the_loader(self) -> Self:
+        known = LOADER_OPTIONS.get(self.dataset, ())
+        wrong = [name for name in self.options.chosen() if name not in known]
+        if wrong:
+            theirs = [name for name, options in LOADER_OPTIONS.items() if wrong[0] in options]
+            has = f"which has {', '.join(known)}" if known else "which has none"
+            raise ValueError(
+                f"options.{wrong[0]} is an option of {', '.join(theirs)}, got it with dataset = "
+                f'"{self.dataset}", {has}. Remove it.'
+            )
+        return self
 
     @model_validator(mode="after")
     def _arms(self) -> Self:

@@ -10,7 +10,7 @@ from medfed.common.study import SimulationSection, StudyConfig
 
 
 def load_dataset(study: StudyConfig, data: Path | None) -> SourceDataset:
-    """Return the data set that `[simulation]` names.
+    """Return the data set that `[simulation]` names, with its `[simulation.options]`.
 
     Args:
         study: The study.
@@ -40,7 +40,8 @@ def load_dataset(study: StudyConfig, data: Path | None) -> SourceDataset:
             f"Expected --data FOLDER with the data set {simulation.dataset}, got none. "
             f"{loader.HOW_TO_GET}"
         )
-    dataset: SourceDataset = getattr(loader, f"load_{simulation.dataset}")(path)
+    load = getattr(loader, f"load_{simulation.dataset}")
+    dataset: SourceDataset = load(path, **simulation.options.chosen())
     return dataset
 
 

@@ -1,4 +1,4 @@
-"""Every command of docs/data.md, typed in a folder with an archive of phantom DICOM files."""
+"""Every command of docs/data.md, typed in a folder with archives of phantom DICOM files."""
 
 import csv
 import re
@@ -6,12 +6,15 @@ import shlex
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from typer.testing import CliRunner
 
 from medfed.cli import app
+from medfed.client.data.archive.dataset_file import load_dataset_file
 from medfed.client.data.store import Store, open_store, read_quarantine
 from medfed.common.study import PhantomSection
+from medfed.common.study_file import load_study
 from medfed.simulations.phantom import load_phantom, write_dicom
 
 _GUIDE = Path(__file__).parents[2] / "docs" / "data.md"
@@ -24,6 +27,21 @@ classes = ["normal", "nodule", "effusion", "cardiomegaly"]
 [data]
 image_size = 32
 [training]
+local_steps = 2
+[privacy]
+unit = "none"
+"""
+_VIEWS = ("left_cc", "left_mlo", "right_cc", "right_mlo")
+_VIEWS_STUDY = """\
+[study]
+name = "mammograms"
+[task]
+classes = ["benign", "malignant"]
+[data]
+image_size = 32
+views = ["left_cc", "left_mlo", "right_cc", "right_mlo"]
+[training]
+batch_size = 8
 local_steps = 2
 [privacy]
 unit = "none"
@@ -50,8 +68,29 @@ def hospital(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             table.writerow([record.record_id, label, record.columns["sex"]])
     (tmp_path / "study.toml").write_text(_STUDY)
     (tmp_path / "dataset.toml").write_text(blocks("toml")[0])
+    examinations(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def examinations(folder: Path) -> None:
+    """Mammograms of twenty patients as far as headers go, a view missing, with readings."""
+    section = PhantomSection(num_patients=80, max_images_per_patient=1, num_scanners=1)
+    records = load_phantom(section, image_size=32, seed=4).records
+    paths = write_dicom(records, folder / "mammograms", seed=4)
+    readings = ["study,reading"]
+    for number, path in enumerate(paths):
+        exam, view = number // 4, _VIEWS[number % 4]
+        said = pydicom.dcmread(path)
+        said.Modality, said.PatientID, said.StudyInstanceUID = "MG", f"PHT{exam}", f"1.2.8.{exam}"
+        said.ImageLaterality, said.ViewPosition = view[0].upper(), view.split("_")[1].upper()
+        said.save_as(path)
+        if view == "left_cc":
+            readings.append(f"1.2.8.{exam},{('benign', 'malignant')[exam % 2]}")
+    paths[6].unlink()
+    (folder / "readings.csv").write_text("\n".join(readings) + "\n")
+    (folder / "views.toml").write_text(_VIEWS_STUDY)
+    (folder / "mammograms.toml").write_text(blocks("toml")[1])
 
 
 def type_line(line: str) -> str:
@@ -70,13 +109,16 @@ def type_line(line: str) -> str:
 
 def test_every_command_of_the_data_guide_works(hospital: Path) -> None:
     lines = [line for block in blocks("console") for line in block.splitlines() if line]
-    assert len(lines) == 6
+    assert len(lines) == 9
     for line in lines:
         type_line(line)
     [folder] = (hospital / "stores").glob("store-*")
     store = open_store(folder)
     check_store(store)
-    assert (hospital / "sheet.png").stat().st_size > 10_000
+    [folder] = (hospital / "examinations").glob("store-*")
+    check_examinations(open_store(folder))
+    for sheet in ("sheet.png", "views.png"):
+        assert (hospital / sheet).stat().st_size > 10_000
     # What prepare refuses for its text, deidentify refuses too.
     assert len(list((hospital / "copies").rglob("*.dcm"))) == len(store)
 
@@ -96,3 +138,31 @@ def check_store(store: Store) -> None:
     for path in store.folder.iterdir():
         if path.name != "quarantine.jsonl":
             assert b"PHT" not in path.read_bytes()
+
+
+def check_examinations(store: Store) -> None:
+    refused = read_quarantine(store.folder)
+    # As above: of what may look like a letter, one image in fifty.
+    assert 18 <= len(store) == 20 - len(refused)
+    assert store.views == _VIEWS
+    assert store.present is not None
+    missing = np.argwhere(store.present == 0)
+    assert len(missing) <= 1
+    assert all(view == _VIEWS.index("right_cc") for _, view in missing)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_other_views_of_the_data_guide_are_understood(tmp_path: Path, number: int) -> None:
+    text = blocks("toml")[number]
+    (tmp_path / "dataset.toml").write_text(
+        f'name = "ours"\n{text}' if "[archive]" in text else
+        f'name = "ours"\n[archive]\nfolders = ["."]\n{text}'
+    )  # fmt: skip
+    assert len(load_dataset_file(tmp_path / "dataset.toml").views) == 2
+
+
+def test_options_of_the_data_guide_are_a_studys(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(f"{_VIEWS_STUDY}{blocks('toml')[4]}")
+    simulation = load_study(tmp_path / "study.toml").simulation
+    assert simulation is not None
+    assert simulation.options.chosen() == {"uncertain": "ones"}

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from medfed.client.data.archive.limits import ReadLimits
+from medfed.client.data.archive.view_rules import ViewRule
 from medfed.client.data.deidentification.rules import Rules
 from medfed.client.data.dicom.presets import Window
 from medfed.client.data.labels.section import LabelSection
@@ -37,27 +38,46 @@ class ArchiveSection(Section):
     r"""With patient = "name": a regular expression with one group, which is the patient, searched
     for in the path below the archive's folder, e.g. '(?:^|/)(\d+)_'."""
 
+    examination: Literal["header", "folder", "name", "column"] = "header"
+    """With [views], which images are one examination: those of a DICOM study; of the folder that
+    holds them; with what examination_pattern finds in their names; or in a label table's column."""
+    examination_pattern: str = ""
+    r"""With examination = "name": a regular expression with one group, which is the examination,
+    searched for in the path below the archive's folder, e.g. '([^/]+)_(?:left|right)'."""
+    examination_column: str = ""
+    """With examination = "column": one of the columns of [[labels.tables]]. It is not stored."""
+
     @field_validator("window", mode="before")
     @classmethod
     def _pair(cls, window: object) -> object:
         return tuple(window) if isinstance(window, list) else window
 
     @model_validator(mode="after")
-    def _pattern_has_one_group(self) -> Self:
-        if (self.patient == "name") != bool(self.patient_pattern):
+    def _complete(self) -> Self:
+        _pattern_has_one_group("patient", self.patient, self.patient_pattern)
+        _pattern_has_one_group("examination", self.examination, self.examination_pattern)
+        if (self.examination == "column") != bool(self.examination_column):
             raise ValueError(
-                'Expected patient_pattern with patient = "name", and only there. Add it, or leave '
-                "it out."
-            )
-        try:
-            groups = re.compile(self.patient_pattern).groups
-        except re.error as error:
-            raise ValueError(f"patient_pattern is no regular expression: {error}.") from None
-        if self.patient_pattern and groups != 1:
-            raise ValueError(
-                f"Expected one group in patient_pattern, got {groups}. Write (?: ) for the others."
+                'Expected examination_column with examination = "column", and only there. Add it, '
+                "or leave it out."
             )
         return self
+
+
+def _pattern_has_one_group(what: str, source: str, pattern: str) -> None:
+    if (source == "name") != bool(pattern):
+        raise ValueError(
+            f'Expected {what}_pattern with {what} = "name", and only there. Add it, or leave it '
+            "out."
+        )
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        raise ValueError(f"{what}_pattern is no regular expression: {error}.") from None
+    if pattern and groups != 1:
+        raise ValueError(
+            f"Expected one group in {what}_pattern, got {groups}. Write (?: ) for the others."
+        )
 
 
 class DatasetFile(Section):
@@ -77,10 +97,25 @@ class DatasetFile(Section):
     limits: ReadLimits = ReadLimits()
     deidentify: Rules = Rules()
     labels: LabelSection = LabelSection()
+    views: dict[str, ViewRule] = Field(default_factory=dict)
+    """How a view of an examination is told from others, by the name that a study's data.views has
+    for it."""
     pacs: PacsSection | None = None
     """Where `medfed data pacs` fetches the files from."""
     folder: Path = Field(default=Path(), exclude=True)
     """Where dataset.toml lies (set on loading)."""
+
+    @model_validator(mode="after")
+    def _views_are_told_apart(self) -> Self:
+        if len(self.views) == 1:
+            raise ValueError("expected two or more of [views], or none for single images.")
+        column = self.archive.examination_column
+        if column and not any(column in table.columns for table in self.labels.tables):
+            raise ValueError(
+                f'expected archive.examination_column = "{column}" among the columns of one of '
+                "[[labels.tables]], found it in none. Add it to its columns."
+            )
+        return self
 
     def path(self, relative: str) -> Path:
         """Return a path of dataset.toml as an absolute one."""

@@ -11,6 +11,7 @@ from typing import Literal
 from medfed.client.data.archive.choosing import Chosen, scan_archive
 from medfed.client.data.archive.clean_reading import CleanReader
 from medfed.client.data.archive.dataset_file import DatasetFile
+from medfed.client.data.archive.examinations import ExaminationMaker, check_views
 from medfed.client.data.archive.inventory import Inventory
 from medfed.client.data.archive.records import RecordMaker
 from medfed.client.data.labels.joined import LabelJoin
@@ -25,6 +26,7 @@ Version = tuple[str, int, int]
 
 # Part of the digest: raised when this package turns the same files into other records.
 _LOADER = "medfed archive 1"
+_OF_VIEWS = {"examination", "examination_pattern", "examination_column"}
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,13 @@ class LoadedArchive:
         dataset: For `prepare_store`.
         chosen: What the scan found, of all folders.
         labels: What the sources of labels say.
+        num_other_views: Images of views that the study does not ask for.
     """
 
     dataset: SourceDataset
     chosen: Chosen
     labels: LabelJoin
+    num_other_views: int
     _versions: tuple[Version, ...]
 
     def digest_again(self) -> str:
@@ -53,6 +57,7 @@ def load_archive(
     task: TaskSection,
     *,
     dimensions: Literal[2, 3],
+    views: tuple[str, ...] = (),
     pseudonym_key: bytes,
     workers: int = 1,
     progress: Progress | None = None,
@@ -63,14 +68,16 @@ def load_archive(
         file: The hospital's `dataset.toml`.
         task: The study's: what a record needs besides its pixels.
         dimensions: The study's: 2 for images, 3 for volumes.
+        views: The study's data.views: a record is then an examination with these; else an image.
         pseudonym_key: The site's, to join tables that hold pseudonyms.
         workers: Processes that read headers, and threads that hash.
         progress: Called with (done, total) of the scan.
 
     Raises:
         DataError: A folder is missing, labels contradict each other and the file says to refuse
-            that, or nothing is left.
+            that, or the archive has not the study's views.
     """
+    check_views(file, task, dimensions, views)
     chosen = scan_archive(file, workers=workers, progress=progress)
     inventory = chosen.inventory
     joined = join_labels(
@@ -92,7 +99,11 @@ def load_archive(
         file.archive.slices,
         needs_labels=task.type == "classification",
     )
-    records = [record for series in inventory.series for record in maker.records(series)]
+    examinations = ExaminationMaker(file, maker, views, task)
+    if views:
+        records = examinations.records(inventory.series)
+    else:
+        records = [record for series in inventory.series for record in maker.records(series)]
     unusable = [*_unusable(inventory), *maker.unusable]
     masks = [record.read_mask for record in records if isinstance(record.read_mask, MaskReader)]
     paths = sorted(
@@ -106,12 +117,12 @@ def load_archive(
         citation="",
         classes=tuple(sorted({label for record in records for label in record.labels})),
         records=tuple(records),
-        digest=_digest(file, dimensions, records, unusable, paths, workers),
+        digest=_digest(file, dimensions, records, examinations.places, unusable, paths, workers),
         structures=task.classes if task.type == "segmentation" else (),
         dimensions=dimensions,
         unusable=tuple(unusable),
     )
-    return LoadedArchive(dataset, chosen, joined, before)
+    return LoadedArchive(dataset, chosen, joined, examinations.num_others, before)
 
 
 def _refuse_conflicts(file: DatasetFile, joined: LabelJoin) -> None:
@@ -146,6 +157,7 @@ def _digest(
     file: DatasetFile,
     dimensions: int,
     records: Sequence[SourceRecord],
+    places: Sequence[tuple[str, str, str]],
     unusable: Sequence[UnusableSource],
     paths: Sequence[Path],
     workers: int,
@@ -153,7 +165,8 @@ def _digest(
     """SHA-256 over the files' bytes and over all that turns them into records."""
     how = {
         "loader": _LOADER,
-        "archive": file.archive.model_dump(mode="json"),
+        # What is about views changes nothing where there are none.
+        "archive": file.archive.model_dump(mode="json", exclude=None if places else _OF_VIEWS),
         "limits": file.limits.model_dump(mode="json"),
         "burnt_in": file.deidentify.burnt_in,
         "labels": file.labels.model_dump(mode="json"),
@@ -163,6 +176,8 @@ def _digest(
     for record in records:
         said = (record.record_id, record.patient_id, record.labels, record.report, record.split)
         whole.update(json.dumps([*said, sorted(record.columns.items())]).encode())
+    for place in places:
+        whole.update(json.dumps(place).encode())
     for one in unusable:
         whole.update(json.dumps([one.source, one.reason]).encode())
     with ThreadPoolExecutor(workers) as pool:

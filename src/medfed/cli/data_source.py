@@ -61,12 +61,18 @@ def _archive(study: "StudyConfig", path: Path, key_file: Path | None, workers: i
             file,
             study.task,
             dimensions=study.data.dimensions,
+            views=study.data.views,
             pseudonym_key=_key(key_file),
             workers=workers,
             progress=progress,
         )
     for key, number in loaded.chosen.left_out.items():
         typer.echo(f"{number:,} file(s) left out by {key}.", err=True)
+    if loaded.num_other_views:
+        typer.echo(
+            f"{loaded.num_other_views:,} image(s) are of views that data.views does not name.",
+            err=True,
+        )
     return Source(loaded.dataset, loaded.digest_again)
 
 
