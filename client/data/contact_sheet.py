@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from medfed.client.data.lettering import lettering
 from medfed.client.data.panels import COLORS, draw_panels
 from medfed.client.data.store import Store
 from medfed.common.errors import DataError
@@ -80,7 +81,7 @@ def contact_sheet(
     """
     if not len(store):
         raise DataError(f"{store.folder} holds no image. Prepare it again.")
-    font = ImageFont.load_default(size=_FONT_SIZE)
+    font = lettering(_FONT_SIZE)
     cards = []
     for patient in choose_patients(store, num_patients, seed):
         rows = [row for row, owner in enumerate(store.patients) if owner == patient]

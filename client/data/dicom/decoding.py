@@ -127,7 +127,7 @@ def _decode(opened: Opened, limits: ReadLimits) -> Pixels:
         data = dataset.get_item(opened.pixel_tag).value or b""
         if syntax.is_encapsulated:
             check_limits(size, len(data), limits)
-            _check_frames(opened, size, data, limits)
+            _check_frames(opened, size, data)
         else:
             check_limits(size, 0, limits)
             if len(data) < size.native_bytes:
@@ -143,7 +143,7 @@ def _decode(opened: Opened, limits: ReadLimits) -> Pixels:
 
 def _decoded(opened: Opened, size: PixelSize, data: bytes) -> tuple[npt.NDArray[np.generic], str]:
     try:
-        values, facts = get_decoder(opened.syntax).as_array(data, **_options(opened, size))
+        values, facts = get_decoder(opened.syntax).as_array(data, **decoder_options(opened, size))
     # Each decoder has errors of its own.
     except Exception as error:
         why = " ".join(str(error).split())[:240].rstrip(".:") or type(error).__name__
@@ -161,9 +161,11 @@ def _decoded(opened: Opened, size: PixelSize, data: bytes) -> tuple[npt.NDArray[
     return values.reshape(expected), str(facts["photometric_interpretation"])
 
 
-def _options(opened: Opened, size: PixelSize) -> dict[str, Any]:
-    """What the decoder is to know, so that it need not turn the whole header into objects."""
+def decoder_options(opened: Opened, size: PixelSize) -> dict[str, Any]:
+    """Return what a decoder is to know, so that it need not turn the whole header into objects."""
     dataset = opened.dataset
+    # Not there if only the header was parsed.
+    element = dataset.get_item(opened.pixel_tag)
     options: dict[str, Any] = {
         "allow_excess_frames": False,
         "rows": size.rows,
@@ -173,7 +175,7 @@ def _options(opened: Opened, size: PixelSize) -> dict[str, Any]:
         "photometric_interpretation": text_of(dataset, "PhotometricInterpretation"),
         "pixel_keyword": keyword_for_tag(opened.pixel_tag),
         # Big-endian words are swapped only if they are words.
-        "pixel_vr": dataset.get_item(opened.pixel_tag).VR or "OW",
+        "pixel_vr": (element.VR if element else None) or "OW",
         "bits_allocated": size.bits,
     }
     for option, keyword in _WHOLE_NUMBERS.items():
@@ -188,17 +190,31 @@ def _options(opened: Opened, size: PixelSize) -> dict[str, Any]:
     return options
 
 
-def _check_frames(opened: Opened, size: PixelSize, data: bytes, limits: ReadLimits) -> None:
-    """Hold what each frame says of itself to what the header says: decoders go by the frame."""
+def _check_frames(opened: Opened, size: PixelSize, data: bytes) -> None:
     for number, frame in enumerate(generate_frames(data, number_of_frames=size.frames), start=1):
-        own = frame_size(frame)
-        if own is None:
-            continue
-        if (own.rows, own.columns) != (size.rows, size.columns) or own.samples != size.samples:
-            raise FileProblem(
-                f"Expected a picture of {size.rows} x {size.columns} and {size.samples} sample(s) "
-                f"a pixel, as the header says; frame {number} holds one of {own.rows} x "
-                f"{own.columns} and {own.samples}. Export the file again.",
-                "header and pixels disagree",
-            )
-        check_precision(opened.syntax, own)
+        check_frame(opened, size, frame, number)
+
+
+def check_frame(opened: Opened, size: PixelSize, frame: bytes, number: int) -> None:
+    """Hold what a frame says of itself to what the header says: decoders go by the frame.
+
+    Args:
+        opened: The file.
+        size: What its header says.
+        frame: Encoded.
+        number: From 1.
+
+    Raises:
+        FileProblem: They disagree, or nothing decodes the frame's precision.
+    """
+    own = frame_size(frame)
+    if own is None:
+        return
+    if (own.rows, own.columns) != (size.rows, size.columns) or own.samples != size.samples:
+        raise FileProblem(
+            f"Expected a picture of {size.rows} x {size.columns} and {size.samples} sample(s) "
+            f"a pixel, as the header says; frame {number} holds one of {own.rows} x "
+            f"{own.columns} and {own.samples}. Export the file again.",
+            "header and pixels disagree",
+        )
+    check_precision(opened.syntax, own)

@@ -16,10 +16,11 @@ from medfed.client.data.labels.collecting import Collected, SourceReport
 from medfed.client.data.labels.grid import SourceGrid, check_frame_of_reference, read_grid
 from medfed.client.data.labels.headers import open_header
 from medfed.client.data.labels.index import ArchiveIndex
+from medfed.client.data.labels.landing import land
 from medfed.client.data.labels.references import referenced_series
 from medfed.client.data.labels.said import WHOLE
 from medfed.client.data.labels.section import MaskSection, Value
-from medfed.client.data.labels.segmentations import SegFacts, land, read_segmentation
+from medfed.client.data.labels.segmentations import SegFacts, read_segmentation
 from medfed.client.data.labels.structure_sets import (
     Structures,
     place_outlines,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from pydicom.tag import Tag
 
@@ -20,15 +21,20 @@ def open_header(path: Path, keywords: Sequence[str], limits: ReadLimits) -> Open
         FileProblem: It cannot be read as DICOM.
     """
     with open_plain(path) as file:
-        size = file.seek(0, 2)
-        file.seek(0)
-        refused = limits.against_size(size)
-        if refused:
-            raise limit_exceeded(refused)
-        kind = sniff(read_head(file)).kind
-        if kind not in (FileKind.DICOM, FileKind.BARE_DICOM):
-            raise FileProblem(f"Expected a DICOM file, got another ({kind}). Leave it out.")
-        return open_dataset(file, limits, tags=[Tag(keyword) for keyword in keywords])
+        return open_plain_header(file, keywords, limits)
+
+
+def open_plain_header(file: BinaryIO, keywords: Sequence[str], limits: ReadLimits) -> Opened:
+    """As `open_header`, of an open file, whose place is then anywhere."""
+    size = file.seek(0, 2)
+    file.seek(0)
+    refused = limits.against_size(size)
+    if refused:
+        raise limit_exceeded(refused)
+    kind = sniff(read_head(file)).kind
+    if kind not in (FileKind.DICOM, FileKind.BARE_DICOM):
+        raise FileProblem(f"Expected a DICOM file, got another ({kind}). Leave it out.")
+    return open_dataset(file, limits, tags=[Tag(keyword) for keyword in keywords])
 
 
 def header_text(path: Path, keyword: str, limits: ReadLimits) -> str:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -22,8 +23,21 @@ from medfed.client.data.labels.section import Value
 from medfed.client.data.labels.text_files import open_plain
 from medfed.client.data.nifti import check_same_geometry, read_geometry, read_labels
 
-Layer = tuple[int, npt.NDArray[np.bool_]]
 _OVER = re.compile(r">\s*(\d+)")
+
+
+class Layer(NamedTuple):
+    """Where a structure is, in a mask or in a part of it.
+
+    Attributes:
+        structure: Its index.
+        inside: Of the mask's shape, or of the part's.
+        place: Which part, as an index of the mask; empty: all of it.
+    """
+
+    structure: int
+    inside: npt.NDArray[np.bool_]
+    place: tuple[int | slice, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,7 @@ class PicturePart:
         found = [int(value) for value in np.unique(values) if value]
         if not self.rules:
             self._expect_two_values(found)
-            yield self.whole, values > 0
+            yield Layer(self.whole, values > 0)
             return
         wanted = {value for _, value in self.rules}
         # Two conventions of one thing, 0 and 1 or 0 and 255, that are taken for each other.
@@ -84,7 +98,7 @@ class PicturePart:
                     "mask of other values",
                 )
         for index, value in self.rules:
-            yield index, select(values, value)
+            yield Layer(index, select(values, value))
 
     def _expect_two_values(self, found: list[int]) -> None:
         if len(found) > 1:
@@ -143,10 +157,10 @@ class VolumePart:
                     "structures = {liver = 1, tumour = 2}.",
                     "mask of several values",
                 )
-            yield self.whole, values != 0
+            yield Layer(self.whole, values != 0)
             return
         for index, value in self.rules:
-            yield index, select(values, value)
+            yield Layer(index, select(values, value))
 
     def _hold_to_limits(self, limits: ReadLimits) -> None:
         with open_plain(self.path) as file:

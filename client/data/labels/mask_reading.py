@@ -12,10 +12,10 @@ import numpy.typing as npt
 from medfed.client.data.archive.inventory import Series, printable
 from medfed.client.data.archive.limits import ReadLimits
 from medfed.client.data.archive.problems import FileProblem
-from medfed.client.data.labels.grid import SourceGrid, check_frame_of_reference, read_grid
+from medfed.client.data.labels.grid import SourceGrid, read_grid
+from medfed.client.data.labels.landing import segment_layers
 from medfed.client.data.labels.mask_parts import Layer, PicturePart, VolumePart
 from medfed.client.data.labels.said import WHOLE
-from medfed.client.data.labels.segmentations import read_segmentation, segment_layers
 from medfed.client.data.labels.structure_sets import structure_layers
 
 Mask = npt.NDArray[np.uint8]
@@ -37,9 +37,7 @@ class SegmentPart:
     key: bytes = field(repr=False)
 
     def layers(self, grid: SourceGrid, limits: ReadLimits) -> Iterator[Layer]:
-        """Yield structures, [F, H, W]."""
-        references = read_segmentation(self.path, limits).references
-        check_frame_of_reference(references.frame_of_reference, grid, self.key)
+        """Yield structures on slices of [F, H, W]."""
         chosen = tuple((number, index) for index, number in self.rules)
         return segment_layers(self.path, chosen, grid, self.key, limits)
 
@@ -141,14 +139,19 @@ def _composed(
 ) -> Mask:
     """All parts together: [F, H, W] of a DICOM series, [D, H, W] or [H, W] of others."""
     mask: Mask | None = None
-    for index, layer in _layers(parts, series, limits):
+    # A segmentation may hold no frame of a structure that is nowhere.
+    if any(isinstance(part, SegmentPart) and part.rules for part in parts):
+        mask = np.zeros(read_grid(series, limits).shape, np.uint8)
+    for layer in _layers(parts, series, limits):
         if mask is None:
-            mask = np.zeros(layer.shape, np.uint8)
-        if layer.shape != mask.shape:
+            mask = np.zeros(layer.inside.shape, np.uint8)
+        under = mask[layer.place]
+        if layer.inside.shape != under.shape:
             raise FileProblem(
-                f"Expected masks of one size, got {list(mask.shape)} and {list(layer.shape)}."
+                f"Expected masks of one size, got {list(under.shape)} and "
+                f"{list(layer.inside.shape)}."
             )
-        _add(mask, index, layer, names, overlap)
+        _add(under, layer, names, overlap)
     if mask is None:
         raise FileProblem("Expected a structure of the data set in this mask, found none.")
     return mask
@@ -157,30 +160,34 @@ def _composed(
 def _layers(parts: Iterable[Part], series: Series, limits: ReadLimits) -> Iterator[Layer]:
     for part in parts:
         if isinstance(part, PicturePart):
-            for index, layer in part.layers(limits):
-                yield index, layer[None] if series.kind == "dicom" else layer
-        elif isinstance(part, VolumePart):
-            for index, layer in part.layers(limits):
+            for layer in part.layers(limits):
                 is_dicom = series.kind == "dicom"
-                yield index, read_grid(series, limits).unturned(layer) if is_dicom else layer
+                yield layer._replace(inside=layer.inside[None]) if is_dicom else layer
+        elif isinstance(part, VolumePart):
+            for layer in part.layers(limits):
+                if series.kind == "dicom":
+                    unturned = read_grid(series, limits).unturned(layer.inside)
+                    layer = layer._replace(inside=unturned)
+                yield layer
         else:
             yield from part.layers(read_grid(series, limits), limits)
 
 
-def _add(
-    mask: Mask, index: int, layer: npt.NDArray[np.bool_], names: tuple[str, ...], overlap: Overlap
-) -> None:
+def _add(mask: Mask, layer: Layer, names: tuple[str, ...], overlap: Overlap) -> None:
+    """Paint a layer on the part of a mask that it is of."""
+    index, inside = layer.structure, layer.inside
     if overlap == "regions":
-        mask[layer] |= np.uint8(1 << index)
+        mask[inside] |= np.uint8(1 << index)
         return
-    under = mask[layer]
+    under = mask[inside]
     both = (under != 0) & (under != index + 1)
     if overlap == "refuse" and both.any():
         other = names[int(under[both][0]) - 1]
         raise FileProblem(
-            f"Expected structures that exclude one another, got {int(both.sum()):,} pixels that "
-            f"{printable(other)!r} and {printable(names[index])!r} share. Set labels.overlap to "
+            f"Expected structures that exclude one another, got {int(both.sum()):,} pixels"
+            f"{' of one slice' if layer.place else ''} that {printable(other)!r} and "
+            f"{printable(names[index])!r} share. Set labels.overlap to "
             '"later" (the later covers the earlier) or "regions" (for studies of mode multilabel).',
             "structures that overlap",
         )
-    mask[layer] = np.maximum(under, index + 1)
+    mask[inside] = np.maximum(under, index + 1)

@@ -19,6 +19,7 @@ from medfed.client.data.dicom.elements import number_of, numbers_of, text_of
 from medfed.client.data.dicom.opening import parsing
 from medfed.client.data.labels.grid import SourceGrid
 from medfed.client.data.labels.headers import open_header
+from medfed.client.data.labels.mask_parts import Layer
 from medfed.client.data.labels.outlines import fill_outlines
 from medfed.client.data.labels.references import KEYWORDS, References, references_of
 
@@ -139,7 +140,7 @@ def reaches_out(outline: Points, grid: SourceGrid) -> bool:
 
 def structure_layers(
     path: Path, structures: tuple[tuple[int, int], ...], grid: SourceGrid, limits: ReadLimits
-) -> Iterator[tuple[int, npt.NDArray[np.bool_]]]:
+) -> Iterator[Layer]:
     """Yield structures with where they are, [F, H, W], on `grid`.
 
     Args:
@@ -157,4 +158,4 @@ def structure_layers(
         placed, _ = place_outlines(found.outlines.get(roi, ()), grid)
         for at, outlines in placed.items():
             layer[at] = fill_outlines(outlines, (grid.shape[1], grid.shape[2]))
-        yield index, layer
+        yield Layer(index, layer)

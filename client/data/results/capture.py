@@ -5,9 +5,10 @@ import warnings
 import numpy as np
 import numpy.typing as npt
 from highdicom.sc import SCImage
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from pydicom.dataset import Dataset
 
+from medfed.client.data.lettering import lettering
 from medfed.client.data.results.maker import UNVERIFIED, Maker
 from medfed.client.data.results.sources import Sources, take_over_identity
 from medfed.common.errors import DataError
@@ -65,7 +66,7 @@ def capture_object(sources: Sources, picture: npt.NDArray[np.uint8], maker: Make
 def with_strip(picture: npt.NDArray[np.uint8], text: str) -> npt.NDArray[np.uint8]:
     """Return `picture` with lines of `text` below it, white on black, broken to its width."""
     width = picture.shape[1]
-    font = ImageFont.load_default(size=max(10, round(max(picture.shape[:2]) * _LETTER_SHARE)))
+    font = lettering(max(10, round(max(picture.shape[:2]) * _LETTER_SHARE)))
     lines, line = [], ""
     for word in text.split():
         longer = f"{line} {word}".strip()

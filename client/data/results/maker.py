@@ -63,6 +63,9 @@ class Maker:
             "manufacturer_model_name": self.model,
             "software_versions": (self.software, self.model_version),
             "device_serial_number": self.model_version,
+            # Not the source's: highdicom takes no set that begins with an empty value, which is
+            # the usual one in Japan and Korea.
+            "specific_character_set": "ISO_IR 192",
             "series_description": f"Unverified: {self.model}"[:_MAX_LETTERS],
         }
 

@@ -18,6 +18,7 @@ from medfed.client.data.results.geometry import Labels
 from medfed.client.data.results.maker import UNVERIFIED, Maker
 from medfed.client.data.results.naming import check_names, own_code
 from medfed.client.data.results.sources import Sources, take_over_identity
+from medfed.client.data.results.thickness import filled_in, settle, thickness_of
 from medfed.common.errors import DataError
 
 # CID 7150: what kind of thing a structure is, a study does not say.
@@ -62,8 +63,9 @@ def segmentation_object(
         )
         for number, name in enumerate(names, start=1)
     ]
+    thickness = thickness_of(sources)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), filled_in(sources, thickness):
             # Odd values of source headers, which are the hospital's own.
             warnings.simplefilter("ignore")
             made = Segmentation(
@@ -80,6 +82,7 @@ def segmentation_object(
         raise DataError(
             f"These images cannot have a segmentation: {error}. Store a secondary capture instead."
         ) from None
+    settle(made, sources, thickness)
     if "FrameOfReferenceUID" not in made:
         made.PatientOrientation = ""  # type 2C: asked for where no frame has a place in space
     take_over_identity(made, sources.first)

@@ -130,9 +130,7 @@ def as_sources(headers: list[Dataset], origin: str) -> Sources:
         raise DataError(f"Expected one multi-frame image or single frames in {origin}, got both.")
     number = max(frames, len(headers))
     plane = (int(rows[0]), int(columns[0]))
-    sources = Sources(tuple(headers), (number, *plane) if number > 1 else plane)
-    _add_thickness(sources)
-    return sources
+    return Sources(tuple(headers), (number, *plane) if number > 1 else plane)
 
 
 def take_over_identity(result: Dataset, source: Dataset) -> None:
@@ -144,15 +142,6 @@ def take_over_identity(result: Dataset, source: Dataset) -> None:
                 tag = tag_of(keyword)
                 result[tag] = DataElement(tag, dictionary_VR(tag), _words(source, keyword))
         result.SpecificCharacterSet = "ISO_IR 192"
-
-
-def _add_thickness(sources: Sources) -> None:
-    """Where slices do not say how thick they are, a segmentation has them fill their distance."""
-    unsaid = [one for one in sources.headers if not numbers_of(one, "SliceThickness")]
-    if unsaid and len(sources.headers) > 1 and sources.planes():
-        step_mm = float(np.linalg.norm(sources.affine()[:3, 0]))
-        for header in unsaid:
-            header.SliceThickness = f"{step_mm:.6g}"
 
 
 def _words(source: Dataset, keyword: str) -> str:

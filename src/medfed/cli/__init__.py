@@ -32,7 +32,7 @@ from medfed.cli import (
 )
 from medfed.cli.privacy import privacy_app
 from medfed.cli.site_ledger import ledger_app
-from medfed.common.errors import MedfedError
+from medfed.common.errors import DataError, MedfedError
 
 app = typer.Typer(
     name="medfed",
@@ -87,8 +87,19 @@ def main() -> None:
     except MedfedError as error:
         typer.secho(f"Error: {error}", err=True, fg="red")
         sys.exit(error.exit_code)
+    except OSError as error:
+        # What commands expect of files they say themselves: this is a disk that is full, a folder
+        # that is not there, or one in which this account may not write.
+        name = f"{error.filename}: " if error.filename else ""
+        why = error.strerror or type(error).__name__
+        typer.secho(f"Error: {name}{why}. Name another place, or make room.", err=True, fg="red")
+        logging.getLogger(__name__).debug("the whole of it", exc_info=True)
+        sys.exit(DataError.exit_code)
     except KeyboardInterrupt:
-        typer.secho("Stopped. Nothing is lost: see --resume.", err=True)
+        typer.secho(
+            "Stopped. Nothing is lost: run it again, or with --resume.",
+            err=True,
+        )
         sys.exit(130)
 
 

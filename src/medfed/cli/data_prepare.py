@@ -1,5 +1,6 @@
 """`medfed data prepare`: from a data set to the store that training reads."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -125,7 +126,8 @@ def _say(store: "Store", site: Path | None, replaced: tuple[str, ...]) -> None:
     if site is not None:
         instead = f", in place of {', '.join(replaced)}" if replaced else ""
         typer.echo(f"{site} names it now{instead}.")
-    typer.echo(f"Look at it: medfed data view {store.folder} --out sheet.png")
+    folder = shlex.quote(str(store.folder))
+    typer.echo(f"Look at it: medfed data view {folder} --out sheet.png")
 
 
 def add_to(app: typer.Typer) -> None:

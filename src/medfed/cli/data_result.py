@@ -50,6 +50,9 @@ def result(
     else:
         made = _capture(sources, maker, picture)
     write_object(made, out)
+    # Where an image says less than the object has to: what stands in for it.
+    if note := made.get("ImageComments"):
+        typer.echo(note)
     typer.echo(f"{out}: {made.SOPClassUID.name}, unverified. Store it: medfed data pacs send")
 
 

@@ -92,6 +92,35 @@ def check_content(kind: str, read: Dataset, sources: Sources) -> None:
         np.testing.assert_array_equal(mask, mask_for(sources.shape))
 
 
+def test_a_segmentation_of_a_slice_without_thickness_is_stored_and_read_back(
+    orthanc: Orthanc, settings: Callable[..., PacsSection], tmp_path: Path
+) -> None:
+    pacs = settings("web")
+    with connect(pacs) as connection:
+        images = find(connection, Query(modalities=("CT",)), Patience.of(pacs)).studies
+        retrieve(connection, images, tmp_path / "images", Patience.of(pacs))
+        folder = tmp_path / "images" / STUDIES["CT"] / f"{STUDIES['CT']}.1"
+        sources = read_sources(sorted(folder.glob("*.dcm"))[0])
+        for keyword in ("SliceThickness", "SpacingBetweenSlices"):
+            sources.first.pop(keyword, None)
+        sources.first.FrameOfReferenceUID = "1.2.9"
+        made = made_of("seg", sources)
+        assert "no place in space" in made.ImageComments
+        write_object(made, tmp_path / "made.dcm")
+        assert connection.store(tmp_path / "made.dcm") == ""
+        found = find(connection, Query(modalities=("SEG",)), Patience.of(pacs)).studies
+        report = retrieve(connection, found, tmp_path / "back", Patience.of(pacs))
+    assert report.failures == []
+    [path] = (tmp_path / "back").rglob(f"{made.SOPInstanceUID}.dcm")
+    read = pydicom.dcmread(path)
+    mask = np.zeros(sources.shape, np.uint8)
+    for plane, group in zip(read.pixel_array, read.PerFrameFunctionalGroupsSequence, strict=True):
+        [source] = group.DerivationImageSequence[0].SourceImageSequence
+        assert source.ReferencedSOPInstanceUID == sources.first.SOPInstanceUID
+        mask[plane == 1] = group.SegmentIdentificationSequence[0].ReferencedSegmentNumber
+    np.testing.assert_array_equal(mask, mask_for(sources.shape))
+
+
 @pytest.mark.parametrize("way", ["web", "get"])
 def test_what_is_no_dicom_is_not_sent(
     settings: Callable[..., PacsSection], tmp_path: Path, way: str

@@ -194,8 +194,13 @@ def test_a_strip_breaks_its_lines() -> None:
             "SpecificCharacterSet": "ISO_IR 192",
         },
         {"PatientName": "A\\B", "ReferringPhysicianName": "x" * 70},
+        # Begins with an empty value, as all of Japan and Korea do.
+        {
+            "PatientName": "Yamada^Tarou=山田^太郎=やまだ^たろう",
+            "SpecificCharacterSet": ["", "ISO 2022 IR 87"],
+        },
     ],
-    ids=["no dates", "nothing said", "three alphabets", "two names"],
+    ids=["no dates", "nothing said", "three alphabets", "two names", "escapes"],
 )
 @pytest.mark.filterwarnings("ignore:.*")  # the test writes what pydicom warns of
 def test_odd_headers_give_results_too(
