@@ -11,11 +11,12 @@ from medfed.common.study import StudyConfig
 # From these on somebody should look; each is far from what usual images have.
 _WHITE = 0.5
 _OUTSIDE = 0.01
-_CONTRAST = 10
+_CONTRAST = 64
 _STRETCH = 2.0
 _SMALL = 0.5
 _FULL_MASK = 0.95
 _SPACING = 4.0
+_WINDOW = 'Look at their window (an archive: archive.window = "percentiles" in dataset.toml)'
 
 
 def judge_pixels(usable: Sequence[Facts], study: StudyConfig) -> Iterator[Finding]:
@@ -91,8 +92,8 @@ def _intensities(usable: Sequence[Facts]) -> Iterator[Finding]:
         ("error", outside, "hold values outside 0 to 255, which would be cut off. Set a window"),
         ("warning", black, "are all black. Leave them out"),
         ("warning", flat, "are of one single grey. Leave them out"),
-        ("warning", dull, f"span fewer than {_CONTRAST} of 256 greys. Look at their window"),
-        ("warning", white, "are white for more than half. Look at their window, or crop them"),
+        ("warning", dull, f"span fewer than {_CONTRAST} of 256 greys. {_WINDOW}"),
+        ("warning", white, f"are white for more than half. {_WINDOW}, or crop them"),
     )
     found = False
     for level, names, text in cases:

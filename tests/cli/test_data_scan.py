@@ -64,3 +64,37 @@ def test_scan_ends_with_2_when_nothing_is_usable(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["scan", str(tmp_path)])
     assert result.exit_code == 2
     assert "1 files: 0 usable" in result.output
+
+
+def test_scan_of_a_data_set_file_says_how_many_images_have_labels(tmp_path: Path) -> None:
+    write_stack(tmp_path / "images" / "ct", [0, 2, 4], PatientID="A")
+    for number in range(3):
+        write_slice(
+            tmp_path / "images" / f"{number}.dcm",
+            np.zeros((4, 6), np.int16),
+            Modality="CR",
+            PatientID=f"B{number}",
+            SeriesInstanceUID=f"9.{number}",
+        )
+    (tmp_path / "labels.csv").write_text("id,finding\nA,ill\nB1,well\nB2,\n")
+    (tmp_path / "dataset.toml").write_text(
+        'name = "d"\n[archive]\nfolders = ["images"]\nexclude = ["0.dcm"]\n'
+        '[[labels.tables]]\nfile = "labels.csv"\nkey = "patient"\nkey_column = "id"\n'
+        'label_column = "finding"\n'
+    )
+    before = sorted(tmp_path.rglob("*"))
+    result = CliRunner().invoke(app, ["scan", str(tmp_path / "dataset.toml")])
+    assert result.exit_code == 0, result.output
+    assert "4 of 5 images have a label, a mask or a report." in result.output
+    assert "1 file(s) left out by archive.exclude" in result.output
+    assert sorted(tmp_path.rglob("*")) == before
+    result = CliRunner().invoke(app, ["scan", str(tmp_path / "dataset.toml"), "--json"])
+    groups = json.loads(result.stdout)["groups"]
+    assert {(row["modality"], row["images"], row["labelled"]) for row in groups} == {
+        ("CT", 3, 3), ("CR", 2, 1),
+    }  # fmt: skip
+
+
+def test_scan_of_a_folder_says_nothing_of_labels(archive: Path) -> None:
+    result = CliRunner().invoke(app, ["scan", str(archive), "--json"])
+    assert all("labelled" not in row for row in json.loads(result.output)["groups"])

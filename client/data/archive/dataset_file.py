@@ -28,7 +28,8 @@ class ArchiveSection(Section):
     """Modalities to take, as `medfed data scan` prints them: CR, CT, NIfTI, PNG; empty: all."""
     window: Window = "auto"
     """How values become grey: auto (what the image asks for, or what is usual for its modality),
-    lung, soft_tissue, bone, brain, or [centre, width]."""
+    percentiles (each image's own values, for files whose windows do not fit them, as MR cut out of
+    larger images), lung, soft_tissue, bone, brain, or [centre, width]."""
     slices: Literal["each", "middle"] = "each"
     """In a 2-D study, which images of a series of several: each, or the middle one."""
     patient: Literal["header", "folder", "name"] = "header"

@@ -1,7 +1,7 @@
 """What a scan found. Patients' raw identities are held in memory only, never written."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -95,15 +95,18 @@ class Inventory:
             "unreadable": categories["unreadable"],
         }
 
-    def to_json(self, *, with_paths: bool = True) -> dict[str, Any]:
+    def to_json(
+        self, *, with_paths: bool = True, labelled: Mapping[str, int] | None = None
+    ) -> dict[str, Any]:
         """Return a table for programs at this hospital, without patients' identities or UIDs.
 
         Args:
             with_paths: Whether files are named. Paths may hold names: for local use only.
+            labelled: As in `groups_of`.
         """
         table: dict[str, Any] = {
             "counts": self.counts(),
-            "groups": [group.as_table() for group in groups_of(self.series)],
+            "groups": [group.as_table() for group in groups_of(self.series, labelled)],
             "unusable": [
                 {"what": what, "category": category, "files": number}
                 for (category, what), number in unusable_kinds(self.unusable)
@@ -132,14 +135,20 @@ class Group:
     series: int
     images: int
     noted: int
+    labelled: int | None = None
 
     def as_table(self) -> dict[str, Any]:
         """Return the row for JSON."""
-        return dict(vars(self))
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
-def groups_of(series: Iterable[Series]) -> list[Group]:
-    """Return one row a modality, size and scanner; the most images first."""
+def groups_of(series: Iterable[Series], labelled: Mapping[str, int] | None = None) -> list[Group]:
+    """Return one row a modality, size and scanner; the most images first.
+
+    Args:
+        series: Of an inventory.
+        labelled: How many images of each series have a label, by key; None where nobody looked.
+    """
     found: dict[tuple[str, str, str], list[Series]] = {}
     for one in series:
         size = _size(one)
@@ -152,6 +161,7 @@ def groups_of(series: Iterable[Series]) -> list[Group]:
             series=len(members),
             images=sum(one.num_images for one in members),
             noted=sum(bool(one.notes) for one in members),
+            labelled=None if labelled is None else sum(labelled.get(m.key, 0) for m in members),
         )
         for key, members in found.items()
     ]

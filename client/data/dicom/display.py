@@ -40,8 +40,8 @@ def to_display(pixels: Pixels, window: Window = "auto") -> Picture:
 
     Args:
         pixels: One file's.
-        window: "auto", a preset in Hounsfield units, or (centre, width) in the modality's unit.
-            Colour pictures have none.
+        window: "auto", "percentiles", a preset in Hounsfield units, or (centre, width) in the
+            modality's unit. Colour pictures have none.
 
     Raises:
         FileProblem: A preset for an image without Hounsfield units.

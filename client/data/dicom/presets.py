@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 PresetName = Literal["lung", "soft_tissue", "bone", "brain"]
-Window = Literal["auto", "lung", "soft_tissue", "bone", "brain"] | tuple[float, float]
-"""How values become grey: by itself, a preset in Hounsfield units, or centre and width."""
+Window = (
+    Literal["auto", "percentiles", "lung", "soft_tissue", "bone", "brain"] | tuple[float, float]
+)
+"""How values become grey: by itself, from the image's own values whatever its file says, a preset
+in Hounsfield units, or centre and width."""
 
 PRESETS: Mapping[PresetName, tuple[float, float]] = {
     "lung": (-600, 1500),

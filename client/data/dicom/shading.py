@@ -58,11 +58,15 @@ def choose_shading(facts: GreyFacts, modality: str, window: Window, extent: Exte
         facts: Of the frame, or of a volume's middle slice.
         modality: DICOM's code.
         window: "auto": the file's VOI LUT, else its first window, else what `FALLBACKS` says.
+            "percentiles": the image's own values, whatever the file says.
         extent: Returns two percentiles of the modality's values, padding left out.
 
     Raises:
         FileProblem: A preset in Hounsfield units for an image that has none.
     """
+    if window == "percentiles":
+        own = FALLBACKS.get(modality, OTHERS)
+        return Shading(ends=extent(own if isinstance(own, Percentiles) else OTHERS))
     if window != "auto":
         if isinstance(window, str):
             _check_hounsfield(facts, modality, window)

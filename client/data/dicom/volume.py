@@ -96,10 +96,10 @@ def _read_nifti(series: Series, window: Window, limits: ReadLimits) -> tuple[Pic
         values = open_volume(path, limits)
     except FileProblem as problem:
         raise problem.of(path) from None
-    if window == "auto":
+    if window == "auto" or window == "percentiles":
         grey = rescale_intensity(values, str(path))
     else:
-        centre, width = PRESETS[window] if isinstance(window, str) else window
+        centre, width = window if isinstance(window, tuple) else PRESETS[window]
         whole = np.isfinite(values)
         shading = Shading(VoiWindow(centre, max(1.0, width), "LINEAR"))
         grey = np.where(whole, shading(np.where(whole, values, 0)), 0)

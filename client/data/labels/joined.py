@@ -3,6 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,10 @@ class ImageLabels(Mapping[ImageKey, SeriesLabels]):
             raise KeyError(key)
         return labels
 
+    def size_of(self, key: str) -> int:
+        """Return how many files or frames a series has."""
+        return self._entries[key].series.num_images
+
     def __iter__(self) -> Iterator[ImageKey]:
         for key, entry in self._entries.items():
             for index in entry.units():
@@ -186,6 +191,21 @@ class LabelJoin:
                 for name, count in images.items()
             },
         }
+
+    def images_with_labels(self) -> dict[str, int]:
+        """Return how many images of each series have a class, a mask or a report, by its key.
+
+        A volume counts for all of its slices.
+        """
+        found: Counter[str] = Counter()
+        for key, index in self.by_image:
+            if (key, index) not in self._unlabelled:
+                found[key] += self.by_image.size_of(key) if index == WHOLE else 1
+        return dict(found)
+
+    @cached_property
+    def _unlabelled(self) -> frozenset[ImageKey]:
+        return frozenset(self.unlabelled)
 
     def to_json(self, *, with_paths: bool = True) -> dict[str, Any]:
         """Return a table for programs at this hospital, without identities or UIDs.

@@ -1,6 +1,7 @@
 """`medfed data scan`: what is in a folder of images, and what cannot be used and why."""
 
 import json
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from medfed.client.data.archive.dataset_file import DatasetFile
     from medfed.client.data.archive.inventory import Inventory
 
 _NOTHING_USABLE = 2
@@ -22,7 +24,14 @@ _CATEGORIES = {
 
 
 def scan(
-    folder: Annotated[Path, typer.Argument(help="Folder of DICOM, NIfTI, PNG, JPEG or TIFF.")],
+    folder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER|DATASET.toml",
+            help="Folder of DICOM, NIfTI, PNG, JPEG or TIFF; or a data set file, to see how many "
+            "of its images have labels.",
+        ),
+    ],
     workers: Annotated[int, typer.Option(min=1, help="Processes that read headers.")] = 1,
     unusable: Annotated[
         Path | None,
@@ -35,20 +44,56 @@ def scan(
     Exit code 0 if anything is usable, else 2. What is printed names files: it is for this
     hospital's own eyes.
     """
+    found, labelled = _scanned(folder, workers, quiet=as_json)
+    if unusable is not None:
+        _write_unusable(unusable, found)
+    if as_json:
+        typer.echo(json.dumps(found.to_json(labelled=labelled), indent=1))
+    else:
+        _print(found, labelled, unusable)
+    if not found.series:
+        raise typer.Exit(_NOTHING_USABLE)
+
+
+def _scanned(path: Path, workers: int, *, quiet: bool) -> tuple["Inventory", dict[str, int] | None]:
+    """What is there and, of a data set file, how many images of each series have a label."""
     from medfed.cli.data_progress import show_progress
     from medfed.client.data.archive.limits import ReadLimits
     from medfed.client.data.archive.scan import scan_folder
 
-    with show_progress("reading headers", quiet=as_json) as progress:
-        found = scan_folder(folder, ReadLimits(), workers=workers, progress=progress)
-    if unusable is not None:
-        _write_unusable(unusable, found)
-    if as_json:
-        typer.echo(json.dumps(found.to_json(), indent=1))
-    else:
-        _print(found, unusable)
-    if not found.series:
-        raise typer.Exit(_NOTHING_USABLE)
+    with show_progress("reading headers", quiet=quiet) as progress:
+        if path.suffix != ".toml":
+            return scan_folder(path, ReadLimits(), workers=workers, progress=progress), None
+        from medfed.client.data.archive.choosing import scan_archive
+        from medfed.client.data.archive.dataset_file import load_dataset_file
+
+        file = load_dataset_file(path)
+        chosen = scan_archive(file, workers=workers, progress=progress)
+    for key, number in chosen.left_out.items():
+        typer.echo(f"{number:,} file(s) left out by {key}.", err=True)
+    from medfed.client.data.labels.joining import join_labels
+
+    joined = join_labels(
+        file.labels,
+        chosen.inventory,
+        file.folder,
+        file.limits,
+        structures=file.structures,
+        pseudonym_key=_known_key(file),
+        issuer=file.deidentify.issuer_of_patient_id,
+        archive_folders=[file.path(folder) for folder in file.archive.folders],
+    )
+    return chosen.inventory, joined.images_with_labels()
+
+
+def _known_key(file: "DatasetFile") -> bytes:
+    """The key of the data set file if there is one yet: a scan makes none."""
+    from medfed.client.data.pseudonym_key import load_or_create_key
+
+    path = file.path(file.pseudonym_key) if file.pseudonym_key else None
+    if path is not None and path.exists():
+        return load_or_create_key(path)
+    return secrets.token_bytes(32)
 
 
 def _write_unusable(path: Path, found: "Inventory") -> None:
@@ -62,7 +107,7 @@ def _write_unusable(path: Path, found: "Inventory") -> None:
     write_secret(path, "".join(f"{row}\n" for row in rows).encode())
 
 
-def _print(found: "Inventory", unusable: Path | None) -> None:
+def _print(found: "Inventory", labelled: dict[str, int] | None, unusable: Path | None) -> None:
     from rich.console import Console
 
     counts = found.counts()
@@ -77,7 +122,10 @@ def _print(found: "Inventory", unusable: Path | None) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
     if found.series:
-        _print_groups(found, console.print)
+        if labelled is not None:
+            number = sum(labelled.values())
+            say(f"{number:,} of {counts['images']:,} images have a label, a mask or a report.")
+        _print_groups(found, labelled, console.print)
         _print_notes(found, say)
     if found.unusable:
         _print_unusable(found, say)
@@ -85,7 +133,9 @@ def _print(found: "Inventory", unusable: Path | None) -> None:
             say(f"Each with its reason: {unusable}")
 
 
-def _print_groups(found: "Inventory", show: Callable[..., None]) -> None:
+def _print_groups(
+    found: "Inventory", labelled: dict[str, int] | None, show: Callable[..., None]
+) -> None:
     from rich.markup import escape
     from rich.table import Table
 
@@ -94,13 +144,15 @@ def _print_groups(found: "Inventory", show: Callable[..., None]) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("modality", "size", "scanner"):
         table.add_column(name)
-    for name in ("patients", "studies", "series", "images", "noted"):
+    columns = ["patients", "studies", "series", "images", "noted"]
+    for name in [*columns, *(["labelled"] if labelled is not None else [])]:
         table.add_column(name, justify="right")
-    rows = groups_of(found.series)
+    rows = groups_of(found.series, labelled)
     for row in rows[:_MAX_ROWS]:
         # Headers are whatever somebody wrote: no markup of theirs is obeyed.
         words = [escape(word or "-") for word in (row.modality, row.size, row.scanner)]
-        numbers = (row.patients, row.studies, row.series, row.images, row.noted)
+        numbers = [row.patients, row.studies, row.series, row.images, row.noted]
+        numbers += [] if row.labelled is None else [row.labelled]
         table.add_row(*words, *(f"{number:,}" for number in numbers))
     show(table)
     if len(rows) > _MAX_ROWS:

@@ -161,7 +161,7 @@ def unsplit_and_rare(records: Records) -> None:
         (
             change(7, read_image=lambda: picture(7) // 40),
             "warning",
-            "1 image(s) span fewer than 10 of 256 greys",
+            "1 image(s) span fewer than 64 of 256 greys",
         ),
         (
             change(7, read_image=lambda: np.maximum(picture(7), np.uint8(255) * (picture(8) > 90))),

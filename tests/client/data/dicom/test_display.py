@@ -92,6 +92,17 @@ def test_preset_is_refused_where_there_are_no_hounsfield_units(tmp_path: Path) -
         shown(tmp_path, ramp(np.uint16, 0, 100), "lung", **{**HU, "RescaleType": "US"})
 
 
+def test_percentiles_pass_over_a_window_that_does_not_fit(tmp_path: Path) -> None:
+    values = ramp(np.uint16, 2, 154)
+    file = {"Modality": "MR", "WindowCenter": 470, "WindowWidth": 950}
+    dark = shown(tmp_path, values, **file)
+    assert dark.max() < 64
+    own = shown(tmp_path, values, "percentiles", **file)
+    assert (own.min(), own.max()) == (0, 255)
+    without = shown(tmp_path, values, Modality="MR")
+    np.testing.assert_array_equal(own, without)
+
+
 def test_window_of_ones_own_is_in_the_modalitys_unit(tmp_path: Path) -> None:
     values = np.array([[0, 100, 200]], np.uint16)
     got = shown(tmp_path, values, (200.0, 201.0), RescaleSlope=2, RescaleIntercept=0)
