@@ -15,6 +15,7 @@ from medfed.client.data.site_data import check_population
 from medfed.client.evaluation import evaluate_for_release
 from medfed.client.releases import Cost
 from medfed.client.replies import KeptReply, ReplyJournal, identify
+from medfed.client.scaffold import check_correction
 from medfed.client.secure_answers import MaskedTraining, Memory
 from medfed.client.site import SiteConfig
 from medfed.client.statistics import (
@@ -130,6 +131,7 @@ def train(request: ModelRequest, site: SiteConfig, memory: Memory) -> Answer:
             again = f"sent again, bit for bit what it was before: {kept.cost.text}"
             return Answer(kept.reply, {"update": kept.cost._replace(text=again)}, kept.withheld)
         here = _workspace(request, site)
+        check_correction(request.study.federation.algorithm, request.correction, here.model)
         # Written ahead: a crash from here on can only over-count.
         charge = policy.charge(site, spend, journal)
         result = _trained(here, request, site)
@@ -166,6 +168,7 @@ def _journal(
 def _train_masked(request: ModelRequest, site: SiteConfig, memory: Memory) -> Answer:
     """Do the same under masks. They are for one time: nothing is kept to be sent again."""
     here = _workspace(request, site)
+    check_correction(request.study.federation.algorithm, request.correction, here.model)
     masking = MaskedTraining(request, site, memory)
     spend = _spend(request, site)
     charge = policy.charge(site, spend)
@@ -276,7 +279,7 @@ def _workspace(request: ModelRequest, site: SiteConfig) -> Workspace:
 
 def _round(request: ModelRequest, site: SiteConfig) -> Round:
     device = pick_device(request.study, site)
-    return Round(request.study, site.name, request.round_number, device)
+    return Round(request.study, site.name, request.round_number, device, request.correction)
 
 
 def _spend(request: ModelRequest, site: SiteConfig) -> Spend:
@@ -290,6 +293,9 @@ def _spend(request: ModelRequest, site: SiteConfig) -> Spend:
     if request.study.secure_aggregation.distributed_noise != "none":
         # Each site's share of the noise, and so the very bits, depend on how many share it.
         parts.append(str(request.num_participants))
+    if request.correction is not None:
+        # Another correction, another update: one that was not paid for.
+        parts.append(digest(request.correction))
     return policy.spend_of_round(
         request.study,
         site.policy,

@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from medfed.client.gradient_terms import GradientTerms
 from medfed.client.recording import Recorded, recorder
+from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig, TrainingSection
 from medfed.common.tasks import Batch, Task
 
@@ -31,11 +33,17 @@ class PlainSteps:
         self._model = model
         self._task = task
         self._optimizer = make_optimizer(model, study.training, device)
+        self._terms = GradientTerms(model, self._optimizer, study.federation)
         record = recorder(device, enabled=study.compute.cuda_graphs)
         self._run = Recorded(self._step, record)
 
-    def begin(self) -> None:
-        """Forget all earlier steps, in place: recorded ones go on using the same memory."""
+    def begin(self, correction: StateDict | None = None) -> None:
+        """Forget all earlier steps, in place: recorded ones go on using the same memory.
+
+        Args:
+            correction: With scaffold, what the server adds to every gradient.
+        """
+        self._terms.begin(correction)
         for state in self._optimizer.state.values():
             for value in state.values():
                 if isinstance(value, Tensor):
@@ -62,18 +70,32 @@ class _Kept:
 
 
 def plain_steps(
-    model: nn.Module, task: Task, study: StudyConfig, device: torch.device
+    model: nn.Module,
+    task: Task,
+    study: StudyConfig,
+    device: torch.device,
+    correction: StateDict | None = None,
 ) -> PlainSteps:
-    """Return steps that start anew; on a GPU the ones this thread last had for `model`."""
+    """Return steps that start anew; on a GPU the ones this thread last had for `model`.
+
+    Args:
+        model: With the global weights.
+        task: Loss of an image.
+        study: Optimiser and algorithm.
+        device: Where the network is.
+        correction: See `PlainSteps.begin`.
+    """
     if device.type != "cuda":
-        return PlainSteps(model, task, study, device)
-    # All that a task's loss and an optimiser depend on.
-    key = (study.task, study.training, study.compute)
+        steps = PlainSteps(model, task, study, device)
+        steps.begin(correction)
+        return steps
+    # All that a task's loss, an optimiser and an algorithm depend on.
+    key = (study.task, study.training, study.compute, study.federation)
     kept: _Kept | None = getattr(_local, "kept", None)
     if kept is None or kept.model is not model or kept.key != key:
         kept = _Kept(model, key, PlainSteps(model, task, study, device))
         _local.kept = kept
-    kept.steps.begin()
+    kept.steps.begin(correction)
     return kept.steps
 
 

@@ -73,7 +73,7 @@ def identify(request: ModelRequest, release: str) -> str:
 
     Args:
         request: To train.
-        release: `Spend.release`: names study, run, round and weights.
+        release: `Spend.release`: names study, run, round, weights and, if any, the correction.
     """
     parts: list[object] = [TRAIN, release, request.frozen_sha256, list(request.words)]
     if request.reference:

@@ -14,6 +14,7 @@ from torch import nn
 
 from medfed.client.batches import BatchLoader
 from medfed.client.data.site_data import ImageSet
+from medfed.client.gradient_terms import GradientTerms
 from medfed.client.plain_steps import make_optimizer, plain_steps
 from medfed.common.models import set_training_mode, trained_state
 from medfed.common.seeding import numpy_rng, torch_rng
@@ -35,12 +36,16 @@ class Uniform(Protocol):
 
 @dataclass(frozen=True)
 class Round:
-    """Which round of which study a site is training."""
+    """Which round of which study a site is training.
+
+    `correction` is what the server adds to every gradient, with scaffold.
+    """
 
     study: StudyConfig
     site: str
     round_number: int
     device: torch.device
+    correction: StateDict | None = None
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def train_without_privacy(
     training = this.study.training
     write_state(model, weights)
     set_training_mode(model)
-    step = plain_steps(model, task, this.study, this.device)
+    step = plain_steps(model, task, this.study, this.device, this.correction)
     loader = BatchLoader(data, task, this.study, this.device)
     views, multiplicity = _views_rng(this), this.study.augmentation.multiplicity
     total, count = torch.zeros((), device=this.device), 0
@@ -105,8 +110,11 @@ def train_with_privacy(
     )
     write_state(model, weights)
     set_training_mode(model)
+    inner = make_optimizer(model, study.training, this.device)
+    # On the optimiser within: it sees gradients that have their noise.
+    GradientTerms(model, inner, study.federation).begin(this.correction)
     optimizer = NoisyOptimizer(
-        make_optimizer(model, study.training, this.device),
+        inner,
         noise_multiplier=privacy.noise_multiplier,
         max_grad_norm=privacy.max_grad_norm,
         expected_batch_size=expected_batch(study, public_num_patients),

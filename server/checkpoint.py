@@ -4,8 +4,8 @@
 process is killed, the folder holds one whole round.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,15 @@ class Checkpoint:
         record: What happened in it.
         average: Moving average of the weights, in float64; None if the study has none.
         update_bound: Bound on an update's norm in the next round; None unless the server clips.
+        states: What else the algorithm goes on from, by name (moments of the server's optimiser;
+            what each site drifts by).
     """
 
     weights: StateDict
     record: RoundRecord
     average: StateDict | None = None
     update_bound: float | None = None
+    states: Mapping[str, StateDict] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, study_digest: str) -> None:
@@ -54,10 +57,36 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, study_digest: str) -> 
     if checkpoint.update_bound is not None:
         # JSON holds Python's float to the last bit: the next round clips to the very same bound.
         state["update_bound"] = checkpoint.update_bound
+    if checkpoint.states:
+        state["states"] = _save_states(folder, stem, checkpoint.states)
     write_json(folder / "state.json", state)
+    kept = {state["weights"], state.get("average")}
+    kept |= {saved["file"] for saved in state.get("states", {}).values()}
     for old in folder.glob("round-*.safetensors"):
-        if old.name not in (state["weights"], state.get("average")):
+        if old.name not in kept:
             old.unlink()
+
+
+def _save_states(
+    folder: Path, stem: str, states: Mapping[str, StateDict]
+) -> dict[str, dict[str, Any]]:
+    """Write each state to a file of its own, but for those that are there from an earlier round.
+
+    With many sites, of which some take part, a round writes what these changed.
+    """
+    before: dict[str, Any] = {}
+    if (folder / "state.json").exists():
+        before = read_json(folder / "state.json").get("states", {})
+    saved = {}
+    for number, (name, arrays) in enumerate(states.items()):
+        sha256 = digest(arrays)
+        if before.get(name, {}).get("sha256") == sha256:
+            saved[name] = before[name]
+            continue
+        file = f"{stem}-state-{number}.safetensors"
+        write_weights(folder / file, arrays)
+        saved[name] = {"file": file, "names": list(arrays), "sha256": sha256}
+    return saved
 
 
 def load_checkpoint(folder: Path, study_digest: str) -> Checkpoint | None:
@@ -76,17 +105,21 @@ def load_checkpoint(folder: Path, study_digest: str) -> Checkpoint | None:
         )
     average = None
     if "average" in state:
-        average = _read(folder, state, state["average"], state["average_sha256"])
+        average = _read(folder, state["average"], state["names"], state["average_sha256"])
     return Checkpoint(
-        weights=_read(folder, state, state["weights"], state["sha256"]),
+        weights=_read(folder, state["weights"], state["names"], state["sha256"]),
         record=round_from_dict(state["record"]),
         average=average,
         update_bound=state.get("update_bound"),
+        states={
+            name: _read(folder, saved["file"], saved["names"], saved["sha256"])
+            for name, saved in state.get("states", {}).items()
+        },
     )
 
 
-def _read(folder: Path, state: dict[str, Any], name: str, sha256: str) -> StateDict:
-    arrays = read_weights(folder / name, state["names"])
+def _read(folder: Path, file: str, names: Sequence[str], sha256: str) -> StateDict:
+    arrays = read_weights(folder / file, names)
     if digest(arrays) != sha256:
         raise RunError(f"The weights in {folder} are not those that were saved. Start a new run.")
     return arrays

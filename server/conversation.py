@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from medfed.common import messages
 from medfed.common.errors import MessageError, RefusalReason
 from medfed.common.messages import Refusal, Reply, TrainReply
+from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
 from medfed.server.countersigning import screen_head
 from medfed.server.exchange import DAMAGED, LATE, LOST
@@ -122,6 +123,7 @@ class Conversation:
         *,
         parcels: Mapping[str, bytes] = MappingProxyType({}),
         weights: Mapping[str, int] = MappingProxyType({}),
+        correction: Callable[[str], StateDict] | None = None,
     ) -> list[Message]:
         """Return a message of `kind` (train or evaluate) with the model for each of the sites.
 
@@ -133,6 +135,7 @@ class Conversation:
             parcels: Under secure aggregation, the others' shares for each of `to`, by name.
             weights: Under secure aggregation, the weight of each site of the round, by name; those
                 that have dropped out by now included.
+            correction: With scaffold, from a site's name to what it adds to its gradients.
         """
         stated = self._stated_participants
         contents = messages.pack_model(
@@ -154,6 +157,7 @@ class Conversation:
                 self.countersignatures.get(site.name, ""),
                 parcels=parcels.get(site.name, b""),
                 weight=weights.get(site.name, 1),
+                correction=correction(site.name) if correction else None,
             ),
         )
 

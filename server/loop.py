@@ -64,6 +64,8 @@ def _round(run: Run, progress: Progress) -> str:
         return _without_quorum(run, number)
     run.attendance.note_complete()
     progress.advance(arrays, run.study)
+    if run.strategy.variates is not None:
+        run.strategy.variates.commit()
     metrics = _evaluate(run, progress, started)
     record = RoundRecord(
         round_number=number,
@@ -187,7 +189,9 @@ def _note_ends(run: Run, number: int, started: str) -> None:
 def _keep(run: Run, progress: Progress, record: RoundRecord) -> None:
     """Write the round to disk: from here on it is not repeated."""
     bound = run.privacy.bound if run.privacy else None
-    checkpoint = Checkpoint(progress.weights, record, progress.average, bound)
+    variates = run.strategy.variates
+    states = progress.moments if variates is None else variates.states()
+    checkpoint = Checkpoint(progress.weights, record, progress.average, bound, states)
     save_checkpoint(run.arm.checkpoint, checkpoint, run.study.digest())
     run.arm.append_round(record)
     epsilons = [site.epsilon for site in record.sites.values() if site.epsilon is not None]

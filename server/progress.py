@@ -1,16 +1,17 @@
 """Where a run stands: what the next round starts from, and what is published of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord
 from torch import nn
 
 from medfed.common import messages
-from medfed.common.models import build_model, trained_state
+from medfed.common.models import build_model, trained_parameters, trained_state
 from medfed.common.state_dicts import StateDict, digest
 from medfed.common.study import StudyConfig
 from medfed.common.tasks import make_task
 from medfed.server.aggregation.averaging import as_weights, moving_average
+from medfed.server.aggregation.fedopt import Moments, server_step
 from medfed.server.checkpoint import Checkpoint
 from medfed.server.records import ArmFolder
 
@@ -25,6 +26,7 @@ class Progress:
         weights: What trains, after the last round: sites go on from it.
         round_number: The last complete round.
         average: Moving average of `weights` over the rounds, in float64; None without.
+        moments: Of the server's optimiser (`aggregation.fedopt`); empty without.
     """
 
     model: nn.Module
@@ -32,10 +34,24 @@ class Progress:
     weights: StateDict
     round_number: int
     average: StateDict | None = None
+    moments: Moments = field(default_factory=dict)
 
     def advance(self, arrays: ArrayRecord, study: StudyConfig) -> None:
-        """Take the weights that the next round made."""
-        self.arrays, self.weights = arrays, messages.unpack_arrays(arrays)
+        """Take what the next round's updates were combined to; the server's optimiser steps by it.
+
+        Only now: a round that is repeated must not move it twice.
+        """
+        weights = messages.unpack_arrays(arrays)
+        if study.federation.optimises_on_server:
+            weights, self.moments = server_step(
+                study.federation,
+                self.weights,
+                weights,
+                self.moments,
+                frozenset(trained_parameters(self.model)),
+            )
+            arrays = messages.pack_arrays(weights)
+        self.arrays, self.weights = arrays, weights
         self.round_number += 1
         decay = study.federation.ema_decay
         if decay:
@@ -76,4 +92,5 @@ def resume(
         checkpoint.weights,
         last.round_number,
         checkpoint.average,
+        dict(checkpoint.states) if study.federation.optimises_on_server else {},
     )

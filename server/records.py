@@ -79,6 +79,8 @@ class SiteRound:
             own: under DP it would tell of the patients that were sampled.
         metrics: Figures on the site's held-out images, if it released them.
         ignored: What else came in its name and was not used: duplicates, replays, forgeries.
+        correction_sha256: With scaffold, digest of the correction that it was sent: an auditor
+            compares it with the release in its ledger.
     """
 
     status: SiteStatus
@@ -92,6 +94,7 @@ class SiteRound:
     seconds: float = 0.0
     metrics: dict[str, float] | None = None
     ignored: list[str] = field(default_factory=list)
+    correction_sha256: str = ""
 
 
 @dataclass(kw_only=True)

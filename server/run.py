@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 from flwr.serverapp import Grid
 
-from medfed.common.models import frozen_state_digest
+from medfed.common.models import frozen_state_digest, trained_parameters
 from medfed.common.study import StudyConfig
+from medfed.server.aggregation.scaffold import Variates
 from medfed.server.attendance import Attendance
 from medfed.server.checkpoint import Checkpoint
 from medfed.server.countersigning import HEADS_FILE, SERVER_KEY, Countersigner
@@ -89,6 +90,9 @@ def begin(
         privacy = SitePrivacy(study, plan.run, state, seeded=plan.seeded_noise, bound=bound)
     elif noised_by_sites(study):
         privacy = DistributedPrivacy(study, plan.run, state, seeded=plan.seeded_noise)
+    parameters = trained_parameters(progress.model)
+    scaffold = study.federation.algorithm == "scaffold"
+    states = checkpoint.states if checkpoint else {}
     strategy = FedAvgStrategy(
         study,
         plan.run,
@@ -97,6 +101,8 @@ def begin(
         words=words,
         reference=reference,
         frozen_sha256=frozen_state_digest(progress.model),
+        parameters=parameters,
+        variates=Variates(parameters, states) if scaffold else None,
         privacy=privacy if isinstance(privacy, SitePrivacy) else None,
     )
     strategy.summary()

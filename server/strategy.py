@@ -1,11 +1,12 @@
-"""FedAvg as a Flower `Strategy`: the plumbing between messages and the pure aggregation rules.
+"""Rounds as a Flower `Strategy`: the plumbing between messages and the pure aggregation rules.
 
 Our round loop (`server.loop`) drives it, with deadline, quorum, checkpoint and records; Flower's
-own `Strategy.start` can drive it too.
+own `Strategy.start` can drive it too, but for algorithms that the server keeps a state for: that
+moves once a round counts (`server.progress`), which only our loop decides.
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -15,11 +16,13 @@ from medfed.common import messages
 from medfed.common.errors import UpdateError
 from medfed.common.messages import EvaluateReply, TrainReply
 from medfed.common.metrics import MetricSums
-from medfed.common.state_dicts import StateDict
+from medfed.common.state_dicts import StateDict, digest
 from medfed.common.study import StudyConfig
 from medfed.common.tasks import make_task, pooled_metrics
-from medfed.server.aggregation.choice import make_rule
+from medfed.server.aggregation.choice import normalises, rule_for
+from medfed.server.aggregation.fednova import effective_steps
 from medfed.server.aggregation.rule import Rule
+from medfed.server.aggregation.scaffold import Variates
 from medfed.server.conversation import Absence, Conversation
 from medfed.server.participants import Participant, draw_participants, site_weight
 from medfed.server.screening import (
@@ -45,12 +48,15 @@ class FedAvgStrategy(Strategy):
         words: The vocabulary of a report task.
         reference: Of grey levels, with data.harmonise.
         frozen_sha256: Hash of what is frozen of the model.
+        parameters: Names of what of the model has gradients; for fednova.
+        variates: Exactly where the study is scaffold.
         privacy: Noise of the server, exactly where the study asks the server for it.
 
     Attributes:
         conversation: What was said in the current round, and what each site did.
         sums: The released metric sums of the last evaluation, by name.
         absent: Sites that are not asked anything now, by name, and why.
+        variates: With scaffold, what each site drifts by.
     """
 
     def __init__(
@@ -63,10 +69,14 @@ class FedAvgStrategy(Strategy):
         words: tuple[str, ...] = (),
         reference: tuple[float, ...] = (),
         frozen_sha256: str,
+        parameters: Collection[str] = (),
+        variates: Variates | None = None,
         privacy: SitePrivacy | None = None,
     ) -> None:
         if noised_by_server(study) != (privacy is not None):
             raise ValueError('Expected SitePrivacy exactly where privacy.unit is "site".')
+        if (study.federation.algorithm == "scaffold") != (variates is not None):
+            raise ValueError("Expected Variates exactly where the algorithm is scaffold.")
         self._study = study
         self._privacy = privacy
         self._task = make_task(study, words)
@@ -74,6 +84,9 @@ class FedAvgStrategy(Strategy):
         self._evaluators = list(evaluators)
         self.absent: dict[str, Absence] = {}
         self._weights: StateDict = {}
+        self._parameters = frozenset(parameters)
+        self._steps: dict[str, float] = {}
+        self.variates = variates
         self.sums: dict[str, MetricSums] = {}
         self.conversation = Conversation(
             study,
@@ -127,7 +140,20 @@ class FedAvgStrategy(Strategy):
         """Return one training message for each participant of the round."""
         self._weights = messages.unpack_arrays(arrays)
         chosen = self.choose(server_round)
-        return self.conversation.model_messages(messages.TRAIN, server_round, arrays, chosen)
+        correction = None
+        if self.variates is not None:
+            self.variates.begin([site.name for site in self._trainers])
+            correction = self._correction
+        return self.conversation.model_messages(
+            messages.TRAIN, server_round, arrays, chosen, correction=correction
+        )
+
+    def _correction(self, site: str) -> StateDict:
+        """Return what a site is to add to its gradients, and put its digest on record."""
+        assert self.variates is not None  # configure_train asks with scaffold only
+        found = self.variates.correction(site, self._weights)
+        self.conversation.round_of(site).correction_sha256 = digest(found)
+        return found
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -142,7 +168,7 @@ class FedAvgStrategy(Strategy):
             new = self._privacy.release(noisy, self._weights, server_round)
             return messages.pack_arrays(new), MetricRecord()
         section = self._study.aggregation
-        rule = make_rule(section, self._weights)
+        rule = rule_for(self._study, self._weights, self._parameters, self._steps)
         self._fold_all(rule, replies)
         if rule.num_updates < section.min_updates:
             log.warning(
@@ -187,7 +213,8 @@ class FedAvgStrategy(Strategy):
     def summary(self) -> None:
         """Log what this strategy does."""
         log.info(
-            "FedAvg, weighting %s, %d training sites, %s",
+            "%s, weighting %s, %d training sites, %s",
+            self._study.federation.algorithm,
             self._study.weighting,
             len(self._trainers),
             f"{self._privacy.noise} noise on the sum"
@@ -228,8 +255,36 @@ class FedAvgStrategy(Strategy):
             weight = site_weight(site, self._study, self._trainers)
             if weight is None:
                 weight = screen_examples(reply.num_examples)
+            if normalises(self._study):
+                steps = self._steps_of(reply)
+                self._steps[site.name] = effective_steps(steps, self._study.training.momentum)
+            variate = self._variate_of(site.name, reply)
             rule.add(reply.update, weight, site.name)
         except UpdateError as error:
             self.conversation.reject(site.name, str(error))
             return
+        if self.variates is not None:
+            self.variates.note(site.name, variate)
         self.conversation.accept(site, reply, weight)
+
+    def _variate_of(self, site: str, reply: TrainReply) -> StateDict:
+        """Return what follows of a site's drift; empty but for scaffold."""
+        if self.variates is None:
+            return {}
+        return self.variates.next_of(
+            site,
+            reply.update,
+            num_steps=self._steps_of(reply),
+            learning_rate=self._study.training.learning_rate,
+        )
+
+    def _steps_of(self, reply: TrainReply) -> int:
+        """Return the steps that a site took: nothing is asked for it that is not released anyway.
+
+        Raises:
+            UpdateError: They follow from its number of images, which is none.
+        """
+        training = self._study.training
+        if training.local_steps is not None:
+            return training.local_steps
+        return training.steps_for(screen_examples(reply.num_examples))

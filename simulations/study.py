@@ -250,7 +250,11 @@ def _alone(study: StudyConfig, *, is_pooled: bool) -> tuple[StudyConfig, str]:
     Statistics are for a server that sees no data. Grey levels are brought to those of all sites:
     one site alone knows no others, and whoever holds all data does it beforehand, site by site.
     """
-    changes: dict[str, Any] = {"statistics": StatisticsSection()}
+    # What an algorithm does is about several sites: alone, training is training.
+    changes: dict[str, Any] = {
+        "statistics": StatisticsSection(),
+        "federation": study.federation.without_algorithm(),
+    }
     left_out = []
     if study.data.harmonise != "none":
         changes["data"] = study.data.model_copy(update={"harmonise": "none"})

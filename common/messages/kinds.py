@@ -46,6 +46,8 @@ class ModelRequest:
             (`secure_sum.wire`); empty without.
         weight: Under secure aggregation, this site's public weight in the mean.
         total_weight: The weights of all participants together.
+        correction: With scaffold, what this site adds to its gradients in training: c - c_i, by
+            parameter; None without, and where the model is evaluated.
     """
 
     study: StudyConfig
@@ -60,6 +62,7 @@ class ModelRequest:
     parcels: bytes = b""
     weight: int = 1
     total_weight: int = 1
+    correction: StateDict | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

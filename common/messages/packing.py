@@ -42,6 +42,8 @@ from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import parse_study_json
 
+CORRECTION = "correction"
+
 
 def pack_join_request(request: JoinRequest) -> RecordDict:
     """Pack a `JoinRequest`."""
@@ -108,7 +110,12 @@ class ModelContents(Protocol):
     """Makes the content for one site."""
 
     def __call__(
-        self, countersignature: str = "", *, parcels: bytes = b"", weight: int = 1
+        self,
+        countersignature: str = "",
+        *,
+        parcels: bytes = b"",
+        weight: int = 1,
+        correction: StateDict | None = None,
     ) -> RecordDict:
         """Return a content with what is this site's own; the rest is everyone's."""
         ...
@@ -138,11 +145,19 @@ def pack_model(
         **listed_numbers(reference=reference),
     }
 
-    def content(countersignature: str = "", *, parcels: bytes = b"", weight: int = 1) -> RecordDict:
+    def content(
+        countersignature: str = "",
+        *,
+        parcels: bytes = b"",
+        weight: int = 1,
+        correction: StateDict | None = None,
+    ) -> RecordDict:
         # Flower's records cannot tell the size of an empty text.
         own = present(countersignature=countersignature or None, parcels=parcels or None)
         packed = pack("model", {**values, **own, "weight": weight})
         packed["arrays"] = arrays
+        if correction is not None:
+            packed[CORRECTION] = pack_arrays(correction)
         return packed
 
     return content
@@ -164,6 +179,7 @@ def unpack_model_request(content: RecordDict) -> ModelRequest:
         parcels=bytes_of(values, "parcels"),
         weight=at_least_one(values, "weight"),
         total_weight=at_least_one(values, "total_weight"),
+        correction=arrays_of(content, CORRECTION) if CORRECTION in content else None,
     )
 
 

@@ -202,9 +202,9 @@ def array_sizes(record: ArrayRecord) -> dict[str, int]:
     return sizes
 
 
-def arrays_of(content: RecordDict) -> StateDict:
-    """Return a message's arrays."""
-    record = content.get("arrays")
+def arrays_of(content: RecordDict, name: str = "arrays") -> StateDict:
+    """Return a message's arrays; `name` says which, where it has several records of them."""
+    record = content.get(name)
     if not isinstance(record, ArrayRecord):
-        raise MessageError("Expected arrays in the message, got none.")
+        raise MessageError(f"Expected {name} in the message, got none.")
     return unpack_arrays(record)

@@ -14,6 +14,7 @@ from medfed.common.models.freezing import (
     frozen_state_digest,
     set_training_mode,
     trained_names,
+    trained_parameters,
 )
 from medfed.common.models.fusion import Fusion
 from medfed.common.models.low_rank import add_low_rank
@@ -38,6 +39,7 @@ __all__ = [
     "load_pretrained",
     "set_training_mode",
     "trained_names",
+    "trained_parameters",
     "trained_state",
 ]
 

@@ -55,6 +55,12 @@ def trained_names(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in model.state_dict() if name in trained)
 
 
+def trained_parameters(model: nn.Module) -> tuple[str, ...]:
+    """Return those of `trained_names` that have gradients: no statistics, no counters."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return tuple(name for name in trained_names(model) if name in parameters)
+
+
 def frozen_state_digest(model: nn.Module) -> str:
     """Return the SHA-256 of all that training does not change: names, types, shapes and bytes."""
     trained = set(trained_names(model))

@@ -4,6 +4,7 @@ from medfed.common.study.augmentation import AugmentationSection
 from medfed.common.study.base import Fraction, Name, PositiveFloat, PositiveInt, Section
 from medfed.common.study.config import StudyConfig, StudySection, to_plain
 from medfed.common.study.data import ColumnSection, DataSection
+from medfed.common.study.federation import FederationSection
 from medfed.common.study.model import ModelSection
 from medfed.common.study.privacy import PrivacySection, SiteLevelSection
 from medfed.common.study.secure_aggregation import SecureAggregationSection
@@ -13,7 +14,6 @@ from medfed.common.study.task import ReportSection, TaskSection
 from medfed.common.study.training import (
     ComputeSection,
     EvaluationSection,
-    FederationSection,
     TrainingSection,
 )
 

@@ -13,9 +13,11 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from medfed.common.study.aggregation import AggregationSection
+from medfed.common.study.algorithms import check_algorithm
 from medfed.common.study.augmentation import AugmentationSection
 from medfed.common.study.base import Name, Section
 from medfed.common.study.data import DataSection
+from medfed.common.study.federation import FederationSection
 from medfed.common.study.model import (
     CLASSIFIERS,
     ONLY_2D,
@@ -33,7 +35,6 @@ from medfed.common.study.task import TaskSection
 from medfed.common.study.training import (
     ComputeSection,
     EvaluationSection,
-    FederationSection,
     TrainingSection,
 )
 
@@ -80,6 +81,7 @@ class StudyConfig(Section):
         self._check_statistics()
         self._check_secure_aggregation()
         self._check_aggregation()
+        check_algorithm(self)
         return self
 
     @property
@@ -270,7 +272,8 @@ class StudyConfig(Section):
     def weighting(self) -> Literal["examples", "uniform", "public"]:
         """`federation.weighting` with auto resolved."""
         if self.federation.weighting == "auto":
-            if self.privacy.unit == "site" or self.aggregation.robust:
+            one_each = self.aggregation.robust or self.federation.algorithm == "scaffold"
+            if self.privacy.unit == "site" or one_each:
                 return "uniform"
             return (
                 "public" if self.privacy.enabled or self.secure_aggregation.enabled else "examples"

@@ -1,10 +1,11 @@
-"""`[training]`, `[federation]`, `[evaluation]`, `[compute]`: what a round is made of."""
+"""`[training]`, `[evaluation]`, `[compute]`: what a round is made of."""
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from medfed.common.study.base import Fraction, PositiveFloat, PositiveInt, Section
+from medfed.common.study.base import PositiveFloat, PositiveInt, Section
 
 
 class TrainingSection(Section):
@@ -37,34 +38,17 @@ class TrainingSection(Section):
             )
         return self
 
+    def steps_for(self, num_examples: int | None) -> int:
+        """Return the optimiser steps that a site without DP takes in a round.
 
-class FederationSection(Section):
-    """`[federation]`: who takes part and how updates are combined."""
-
-    algorithm: Literal["fedavg"] = "fedavg"
-    """Aggregation rule."""
-    ema_decay: float = Field(default=0.0, ge=0, lt=1)
-    """Evaluate and publish an exponential moving average of the global weights, which smooths the
-    noise of DP; 0.9 averages about ten rounds, 0 is off. Sites go on from the latest weights."""
-    weighting: Literal["auto", "examples", "uniform", "public"] = "auto"
-    """A site's weight: its number of training images; one; or the public_num_patients that its
-    site.toml states (one each where a site states none). Under DP the true count is private, so
-    examples is refused; auto is examples without DP and public with it."""
-    fraction: Fraction = 1.0
-    """Share of the joined sites that takes part in each round. With privacy.unit = "site" each
-    site is drawn with this probability, alone, as amplification by sampling needs it."""
-    min_sites: PositiveInt = 2
-    """Quorum: sites that must join before round 1, and answer in every round."""
-    join_timeout_s: PositiveFloat = 600.0
-    """How long the server waits for min_sites to join, seconds."""
-    rejoin_timeout_s: PositiveFloat = 600.0
-    """How long a run waits, between rounds, for min_sites to be connected and not paused, seconds;
-    then it fails and can be resumed."""
-    round_timeout_s: PositiveFloat = 3600.0
-    """Deadline of a round, seconds; it completes with the sites that answered by then."""
-    lost_after_s: PositiveFloat = 120.0
-    """A site that has been disconnected for so many seconds is not waited for in this round, once
-    min_sites have answered. Flower notices a lost connection after up to a minute."""
+        Args:
+            num_examples: Its training images; may be None where local_steps is set.
+        """
+        if self.local_steps is not None:
+            return self.local_steps
+        if num_examples is None or self.local_epochs is None:
+            raise ValueError("Expected the number of images: passes over them are counted.")
+        return self.local_epochs * math.ceil(num_examples / self.batch_size)
 
 
 class EvaluationSection(Section):

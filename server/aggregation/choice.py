@@ -1,10 +1,13 @@
-"""From a study's `[aggregation]` to the rule of one round."""
+"""From a study's `[aggregation]` and `federation.algorithm` to the rule of one round."""
 
+from collections.abc import Collection, Mapping
 from functools import partial
 
 from medfed.common.state_dicts import StateDict
+from medfed.common.study import StudyConfig
 from medfed.common.study.aggregation import AggregationSection
 from medfed.server.aggregation.fedavg import FedAvg
+from medfed.server.aggregation.fednova import FedNova
 from medfed.server.aggregation.geometric_median import geometric_median
 from medfed.server.aggregation.krum import krum, multi_krum
 from medfed.server.aggregation.median import coordinate_median
@@ -12,6 +15,30 @@ from medfed.server.aggregation.norm_bound import NormBounded
 from medfed.server.aggregation.robust import Combine, RobustRule
 from medfed.server.aggregation.rule import Rule
 from medfed.server.aggregation.trimmed_mean import trimmed_mean
+
+
+def normalises(study: StudyConfig) -> bool:
+    """Whether updates are divided by numbers of steps: FedNova, where sites' numbers differ."""
+    return study.federation.algorithm == "fednova" and study.training.local_steps is None
+
+
+def rule_for(
+    study: StudyConfig,
+    weights: StateDict,
+    parameters: Collection[str],
+    steps: Mapping[str, float],
+) -> Rule:
+    """Return the rule of a round of `study` that starts from `weights`.
+
+    Args:
+        study: The study.
+        weights: Global weights before the round.
+        parameters: Names of what has gradients.
+        steps: By site, its `fednova.effective_steps`, where `normalises`.
+    """
+    if normalises(study):
+        return FedNova(weights, parameters, steps)
+    return make_rule(study.aggregation, weights)
 
 
 def make_rule(section: AggregationSection, weights: StateDict) -> Rule:

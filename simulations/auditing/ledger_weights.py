@@ -66,10 +66,16 @@ def _wrong_with_release(
 
     With distributed noise each site's share depends on how many sites it was told of, and its
     release names them. Of an attempt at a round that failed, nobody recorded how many were asked.
+    With scaffold a release names the correction, which a round's record has.
     """
     number = entry["event"]["round_number"]
     shared = arm.distributed and name != SERVER
     told = [[str(count)] for count in range(1, _MAX_SITES + 1)] if shared else [[]]
+    if arm.corrected:
+        sent = arm.rounds.get(number, {}).get("sites", {}).get(name, {}).get("correction_sha256")
+        if not sent:  # an attempt that became no round
+            return ""
+        told = [[sent]]
 
     def fitting(weights: str | None) -> list[list[str]]:
         release = entry["event"]["release"]

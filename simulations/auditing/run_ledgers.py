@@ -72,6 +72,11 @@ class ArmRecord:
         secure = self.study.get("secure_aggregation", {})
         return bool(secure.get("distributed_noise", "none") != "none")
 
+    @property
+    def corrected(self) -> bool:
+        """Whether sites were sent corrections of their gradients."""
+        return bool(self.study.get("federation", {}).get("algorithm") == "scaffold")
+
     def state_folders(self) -> Iterator[tuple[str, Path]]:
         """Yield (name, state folder) of each ledger: the sites', then the coordinator's."""
         for site in sorted((self.folder / "sites").glob("*/state/ledger.jsonl")):

@@ -31,18 +31,19 @@ from medfed.common.ledger import Entry, Ledger
 from medfed.common.messages import Refusal, TrainReply, pack_arrays, unpack_reply
 from medfed.common.models import build_model, frozen_state_digest
 from medfed.common.secret_files import write_secret
-from medfed.common.state_dicts import digest, read_state
+from medfed.common.state_dicts import StateDict, digest, read_state
 from medfed.common.study import StudyConfig
 from medfed.simulations.grids.local import LocalGrid
 
 
-def make_study(unit: str = "patient", **privacy: object) -> StudyConfig:
+def make_study(unit: str = "patient", algorithm: str = "fedavg", **privacy: object) -> StudyConfig:
     return StudyConfig.model_validate(
         {
             "study": {"name": "replies"},
             "task": {"classes": ["a", "b"]},
             "data": {"image_size": 16},
-            "training": {"local_steps": 2, "batch_size": 4},
+            "training": {"local_steps": 2, "batch_size": 4, "momentum": 0.0},
+            "federation": {"algorithm": algorithm},
             "privacy": {"unit": unit, "sample_rate": 0.5, "expected_batch_size": 4.0, **privacy},
         }
     )
@@ -95,7 +96,11 @@ class Site:
         (self.folder / "site.toml").write_text(tomli_w.dumps(table))
 
     def ask(
-        self, study: StudyConfig, round_number: int = 1, num_participants: int = 1
+        self,
+        study: StudyConfig,
+        round_number: int = 1,
+        num_participants: int = 1,
+        correction: StateDict | None = None,
     ) -> TrainReply | Refusal:
         content = messages.pack_model(
             study,
@@ -104,7 +109,7 @@ class Site:
             pack_arrays(read_state(build_model(study, 2))),
             frozen_sha256=frozen_state_digest(build_model(study, 2)),
             num_participants=num_participants,
-        )()
+        )(correction=correction)
         with LocalGrid(app, {7: self.folder / "site.toml"}) as grid:
             [reply] = grid.send_and_receive([Message(content, 7, messages.TRAIN)], timeout=60)
         answer = unpack_reply(reply.content)
@@ -206,6 +211,43 @@ def test_another_request_gets_another_update(site: Site, change: str) -> None:
     second = site.train(study, 2 if change == "round" else 1)
     assert digest(first.update) != digest(second.update)
     assert len(site.entries) == 2
+
+
+def correction_of(value: float) -> StateDict:
+    weights = read_state(build_model(make_study(), 2))
+    return {name: np.full_like(array, value) for name, array in weights.items()}
+
+
+def test_another_correction_is_another_release_and_is_charged(site: Site) -> None:
+    study = make_study(algorithm="scaffold")
+    first, again, other = (
+        site.ask(study, correction=correction_of(value)) for value in (0.5, 0.5, 0.25)
+    )
+    assert isinstance(first, TrainReply)
+    assert isinstance(again, TrainReply)
+    assert isinstance(other, TrainReply)
+    assert digest(first.update) == digest(again.update) != digest(other.update)
+    assert len(site.entries) == 2
+
+
+@pytest.mark.parametrize("wrong", ["uncalled for", "missing", "other names", "other shape", "nan"])
+def test_a_correction_that_does_not_fit_is_refused_before_anything_is_charged(
+    site: Site, wrong: str
+) -> None:
+    correction: StateDict | None = correction_of(1.0)
+    assert correction is not None
+    name = next(iter(correction))
+    if wrong == "missing":
+        correction = None
+    elif wrong == "other names":
+        correction["more"] = correction.pop(name)
+    elif wrong == "other shape":
+        correction[name] = correction[name][..., None]
+    elif wrong == "nan":
+        correction[name] = np.full_like(correction[name], np.nan)
+    study = make_study(algorithm="fedavg" if wrong == "uncalled for" else "scaffold")
+    assert isinstance(site.ask(study, correction=correction), Refusal)
+    assert site.entries == ()
 
 
 def test_no_policy_is_passed_by_when_a_reply_is_sent_again(site: Site) -> None:
@@ -345,7 +387,7 @@ import medfed.client.privacy.dp_sgd
 from medfed.client.app import app
 from medfed.common import messages
 from medfed.common.models import build_model, frozen_state_digest
-from medfed.common.state_dicts import digest, read_state
+from medfed.common.state_dicts import StateDict, digest, read_state
 from medfed.common.study_file import parse_study_json
 from medfed.simulations.grids.local import LocalGrid
 

@@ -90,6 +90,23 @@ def test_model_request_carries_what_is_one_sites_own() -> None:
         assert (back.weight, back.total_weight, back.num_participants) == (3, 95, 3)
 
 
+def test_correction_is_one_sites_own_and_survives_the_wire() -> None:
+    arrays = messages.pack_arrays({"w": np.zeros(2, np.float32)})
+    contents = messages.pack_model(STUDY, "r", 1, arrays, frozen_sha256="f")
+    without = contents()
+    assert messages.unpack_model_request(without).correction is None
+    correction = {"w": np.array([0.5, -1.0], np.float32)}
+    content = contents(correction=correction)
+    back = messages.unpack_model_request(content)
+    assert back.correction is not None
+    assert back.correction["w"].tobytes() == correction["w"].tobytes()
+    assert back.weights["w"].tobytes() == bytes(8)
+    assert messages.num_bytes(content) > messages.num_bytes(without) + 8
+    content["correction"] = content["medfed"]
+    with pytest.raises(MessageError, match="Expected correction in the message"):
+        messages.unpack_model_request(content)
+
+
 @pytest.mark.parametrize("reference", [(), (0.0, 127.5, 256.0)])
 def test_reference_of_grey_levels_survives_the_wire(reference: tuple[float, ...]) -> None:
     weights = messages.pack_arrays({"w": np.zeros(2, np.float32)})

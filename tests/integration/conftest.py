@@ -128,6 +128,22 @@ enabled = true
 distributed_noise = "discrete_gaussian"
 honest_sites = 1.0
 """,
+    # The server sends each site what it drifts by.
+    "scaffold": _COMMON.replace("[federation]", '[federation]\nalgorithm = "scaffold"')
+    + _LABELS
+    + """
+[training]
+rounds = 2
+local_steps = 3
+learning_rate = 0.1
+momentum = 0.0
+[privacy]
+unit = "patient"
+noise_multiplier = 1.0
+sample_rate = 0.3
+images_per_patient = 2
+target_delta = 1e-3
+""",
     # Masks, augmentation, and a part of the network that is frozen and never travels.
     "masks": _COMMON
     + """

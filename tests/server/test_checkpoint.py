@@ -51,6 +51,56 @@ def test_only_the_last_round_is_kept(tmp_path: Path) -> None:
     assert names == ["round-00002.safetensors", "state.json"]
 
 
+STATES = {
+    "sum": {"z": np.array([np.pi, -0.0]), "a": np.array(2.5)},
+    "site one": {"z": np.array([1.0, 2.0], dtype=np.float32)},
+    "site two": {"z": np.array([3.0, 4.0], dtype=np.float32)},
+}
+
+
+def test_states_of_an_algorithm_survive_bit_for_bit(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, Checkpoint(WEIGHTS, record(1), states=STATES), "study")
+    back = load_checkpoint(tmp_path, "study")
+    assert back is not None
+    assert {name: list(state) for name, state in back.states.items()} == {
+        name: list(state) for name, state in STATES.items()
+    }
+    for name, state in STATES.items():
+        for key, array in state.items():
+            assert back.states[name][key].tobytes() == array.tobytes()
+            assert back.states[name][key].dtype == array.dtype
+            assert back.states[name][key].shape == array.shape
+
+
+def test_a_round_writes_the_states_that_it_changed(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, Checkpoint(WEIGHTS, record(1), states=STATES), "study")
+    changed = {**STATES, "site two": {"z": np.array([5.0, 4.0], dtype=np.float32)}}
+    save_checkpoint(tmp_path, Checkpoint(WEIGHTS, record(2), states=changed), "study")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "round-00001-state-0.safetensors",
+        "round-00001-state-1.safetensors",
+        "round-00002-state-2.safetensors",
+        "round-00002.safetensors",
+        "state.json",
+    ]
+    # What a kill leaves of the next round is not looked at.
+    (tmp_path / "round-00003-state-1.safetensors").write_bytes(b"whole or not")
+    back = load_checkpoint(tmp_path, "study")
+    assert back is not None
+    assert back.states["site two"]["z"].tolist() == [5.0, 4.0]
+    assert back.states["site one"]["z"].tolist() == [1.0, 2.0]
+    save_checkpoint(tmp_path, Checkpoint(WEIGHTS, record(3)), "study")
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_state_that_is_not_the_one_that_was_saved_is_refused(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, Checkpoint(WEIGHTS, record(1), states=STATES), "study")
+    one, other = (tmp_path / f"round-00001-state-{number}.safetensors" for number in (1, 2))
+    one.write_bytes(other.read_bytes())
+    with pytest.raises(RunError, match="not those that were saved"):
+        load_checkpoint(tmp_path, "study")
+
+
 def test_kill_between_weights_and_state_leaves_the_round_before(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, Checkpoint(WEIGHTS, record(1)), "study")
     # What a kill leaves: the next round's weights, its temporary file, the old state.
