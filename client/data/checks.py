@@ -1,8 +1,12 @@
 """Whether a data set as a whole can serve a study, before any image is decoded."""
 
+from collections import Counter
+
 from medfed.client.data.records import SourceDataset, SourceRecord
 from medfed.common.errors import DataError, LeakageError
 from medfed.common.study import DataSection, TaskSection
+
+_MOST_REASONS = 5
 
 
 def check_records(dataset: SourceDataset, task: TaskSection, image: DataSection) -> None:
@@ -37,9 +41,12 @@ def check_records(dataset: SourceDataset, task: TaskSection, image: DataSection)
 def no_images(dataset: SourceDataset) -> str:
     """Return what is wrong with a data set without records."""
     if dataset.unusable:
+        # The reason that matters is seldom the first: a README says nothing of the images.
+        reasons = Counter(one.reason for one in dataset.unusable).most_common(_MOST_REASONS)
+        listed = "\n".join(f"  {number:,} x {reason}" for reason, number in reasons)
         return (
-            f"None of the {len(dataset.unusable):,} files of {dataset.name} can be used. The first "
-            f"reason: {dataset.unusable[0].reason}"
+            f"None of the {len(dataset.unusable):,} files of {dataset.name} can be used, the most "
+            f"frequent reasons:\n{listed}"
         )
     return f"{dataset.name} holds no images. Check the folder given with --data."
 
