@@ -346,8 +346,11 @@ def test_a_run_without_quorum_waits_for_its_sites_and_goes_on(federation: Federa
     assert "1 sites were connected and willing, the quorum is 2" in told[0]
     assert "scanner-2 (not connected), scanner-3 (not connected)" in told[0]
     assert len(federation.records) == 3
-    for name in SITES:
-        assert federation.charged(name) == [1, 2, 3]
+    # One of the two may be back a heartbeat before the other, and the quorum is two: the round that
+    # was waited for then goes on without the last one.
+    charged = {name: federation.charged(name) for name in SITES}
+    assert charged.pop("scanner-1") == [1, 2, 3]
+    assert sorted(charged.values()) in ([[1, 2, 3], [1, 2, 3]], [[1, 2, 3], [1, 3]])
 
 
 def test_a_run_without_quorum_fails_when_time_is_up_and_resumes(
