@@ -71,14 +71,13 @@ async def read_body_into(
 
 def replay(body: bytes, receive: Receive) -> Receive:
     """Return a `receive` that hands over a body that was read already."""
-    given = False
+    # What was handed over is let go of: the receiver may be kept long after its request.
+    left = [body]
 
     async def receive_again() -> Message:
-        nonlocal given
-        if given:
+        if not left:
             return await receive()  # waits until the client is gone
-        given = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        return {"type": "http.request", "body": left.pop(), "more_body": False}
 
     return receive_again
 

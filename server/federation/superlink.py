@@ -20,8 +20,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from medfed.common.errors import FederationError, MedfedError
 from medfed.common.processes import quiet_flower
-from medfed.server.federation.admission import Admission
+from medfed.server.federation.admission import Admission, settle
 from medfed.server.federation.control import read_token
+from medfed.server.federation.database import hold_little
 from medfed.server.federation.enrolment import EnrolmentDesk
 from medfed.server.federation.fleet_requests import Uploads
 from medfed.server.federation.gate import LoopbackGate, PublicGate
@@ -82,6 +83,7 @@ def build_app(home: FederationHome) -> ASGIApp:
     from flwr.superlink.config_loader import SuperLinkLifespanConfig
     from flwr.superlink.main import create_app
 
+    hold_little()
     config = SuperLinkLifespanConfig(
         control_address=f"{LOOPBACK}:{home.config.control_port}",
         health_server_address=None,
@@ -139,6 +141,7 @@ async def serve(home: FederationHome) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, _end, servers)
         async with app.router.lifespan_context(app):  # type: ignore[attr-defined]
+            settle()
             _log.info("Serving sites on %s:%d", home.config.host, home.config.port)
             tasks = [servers[0].serve([outside]), servers[1].serve([inside])]
             await asyncio.gather(*tasks)
