@@ -12,6 +12,8 @@ from medfed.common.study_file import describe_errors
 
 S = TypeVar("S", bound=Section)
 
+_MAX_NAMED = 5
+
 
 def read_toml(
     path: Path,
@@ -38,6 +40,12 @@ def read_toml(
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise error(missing) from None
+    except IsADirectoryError:
+        names = ", ".join(str(one) for one in sorted(path.glob("*.toml"))[:_MAX_NAMED])
+        raise error(
+            f"Expected a TOML file, got the folder {path}. "
+            + (f"Give a file in it: {names}." if names else "Give the file; it is not in there.")
+        ) from None
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as reason:
         raise error(f"{path} cannot be read: {reason}. Mend that line.") from None
     if folder is not None:

@@ -64,6 +64,32 @@ def test_deidentify_writes_copies_a_key_and_a_report(
     assert json.loads(again.stdout)["num_present"] == 1
 
 
+@pytest.mark.parametrize("is_named", [True, False])
+def test_deidentify_takes_key_and_issuer_of_the_data_set(
+    app: typer.Typer,
+    archive: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    is_named: bool,
+) -> None:
+    name = "ours.toml" if is_named else "dataset.toml"
+    (tmp_path / name).write_text(
+        'name = "ours"\npseudonym_key = "secret/our.key"\n[archive]\nfolders = ["archive"]\n'
+        '[deidentify]\nissuer_of_patient_id = true\nburnt_in = "keep"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    options = ["--data", name] if is_named else []
+    arguments = ["deidentify", "archive", "--out", "out", "--json", *options]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.key")] == [
+        "secret/our.key"
+    ]
+    rules = json.loads(result.stdout)["rules"]
+    # Copies for others are looked at for text, whatever the hospital's own store may hold.
+    assert (rules["issuer_of_patient_id"], rules["burnt_in"]) == (True, "refuse")
+
+
 def test_deidentify_names_refused_files_on_the_screen_alone(
     app: typer.Typer, archive: Path, tmp_path: Path
 ) -> None:

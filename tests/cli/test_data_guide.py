@@ -3,6 +3,7 @@
 import csv
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,15 @@ import pydicom
 import pytest
 from typer.testing import CliRunner
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+from lesions import make_site, make_store
+
 from medfed.cli import app
 from medfed.client.data.archive.dataset_file import load_dataset_file
+from medfed.client.data.pseudonym_key import load_or_create_key
 from medfed.client.data.store import Store, open_store, read_quarantine
+from medfed.common.errors import DataError
 from medfed.common.study import PhantomSection
 from medfed.common.study_file import load_study
 from medfed.simulations.phantom import load_phantom, write_dicom
@@ -53,6 +60,12 @@ def blocks(kind: str) -> list[str]:
     return [text for found, text in _BLOCK.findall(_GUIDE.read_text()) if found == kind]
 
 
+def block(words: str) -> str:
+    """The one TOML block that holds `words`."""
+    [text] = [text for text in blocks("toml") if words in text]
+    return text
+
+
 @pytest.fixture
 def hospital(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An archive of radiographs with names in their headers, labels and a damaged file."""
@@ -67,7 +80,7 @@ def hospital(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             label = _WORDING.get(record.labels[0], record.labels[0])
             table.writerow([record.record_id, label, record.columns["sex"]])
     (tmp_path / "study.toml").write_text(_STUDY)
-    (tmp_path / "dataset.toml").write_text(blocks("toml")[0])
+    (tmp_path / "dataset.toml").write_text(block("chest radiographs"))
     examinations(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -90,7 +103,7 @@ def examinations(folder: Path) -> None:
     paths[6].unlink()
     (folder / "readings.csv").write_text("\n".join(readings) + "\n")
     (folder / "views.toml").write_text(_VIEWS_STUDY)
-    (folder / "mammograms.toml").write_text(blocks("toml")[1])
+    (folder / "mammograms.toml").write_text(block("mammograms 2019"))
 
 
 def type_line(line: str) -> str:
@@ -123,6 +136,48 @@ def test_every_command_of_the_data_guide_works(hospital: Path) -> None:
     assert len(list((hospital / "copies").rglob("*.dcm"))) == len(store)
 
 
+@pytest.mark.parametrize("order", [("label", "prepare", "deidentify"),
+                                   ("deidentify", "prepare", "label"),
+                                   ("prepare", "label", "deidentify")])  # fmt: skip
+def test_patient_has_one_pseudonym_in_all_that_the_guide_makes(
+    hospital: Path, order: tuple[str, ...]
+) -> None:
+    lines = [line for block in blocks("console") for line in block.splitlines() if line]
+    for name in order:
+        [line, *_] = [line for line in lines if f"data {name}" in line]
+        type_line(f"{line} --out labels-joined.csv" if name == "label" else line)
+    [folder] = (hospital / "stores").glob("store-*")
+    in_store = set(open_store(folder).patients)
+    in_copies = {str(pydicom.dcmread(path).PatientID) for path in hospital.glob("copies/**/*.dcm")}
+    with (hospital / "labels-joined.csv").open(newline="") as file:
+        in_labels = {row["patient"] for row in csv.DictReader(file)}
+    assert len(in_store) > 30
+    assert in_copies == in_store <= in_labels
+    # One key, and none where the stores are.
+    assert list(hospital.rglob("*.key")) == [hospital / "keys" / "pseudonym.key"]
+
+
+def test_site_gets_the_key_of_the_data_set_and_no_other(hospital: Path) -> None:
+    make_site(hospital / "clinic", make_store(hospital / "old"), unit="none")
+    key = hospital / "keys" / "pseudonym.key"
+    line = "medfed data prepare study.toml --data dataset.toml --site clinic/site.toml"
+    type_line(line)
+    type_line("medfed data label dataset.toml")
+    link = hospital / "clinic" / "keys" / "pseudonym.key"
+    assert link.samefile(key)
+    assert [path for path in hospital.rglob("pseudonym.key") if not path.is_symlink()] == [key]
+    # A second data set of that site, in a folder of its own, has made another key before.
+    (hospital / "more" / "keys").mkdir(parents=True)
+    load_or_create_key(hospital / "more" / "keys" / "pseudonym.key")
+    text = (hospital / "dataset.toml").read_text()
+    moved = text.replace('"archive"', '"../archive"').replace('"labels.csv"', '"../labels.csv"')
+    (hospital / "more" / "dataset.toml").write_text(moved)
+    words = shlex.split(line.replace("dataset.toml", "more/dataset.toml"))[1:]
+    result = CliRunner().invoke(app, words)
+    assert isinstance(result.exception, DataError)
+    assert "Expected one pseudonym key, got 2 that differ" in str(result.exception)
+
+
 def check_store(store: Store) -> None:
     section = PhantomSection(num_patients=40, max_images_per_patient=2, num_scanners=2)
     records = load_phantom(section, image_size=32, seed=3).records
@@ -151,9 +206,9 @@ def check_examinations(store: Store) -> None:
     assert all(view == _VIEWS.index("right_cc") for _, view in missing)
 
 
-@pytest.mark.parametrize("number", [2, 3])
-def test_other_views_of_the_data_guide_are_understood(tmp_path: Path, number: int) -> None:
-    text = blocks("toml")[number]
+@pytest.mark.parametrize("words", ["frontal =", 'folders = ["eyes"]'])
+def test_other_views_of_the_data_guide_are_understood(tmp_path: Path, words: str) -> None:
+    text = block(words)
     (tmp_path / "dataset.toml").write_text(
         f'name = "ours"\n{text}' if "[archive]" in text else
         f'name = "ours"\n[archive]\nfolders = ["."]\n{text}'
@@ -162,7 +217,7 @@ def test_other_views_of_the_data_guide_are_understood(tmp_path: Path, number: in
 
 
 def test_options_of_the_data_guide_are_a_studys(tmp_path: Path) -> None:
-    (tmp_path / "study.toml").write_text(f"{_VIEWS_STUDY}{blocks('toml')[4]}")
+    (tmp_path / "study.toml").write_text(f"{_VIEWS_STUDY}{block('chexpert')}")
     simulation = load_study(tmp_path / "study.toml").simulation
     assert simulation is not None
     assert simulation.options.chosen() == {"uncertain": "ones"}

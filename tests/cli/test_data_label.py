@@ -99,11 +99,11 @@ def test_label_writes_rows_by_pseudonym_that_a_table_can_be_again(dataset: Path)
         assert json.loads(output)["counts"]["classes"]["well"] == {"images": 1, "patients": 1}
 
 
-def test_label_ends_with_1_on_conflicts_that_are_refused(dataset: Path) -> None:
+def test_label_ends_with_3_on_conflicts_that_are_refused(dataset: Path) -> None:
     with (dataset.parent / "labels.csv").open("a") as file:
         file.write("Jones 1,well,F\n")
     code, output = run(dataset)
-    assert code == 1
+    assert code == 3
     assert "labels.csv, line 2 says [bold]ill; labels.csv, line 5 says well" in output
     dataset.write_text(DATASET.replace("refuse", "leave_out"))
     code, output = run(dataset, "--json")
@@ -118,6 +118,48 @@ def test_label_names_the_nearest_key_to_one_that_is_unknown(dataset: Path) -> No
     with pytest.raises(DataError, match=r"labels.tables.0.lable_column: unknown key. Did you mean "
                                         "label_column"):  # fmt: skip
         run(dataset)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "word", "told"),
+    [
+        ("shift_jis", "腫瘍", "encoding = \"shift_jis\" (shift_jis would read '腫瘍'"),
+        ("cp1252", "Ödem", "the classes 'Ödem', which nobody named before"),
+    ],
+)
+def test_label_ends_with_3_where_classes_are_a_guess_until_the_encoding_is_named(
+    dataset: Path, encoding: str, word: str, told: str
+) -> None:
+    table = dataset.parent / "labels.csv"
+    table.write_bytes(f"id,finding,sex\nJones 1,{word},F\nJones 2,well,F\n".encode(encoding))
+    code, output = run(dataset)
+    assert code == 3
+    assert "To mend: labels.csv is no UTF-8" in output
+    assert told in output
+    code, output = run(dataset, "--json")
+    assert code == 3
+    assert told in json.loads(output)["doubts"][0]
+    key = 'key = "patient"'
+    dataset.write_text(DATASET.replace(key, f'{key}\nencoding = "{encoding}"'))
+    code, output = run(dataset)
+    assert code == 0
+    assert word in output
+
+
+def test_label_trusts_a_guess_whose_classes_the_data_set_names(dataset: Path) -> None:
+    table = dataset.parent / "labels.csv"
+    table.write_bytes("id,finding,sex\nJones 1,Ödem,F\nJones 2,größer,F\n".encode("cp1252"))
+    dataset.write_text(f'{DATASET}[labels.rename]\n"Ödem" = "oedema"\nill = "größer"\n')
+    code, output = run(dataset)
+    assert (code, "To mend" in output) == (0, False)
+    assert "oedema" in output
+
+
+def test_label_says_what_to_give_instead_of_a_folder(dataset: Path) -> None:
+    with pytest.raises(DataError, match=r"got the folder .*\. Give a file in it: .*dataset\.toml"):
+        CliRunner().invoke(app, ["label", str(dataset.parent)], catch_exceptions=False)
+    with pytest.raises(DataError, match=r"got the folder .*images\. Give the file; it is not in"):
+        CliRunner().invoke(app, ["label", str(dataset.parent / "images")], catch_exceptions=False)
 
 
 def test_label_needs_a_file_and_folders(dataset: Path) -> None:

@@ -4,12 +4,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from lesions import command, make_site, make_store, run, write_lesions, write_study
 
 from medfed.cli import data_prepare
+from medfed.client.data.pseudonym_key import load_or_create_key
 from medfed.client.data.pseudonyms import pseudonym
 from medfed.client.data.store import open_store, verify_store
 from medfed.client.site import load_site
@@ -28,7 +30,7 @@ def data(tmp_path: Path) -> Path:
     return write_lesions(tmp_path / "data")
 
 
-def test_store_goes_where_it_is_told_under_a_key_of_its_folder(
+def test_store_goes_where_it_is_told_under_a_key_beside_the_folder(
     tmp_path: Path, study: Path, data: Path
 ) -> None:
     out = tmp_path / "out"
@@ -36,7 +38,8 @@ def test_store_goes_where_it_is_told_under_a_key_of_its_folder(
     [folder] = out.glob("store-*")
     store = open_store(folder)
     verify_store(store)
-    key_file = out / "pseudonym.key"
+    key_file = tmp_path / "keys" / "pseudonym.key"
+    assert not list(out.rglob("*.key"))
     assert key_file.stat().st_mode & 0o777 == 0o600
     key = bytes.fromhex(key_file.read_text())
     assert store.patients[0] == pseudonym(key, "patient", "Doe_Jane_000")
@@ -71,6 +74,20 @@ def test_site_gets_its_store_by_its_own_key_and_names_it(
     assert f"in place of {names[1]}" in " ".join(printed.split())
     assert load_site(site).data.stores[0] == names[0]
     assert len(load_site(site).data.stores) == 2
+
+
+def test_key_of_an_earlier_version_among_the_stores_is_used(
+    tmp_path: Path, study: Path, data: Path
+) -> None:
+    key = load_or_create_key(tmp_path / "out" / "pseudonym.key")
+    result = CliRunner().invoke(
+        app, ["prepare", str(study), "--data", str(data), "--out", str(tmp_path / "out")]
+    )
+    assert result.exit_code == 0
+    assert "Move it out, it stays the same key: mkdir" in result.stderr
+    [folder] = (tmp_path / "out").glob("store-*")
+    assert open_store(folder).patients[0] == pseudonym(key, "patient", "Doe_Jane_000")
+    assert not (tmp_path / "keys").exists()
 
 
 def test_damaged_image_is_told_and_refused_when_strict(

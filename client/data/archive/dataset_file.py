@@ -89,8 +89,8 @@ class DatasetFile(Section):
     licence: str = "This site's own: not to be passed on."
     """One line."""
     pseudonym_key: str = ""
-    """The site's pseudonym key, relative to dataset.toml, e.g. site/keys/pseudonym.key; needed by
-    commands that are not told a site, where label tables hold pseudonyms."""
+    """The site's pseudonym key, relative to dataset.toml, e.g. ../site/keys/pseudonym.key; empty:
+    keys/pseudonym.key. Data sets of one site name one key."""
     structures: tuple[str, ...] = ()
     """What masks delineate, in order, for commands that are not told a study; empty: what the masks
     name."""
@@ -129,5 +129,5 @@ def load_dataset_file(path: Path) -> DatasetFile:
     Raises:
         DataError: Missing, not TOML, unknown key or impossible value, with the way out.
     """
-    missing = f"Expected a data set file at {path}, found none."
+    missing = f"Expected a data set file at {path}, found none. docs/data.md shows one."
     return read_toml(path, DatasetFile, DataError, missing, folder=path.absolute().parent)

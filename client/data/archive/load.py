@@ -75,7 +75,8 @@ def load_archive(
 
     Raises:
         DataError: A folder is missing, labels contradict each other and the file says to refuse
-            that, or the archive has not the study's views.
+            that, a table's encoding is a guess and its classes are none of the study's, or the
+            archive has not the study's views.
     """
     check_views(file, task, dimensions, views)
     chosen = scan_archive(file, workers=workers, progress=progress)
@@ -91,6 +92,8 @@ def load_archive(
         archive_folders=[file.path(folder) for folder in file.archive.folders],
     )
     _refuse_conflicts(file, joined)
+    if task.type == "classification" and (doubts := joined.doubts_beside(task.label_names)):
+        raise DataError(" ".join(doubts))
     reader = CleanReader(file.archive.window, file.limits, file.deidentify)
     maker = RecordMaker(
         reader,

@@ -34,6 +34,8 @@ class SourceReport:
         unmatched: Those that mean none or cannot be used.
         notes: How it was read.
         suggestions: What to look at, each with the way out.
+        guessed_classes: Classes beyond ASCII that nobody named before, of a table whose encoding
+            is a guess.
     """
 
     name: str
@@ -44,6 +46,7 @@ class SourceReport:
     unmatched: int = 0
     notes: list[str] = field(default_factory=list)
     suggestions: list[str] = field(default_factory=list)
+    guessed_classes: list[str] = field(default_factory=list)
 
     def as_table(self) -> dict[str, Any]:
         """Return it for JSON."""

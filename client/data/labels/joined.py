@@ -1,7 +1,7 @@
 """`LabelJoin`: what is known of an archive's images once all sources are put together."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from medfed.client.data.archive.inventory import Series, Unusable
 from medfed.client.data.labels.collecting import SourceReport, UnmatchedRow
+from medfed.client.data.labels.guessed import doubt_of
 from medfed.client.data.labels.said import WHOLE
 from medfed.client.data.records import Split
 
@@ -162,6 +163,19 @@ class LabelJoin:
     suggestions: tuple[str, ...]
     patients: Mapping[str, str] = field(repr=False)
 
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Classes that were read in an encoding that is a guess, a sentence a table."""
+        return self.doubts_beside(())
+
+    def doubts_beside(self, known: Collection[str]) -> tuple[str, ...]:
+        """Return the doubts but for classes that a study names."""
+        left = (
+            (one.name, [name for name in one.guessed_classes if name not in known])
+            for one in self.sources
+        )
+        return tuple(doubt_of(name, classes) for name, classes in left if classes)
+
     def counts(self) -> dict[str, Any]:
         """Return images and patients, in all and a class."""
         images: Counter[str] = Counter({name: 0 for name in self.classes})
@@ -221,6 +235,7 @@ class LabelJoin:
             "num_problems": len(self.problems),
             "num_masks_among_images": len(self.not_images),
             "suggestions": list(self.suggestions),
+            "doubts": list(self.doubts),
         }
         if with_paths:
             table["sources"] = [one.as_table() for one in self.sources]

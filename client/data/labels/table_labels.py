@@ -8,6 +8,7 @@ from medfed.client.data.archive.limits import ReadLimits
 from medfed.client.data.archive.problems import FileProblem
 from medfed.client.data.deidentification.identity import normalised
 from medfed.client.data.labels.collecting import Collected, SourceReport
+from medfed.client.data.labels.guessed import note_guessed
 from medfed.client.data.labels.index import ArchiveIndex, Found, patient_aliases
 from medfed.client.data.labels.said import About
 from medfed.client.data.labels.section import Key, ReportTable, TableSection
@@ -77,6 +78,8 @@ def read_table_labels(
                 collected.refuse(report, line, "the image's file names another patient")
                 continue
             report.matched += 1
+            if table.is_guess and section.label_column:
+                note_guessed(report.guessed_classes, about.present or (), rename)
             collected.add(report.name, line, found.places, once.setdefault(about, about))
             _note_patient(index, found, about.patient)
 

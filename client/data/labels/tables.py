@@ -60,11 +60,13 @@ class OpenedTable:
     Attributes:
         header: Its column names.
         note: How it is read: encoding and delimiter, as one sentence.
+        is_guess: Whether its encoding is a guess.
         rows: In the file's order. May raise FileProblem.
     """
 
     header: tuple[str, ...]
     note: str
+    is_guess: bool
     rows: Iterator[Row | BadRow]
 
 
@@ -108,7 +110,8 @@ def open_table(
         places = _places(header, columns)
         words = [opened.note, f"{_NAMES.get(chosen, chosen)} separated, {opened.encoding}"]
         rows = _rows(reader, len(header), places, 1 if excel else 0)
-        yield OpenedTable(header, "; ".join(word for word in words if word), rows)
+        note = "; ".join(word for word in words if word)
+        yield OpenedTable(header, note, bool(opened.note), rows)
 
 
 def _rows(

@@ -151,7 +151,7 @@ def _encoding_of(file: BinaryIO, encoding: str) -> tuple[str, str]:
         tried.append(why)
     raise FileProblem(
         f"Expected text in UTF-8, UTF-16 or Windows-1252, got {tried[0]}. Save it as UTF-8, or "
-        'name its encoding, e.g. encoding = "cp850" or "utf-16-le".',
+        'name its encoding, e.g. encoding = "shift_jis", "cp850" or "utf-16-le".',
         "unknown encoding",
     )
 

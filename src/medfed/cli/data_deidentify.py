@@ -1,19 +1,34 @@
 """`medfed data deidentify`: copies of DICOM files that name nobody."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from medfed.client.data.deidentification.rules import Rules
+
 _EXIT_REFUSED = 3
+_HERE = Path("dataset.toml")
 
 
 def deidentify(
     folder: Annotated[Path, typer.Argument(help="DICOM files. Only read.")],
     out: Annotated[Path, typer.Option(help="New folder for the copies.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATASET.toml",
+            help="Data set whose pseudonyms these are [default: dataset.toml, if one is here].",
+        ),
+    ] = None,
     key: Annotated[
-        Path, typer.Option(help="Pseudonym key, made on first use. Keep it, and keep it here.")
-    ] = Path("keys/pseudonym.key"),
+        Path | None,
+        typer.Option(
+            help="Pseudonym key, made on first use [default: the data set's, or keys/pseudonym.key "
+            "here]. Keep it, and keep it here."
+        ),
+    ] = None,
     options: Annotated[
         str,
         typer.Option(help="Options of DICOM PS3.15 E.3, separated by commas; empty for none."),
@@ -28,26 +43,23 @@ def deidentify(
 ) -> None:
     """Write de-identified copies of DICOM files (PS3.15 Basic Profile); the source stays as it is.
 
-    Refused files are named on the screen with the reason; the exit code is then 3.
+    Refused files are named on the screen with the reason; the exit code is then 3. Of dataset.toml
+    the key is taken, and whether ids are told by their issuer; not which text in pixels it allows.
     """
     import json
 
-    from pydantic import ValidationError
     from rich.console import Console
     from rich.progress import Progress
 
+    from medfed.cli.data_source import find_key_file
     from medfed.client.data.deidentification.folders import deidentify_folder
-    from medfed.client.data.deidentification.rules import Rules
     from medfed.client.data.pseudonym_key import load_or_create_key
-    from medfed.common.errors import DataError
     from medfed.common.files import write_json
 
-    chosen = [name.strip() for name in options.split(",") if name.strip()]
-    try:
-        rules = Rules.model_validate({"options": chosen, "burnt_in": burnt_in})
-    except ValidationError as error:
-        reasons = "; ".join(str(part["msg"]) for part in error.errors())
-        raise DataError(f"These rules cannot be used: {reasons}") from None
+    if data is None and key is None and _HERE.is_file():
+        data = _HERE
+    rules = _rules(options, burnt_in, data)
+    key = key or find_key_file(data, home=Path())
     console = Console(stderr=True)
     with Progress(console=console, transient=True) as progress:
         task = progress.add_task("De-identifying", total=None)
@@ -73,6 +85,26 @@ def deidentify(
         )
     if done.refused:
         raise typer.Exit(_EXIT_REFUSED)
+
+
+def _rules(options: str, burnt_in: str, data: Path | None) -> "Rules":
+    from pydantic import ValidationError
+
+    from medfed.client.data.archive.dataset_file import load_dataset_file
+    from medfed.client.data.deidentification.rules import Rules
+    from medfed.common.errors import DataError
+
+    said: dict[str, object] = {
+        "options": [name.strip() for name in options.split(",") if name.strip()],
+        "burnt_in": burnt_in,
+    }
+    if data is not None:
+        said["issuer_of_patient_id"] = load_dataset_file(data).deidentify.issuer_of_patient_id
+    try:
+        return Rules.model_validate(said)
+    except ValidationError as error:
+        reasons = "; ".join(str(part["msg"]) for part in error.errors())
+        raise DataError(f"These rules cannot be used: {reasons}") from None
 
 
 def add_to(app: typer.Typer) -> None:

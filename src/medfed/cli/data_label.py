@@ -10,9 +10,8 @@ import typer
 if TYPE_CHECKING:
     from medfed.client.data.labels.joined import LabelJoin
 
-_CONFLICTS = 1
+_EXIT_MEND = 3
 _MAX_SHOWN = 10
-_KEY = "keys/pseudonym.key"
 
 Say = Callable[[str], None]
 
@@ -35,10 +34,12 @@ def label(
 ) -> None:
     """Join labels to the images of an archive and list what does not fit; nothing is changed.
 
-    Exit code 1 where sources contradict each other and labels.conflicts is "refuse". What is
-    printed names files: it is for this hospital's own eyes.
+    Exit code 3 if something must be mended: sources contradict each other and labels.conflicts is
+    "refuse", or classes were read in an encoding that is a guess. What is printed names files: it
+    is for this hospital's own eyes.
     """
     from medfed.cli.data_progress import show_progress
+    from medfed.cli.data_source import find_key_file
     from medfed.client.data.archive.choosing import scan_archive
     from medfed.client.data.archive.dataset_file import load_dataset_file
     from medfed.client.data.labels.joined_table import write_joined_table
@@ -47,7 +48,7 @@ def label(
 
     file = load_dataset_file(dataset)
     if key is None:
-        key = file.path(file.pseudonym_key or _KEY)
+        key = find_key_file(dataset, home=file.folder)
     key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     secret = load_or_create_key(key)
     with show_progress("reading headers", quiet=as_json) as progress:
@@ -68,8 +69,8 @@ def label(
         typer.echo(json.dumps(found.to_json(), indent=1))
     else:
         _print(found, file.labels.conflicts, out)
-    if found.conflicts and file.labels.conflicts == "refuse":
-        raise typer.Exit(_CONFLICTS)
+    if found.doubts or (found.conflicts and file.labels.conflicts == "refuse"):
+        raise typer.Exit(_EXIT_MEND)
 
 
 def _print(found: "LabelJoin", conflicts: str, out: Path | None) -> None:
@@ -102,6 +103,8 @@ def _print(found: "LabelJoin", conflicts: str, out: Path | None) -> None:
         f"{one.way_out}" for one in found.conflicts
     ], say)  # fmt: skip
     _list("suggestions", list(found.suggestions), say)
+    for doubt in found.doubts:
+        console.print(f"\nTo mend: {doubt}", markup=False, soft_wrap=True, style="red")
     if out is not None:
         say(f"\nJoined labels, by pseudonym: {out}")
 

@@ -44,9 +44,10 @@ def prepare(
     """Decode, resample and check all images of a data set once; training reads the result.
 
     What was interrupted goes on where it stopped. Patients enter under pseudonyms that only the
-    key of this site's folder can make.
+    key in keys/ beside dataset.toml can make (or where its pseudonym_key says).
     """
-    from medfed.cli.data_source import open_source
+    from medfed.cli.data_source import find_key_file, open_source
+    from medfed.client.data.key_place import share_with_site
     from medfed.client.data.site_stores import name_store
     from medfed.client.site import load_site
     from medfed.common.errors import DataError
@@ -57,18 +58,21 @@ def prepare(
     loaded = with_files(load_study(study, overrides or ()), study.parent)
     if data is None and loaded.simulation is not None and loaded.simulation.data:
         data = study.parent / loaded.simulation.data
-    home = load_site(site).folder if site is not None else (out or Path("stores"))
-    key_file = home / "keys" / "pseudonym.key" if site is not None else home / "pseudonym.key"
+    home = load_site(site).folder if site is not None else None
+    parent = home / "stores" if home is not None else (out or Path("stores"))
+    key_file = find_key_file(data, home=parent.absolute().parent, site=home, stores=parent)
     source = open_source(loaded, data, key_file=key_file, workers=workers)
     store = prepare_dataset(
         source.dataset,
         loaded,
-        parent=home / "stores" if site is not None else home,
+        parent=parent,
         key_file=key_file,
         workers=workers,
         strict=strict,
         read_again=source.digest_again,
     )
+    if home is not None:
+        share_with_site(key_file, home)
     replaced = name_store(site, store) if site is not None else ()
     _say(store, site, replaced)
 

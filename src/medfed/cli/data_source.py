@@ -34,8 +34,8 @@ def open_source(
     Args:
         study: What it is for.
         data: `dataset.toml`, or a public data set's folder or file; None for what the study names.
-        key_file: The site's pseudonym key, made if it is not there; None for the one that
-            dataset.toml names.
+        key_file: The pseudonym key, made if it is not there; None for the data set's own if it
+            has been made, else for one of this moment.
         workers: Processes that read headers.
 
     Raises:
@@ -52,10 +52,12 @@ def _archive(study: "StudyConfig", path: Path, key_file: Path | None, workers: i
     from medfed.cli.data_progress import show_progress
     from medfed.client.data.archive.dataset_file import load_dataset_file
     from medfed.client.data.archive.load import load_archive
+    from medfed.client.data.key_place import find_key
 
     file = load_dataset_file(path)
-    if key_file is None and file.pseudonym_key:
-        key_file = file.path(file.pseudonym_key)
+    if key_file is None:
+        own = find_key(file.folder, named=file.pseudonym_key).path
+        key_file = own if own.exists() else None
     with show_progress("reading headers") as progress:
         loaded = load_archive(
             file,
@@ -74,6 +76,33 @@ def _archive(study: "StudyConfig", path: Path, key_file: Path | None, workers: i
             err=True,
         )
     return Source(loaded.dataset, loaded.digest_again)
+
+
+def find_key_file(
+    data: Path | None, *, home: Path, site: Path | None = None, stores: Path | None = None
+) -> Path:
+    """Return the file of the pseudonym key and say on standard error if it should move.
+
+    Args:
+        data: `dataset.toml`; anything else has no key of its own.
+        home: Folder in which `keys/` lies where there is no dataset.toml.
+        site: Folder of the site that a store is for.
+        stores: Folder of the stores.
+
+    Raises:
+        DataError: There are two keys, or dataset.toml is malformed.
+    """
+    from medfed.client.data.archive.dataset_file import load_dataset_file
+    from medfed.client.data.key_place import find_key
+
+    named = ""
+    if data is not None and data.suffix == ".toml":
+        file = load_dataset_file(data)
+        home, named = file.folder, file.pseudonym_key
+    place = find_key(home, named=named, site=site, stores=stores)
+    if place.note:
+        typer.secho(place.note, fg="yellow", err=True)
+    return place.path
 
 
 def _key(key_file: Path | None) -> bytes:

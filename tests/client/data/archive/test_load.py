@@ -241,6 +241,29 @@ def test_mistake_in_the_file_is_named(tmp_path: Path, text: str, why: str) -> No
         load_archive(load_dataset_file(path), TASK, dimensions=2, pseudonym_key=KEY)
 
 
+def test_classes_of_a_guessed_encoding_are_refused_unless_the_study_has_them(
+    tmp_path: Path,
+) -> None:
+    for number in range(2):
+        radiograph(tmp_path / "archive" / f"{number}.dcm", number)
+    table = tmp_path / "labels.csv"
+    table.write_bytes("file,class\n0,肺炎\n1,腫瘍\n".encode("shift_jis"))
+    labels = (
+        '[[labels.tables]]\nfile = "labels.csv"\nkey = "file"\nkey_column = "file"\n'
+        'label_column = "class"\n'
+    )
+    japanese = TaskSection(classes=("肺炎", "腫瘍"))
+    with pytest.raises(DataError, match=r'"shift_jis" \(shift_jis would read'):
+        load(tmp_path / "archive", task=japanese, labels=labels)
+    named = f'{labels}encoding = "shift_jis"\n'
+    loaded = load(tmp_path / "archive", task=japanese, labels=named)
+    assert {record.labels for record in loaded.dataset.records} == {("肺炎",), ("腫瘍",)}
+    # What a study names was seen by somebody: no guess that matters.
+    table.write_bytes("file,class\n0,Ödem\n1,größer\n".encode("cp1252"))
+    german = TaskSection(classes=("Ödem", "größer"))
+    assert len(load(tmp_path / "archive", task=german, labels=labels).dataset.records) == 2
+
+
 def test_series_of_the_same_patient_id_of_two_issuers(tmp_path: Path) -> None:
     folder = tmp_path / "archive"
     for number, issuer in enumerate(("NORTH", "SOUTH")):
