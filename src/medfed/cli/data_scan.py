@@ -87,13 +87,12 @@ def _scanned(path: Path, workers: int, *, quiet: bool) -> tuple["Inventory", dic
 
 
 def _known_key(file: "DatasetFile") -> bytes:
-    """The key of the data set file if there is one yet: a scan makes none."""
+    """The key of the data set if there is one yet: a scan makes none."""
+    from medfed.client.data.key_place import find_key
     from medfed.client.data.pseudonym_key import load_or_create_key
 
-    path = file.path(file.pseudonym_key) if file.pseudonym_key else None
-    if path is not None and path.exists():
-        return load_or_create_key(path)
-    return secrets.token_bytes(32)
+    path = find_key(file.folder, named=file.pseudonym_key).path
+    return load_or_create_key(path) if path.exists() else secrets.token_bytes(32)
 
 
 def _write_unusable(path: Path, found: "Inventory") -> None:
