@@ -136,6 +136,7 @@ def test_every_command_of_the_data_guide_works(hospital: Path) -> None:
     assert len(list((hospital / "copies").rglob("*.dcm"))) == len(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", [("label", "prepare", "deidentify"),
                                    ("deidentify", "prepare", "label"),
                                    ("prepare", "label", "deidentify")])  # fmt: skip

@@ -210,6 +210,7 @@ def test_what_equals_fedavg_has_its_bits(serial: Run, changes: tuple[str, ...]) 
     assert bits(serial(*changes, text=fixed_steps())) == bits(serial(text=fixed_steps()))
 
 
+@pytest.mark.slow
 def test_terms_change_nothing_before_there_is_anything_to_hold_to(serial: Run) -> None:
     one_step = STUDY.replace("local_epochs = 2", "local_steps = 1")
     held = serial("algorithm=fedprox", "proximal_mu=5", text=one_step)
@@ -268,6 +269,7 @@ def test_the_server_optimiser_comes_after_any_rule(serial: Run, how: tuple[str, 
     assert bits(serial(*how, "algorithm=fedadam"))[0] != bits(same)[0]
 
 
+@pytest.mark.slow
 def test_scaffold_sends_a_model_more_and_gets_none(serial: Run) -> None:
     plain, own = (
         arm(serial(*changes, text=fixed_steps())).read_rounds()[0].sites
@@ -289,6 +291,7 @@ def test_a_run_states_its_algorithm_and_its_numbers(serial: Run) -> None:
         assert text in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["fedadam", "scaffold"])
 def test_an_auditor_finds_each_round_s_weights_and_what_was_sent_with_them(
     serial: Run, tmp_path: Path, algorithm: str

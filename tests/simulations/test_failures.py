@@ -52,6 +52,7 @@ def test_sites_drop_out_as_the_seed_says_and_the_rest_go_on(medfed, tiny, tmp_pa
     assert statuses == {"ok", "failed"}
 
 
+@pytest.mark.slow
 def test_a_site_joins_in_its_round(medfed, tiny, tmp_path) -> None:  # type: ignore[no-untyped-def]
     late = "simulation.failures.first_round.scanner-2=4"
     medfed("simulate", tiny, "--out", tmp_path / "run", *BASE, "--set", late)
@@ -66,7 +67,9 @@ def test_a_site_joins_in_its_round(medfed, tiny, tmp_path) -> None:  # type: ign
     assert others == {"ok"}
 
 
-@pytest.mark.parametrize("kind", ["sign_flip", "scale", "noise"])
+@pytest.mark.parametrize(
+    "kind", ["sign_flip", *(pytest.param(k, marks=pytest.mark.slow) for k in ("scale", "noise"))]
+)
 def test_a_poisoned_update_is_what_it_is_said_to_be(medfed, tiny, tmp_path, kind) -> None:  # type: ignore[no-untyped-def]
     # One site, one round, no privacy: the global model moves by that site's update alone.
     alone = (

@@ -152,6 +152,7 @@ def test_a_sweep_runs_ordinary_runs_and_sums_them_up(medfed, swept, tmp_path) ->
     assert weights_of(alone) == weights_of(sweep / "runs" / "c002-s4")
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_where_it_was_and_repeats_nothing(medfed, swept, tmp_path) -> None:  # type: ignore[no-untyped-def]
     sweep = tmp_path / "sweep"
     arms = ("--set", 'simulation.arms=["federated"]', "--set", "training.rounds=1", "--quiet")
@@ -186,6 +187,7 @@ def test_other_runs_go_on_when_one_fails(medfed, tiny, tmp_path) -> None:  # typ
     assert "not finished" in page
 
 
+@pytest.mark.slow
 def test_rounds_and_bytes_to_a_target_are_those_of_the_records(medfed, swept, tmp_path) -> None:  # type: ignore[no-untyped-def]
     sweep = tmp_path / "sweep"
     arms = ("--set", 'simulation.arms=["federated"]', "--quiet")

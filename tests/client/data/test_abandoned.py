@@ -138,6 +138,7 @@ def test_folder_whose_lock_is_held_is_left_alone(tmp_path: Path) -> None:
     assert remove_abandoned(tmp_path, but=nothing(tmp_path)) == (aside,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_live_preparation_is_not_hurt_however_old_its_folder_looks(
     tmp_path: Path, workers: int
@@ -161,6 +162,7 @@ def test_live_preparation_is_not_hurt_however_old_its_folder_looks(
     assert content(folder) == content(whole.folder)
 
 
+@pytest.mark.slow
 def test_killed_preparation_is_removed_once_it_is_old(tmp_path: Path) -> None:
     parent, log = tmp_path / "stores", tmp_path / "log"
     killed = start(parent, log, 1)
@@ -175,6 +177,7 @@ def test_killed_preparation_is_removed_once_it_is_old(tmp_path: Path) -> None:
     assert sorted(path.name[:6] for path in parent.iterdir()) == ["store-", "store-"]
 
 
+@pytest.mark.slow
 def test_preparations_at_once_remove_what_is_old_and_finish(tmp_path: Path) -> None:
     parent = tmp_path / "stores"
     aside = leave(parent)

@@ -48,6 +48,7 @@ def push(home: FederationHome, run: int, site: Hospital, node: int) -> list[int]
         ]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process from /proc")
 def test_superlink_holds_a_few_pieces_when_many_sites_send_at_once(tmp_path: Path) -> None:
     home = make_home(tmp_path / "federation")
