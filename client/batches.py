@@ -23,6 +23,7 @@ from medfed.client.data.resident import resident_images
 from medfed.client.data.site_data import ImageSet
 from medfed.common.study import ColumnSection, DataSection, StudyConfig
 from medfed.common.tasks import Batch, Examples, Task
+from medfed.common.text import finite_number
 
 Positions = npt.NDArray[np.int64]
 
@@ -208,15 +209,7 @@ def encode_column(texts: tuple[str, ...], column: ColumnSection) -> npt.NDArray[
             if text in column.values:
                 row[column.values.index(text)] = 1.0
             continue
-        number = _number(text)
+        number = finite_number(text)
         if number is not None:
             row[:] = ((number - (column.mean or 0.0)) / (column.std or 1.0), 1.0)
     return table
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None

@@ -6,6 +6,7 @@ Everything that compares or counts words (vocabulary, training, metrics, finding
 `tokenise`, so that a word is the same thing everywhere.
 """
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -128,3 +129,12 @@ def _sentence(words: Sequence[str]) -> str:
     first = text[0].upper()
     # Some letters have no single capital; reading the text back must give the same words.
     return first + text[1:] if first.lower() == text[0] else text
+
+
+def finite_number(text: str) -> float | None:
+    """Return the number that a cell of a table holds; None for words, nothing, NaN and infinity."""
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

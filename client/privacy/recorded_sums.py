@@ -81,7 +81,6 @@ def recorded_sums(
     model: nn.Module, task: Task, study: StudyConfig, device: torch.device
 ) -> RecordedSums | None:
     """Return the sums of this thread's `model` where they are recorded, else None."""
-    record = recorder(device, enabled=study.compute.cuda_graphs)
     if device.type != "cuda":
         return None
     # All that a task's loss and the sums depend on.
@@ -93,7 +92,7 @@ def recorded_sums(
             task.loss_per_image,
             max_grad_norm=study.privacy.max_grad_norm,
             clipping=study.privacy.clipping,
-            record=record,
+            record=recorder(device, enabled=study.compute.cuda_graphs),
         )
         kept = _Kept(model, key, sums)
         _local.kept = kept

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from medfed.common.text import finite_number
 from medfed.simulations.uncertainty.bootstrap import draw_counts, interval, resampled
 from medfed.simulations.uncertainty.patient_sums import PatientSums
 
@@ -24,7 +25,7 @@ def groups_of(values: Sequence[str]) -> dict[str, npt.NDArray[np.bool_]]:
     Args:
         values: Each patient's value; empty where it is not known.
     """
-    numbers = [_number(value) for value in values]
+    numbers = [finite_number(value) for value in values]
     known = [number for number in numbers if number is not None]
     all_numbers = len(known) == sum(bool(value) for value in values)
     if known and all_numbers and len(set(known)) > _MOST_NUMBERS:
@@ -72,11 +73,3 @@ def compare_groups(
             "figures": {key: interval(figures.get(key), draws[key]).to_dict() for key in keys},
         }
     return table
-
-
-def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
