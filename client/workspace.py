@@ -132,7 +132,8 @@ def _make_arithmetic_repeatable(study: StudyConfig) -> None:
     torch.set_num_threads(study.compute.threads)
     # cuBLAS reads this when the first handle is made; without it it is not repeatable.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
+    # As use_deterministic_algorithms(True), which imports the compiler first: two seconds, unused.
+    torch.set_deterministic_debug_mode("error")
     # Filling fresh memory would only hide reads of unwritten memory, at a cost each step.
     setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - untyped
 

@@ -78,9 +78,7 @@ class Conversation:
     ) -> None:
         self._study = study
         self._run = run
-        self._by_node: dict[int, Participant] = {}
-        for site in sites:
-            self.admit(site)
+        self._by_node = {site.node_id: site for site in sites}
         self._words = words
         self._reference = reference
         self._frozen_sha256 = frozen_sha256

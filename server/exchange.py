@@ -9,6 +9,7 @@ connected anew may have forgotten what it was asked, since a SuperNode keeps mes
 only; where the study allows it, it is asked again. Whichever answer comes first counts.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -18,11 +19,12 @@ from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 
 from medfed.server.presence import Presence
-from medfed.server.reading import UNREADABLE, puller
 
 LATE = "late"
 LOST = "lost"
 DAMAGED = "damaged"
+UNREADABLE = -1
+"""Code of the error that stands for a reply which is not what was announced. None of Flower's."""
 
 _MOST_BYTES = 64e6
 
@@ -97,7 +99,7 @@ class Exchange:
         most_bytes: float = 0.0,
     ) -> None:
         self._grid = grid
-        self._pull_messages = puller(grid, _MOST_BYTES + most_bytes)
+        self._pull_messages = _puller(grid, _MOST_BYTES + most_bytes)
         self._watch = watch
         self._asks_again = asks_again
         self._asked: dict[int, _Asked] = {}
@@ -105,6 +107,9 @@ class Exchange:
         self._pause_s = _FIRST_PAUSE_S
         self._pulling_s = 0.0
         self._deadline = float("inf")
+        self._noticed = -1
+        self._owes = False
+        self._gave_up = -math.inf
         self.failures: dict[int, str] = {}
         self.ignored: list[tuple[int, str]] = []
 
@@ -221,7 +226,7 @@ class Exchange:
             return
         most = {_CRASHED: 2, **dict.fromkeys(_LOST_ON_THE_WAY, _MOST_ASKED)}.get(code, 0)
         if self._watch is not None and self._asks_again and asked.times < most:
-            asked.owed = True
+            asked.owed = self._owes = True
         else:
             self._end(node, LOST if code in _LOST_ON_THE_WAY else f"error {code}")
 
@@ -231,6 +236,9 @@ class Exchange:
             return
         presence = self._watch.presence
         presence.look()
+        if presence.changes == self._noticed and not self._owes:
+            return
+        self._noticed, self._owes = presence.changes, False
         anew = [
             node
             for node, asked in self._asked.items()
@@ -257,8 +265,10 @@ class Exchange:
 
     def _give_up(self) -> Iterator[Message]:
         """Stop waiting for nodes that have been unable to answer for long."""
-        if self._watch is None:
+        clock = time.monotonic()
+        if self._watch is None or clock - self._gave_up < _LONGEST_PAUSE_S:
             return
+        self._gave_up = clock
         for node, asked in list(self._asked.items()):
             silent_s = max(
                 self._watch.presence.offline_s(node),
@@ -289,3 +299,14 @@ class Exchange:
 
     def _start_of(self, node: int) -> str:
         return "" if self._watch is None else self._watch.presence.start_of(node)
+
+
+def _puller(grid: Grid, most_bytes: float) -> Callable[[Iterable[str]], Iterable[Message]]:
+    """Return what pulls replies from `grid`: through a `Reader` where sites are other machines."""
+    if getattr(grid, "pull_waits", False):
+        return grid.pull_messages  # in this process: none of what a SuperLink needs is imported
+    from flwr.superlink.grid.http_grid import HttpGrid
+
+    from medfed.server.reading import Reader
+
+    return Reader(grid, most_bytes).pull if isinstance(grid, HttpGrid) else grid.pull_messages

@@ -60,6 +60,7 @@ class Joining:
         self._again: dict[int, float] = {}
         self._paused: set[int] = set()
         self._begun = False
+        self._seen = -1
         self.sites: dict[str, Participant] = {}
         self.refused: dict[str, str] = {}
 
@@ -103,7 +104,7 @@ class Joining:
             timeout_s: For how long an answer is of use.
         """
         self._presence.look()
-        new = [node for node in self._presence.online if self._is_to_ask(node)]
+        new = self._to_ask()
         for node in new:
             self._asked[node] = self._presence.start_of(node)
             self._again.pop(node, None)
@@ -132,14 +133,22 @@ class Joining:
             name for names in named for name in names or ()
         } <= set(self.sites)
 
-    def _is_to_ask(self, node: int) -> bool:
-        known = any(site.node_id == node for site in self.sites.values())
-        if self._begun and not known and not self.is_open:
+    def _to_ask(self) -> list[int]:
+        # With thousands of sites, going through all of them at every answer takes minutes.
+        if self._presence.changes == self._seen and not self._again:
+            return []
+        self._seen = self._presence.changes
+        known = {site.node_id for site in self.sites.values()}
+        may_join = not self._begun or self.is_open
+        return [node for node in self._presence.online if self._is_to_ask(node, known, may_join)]
+
+    def _is_to_ask(self, node: int, known: set[int], may_join: bool) -> bool:
+        if node not in known and not may_join:
             return False
         if node in self._again:
             return time.monotonic() >= self._again[node]
         # A site that joined need not join again because its connection was cut.
-        return not known and self._asked.get(node) != self._presence.start_of(node)
+        return node not in known and self._asked.get(node) != self._presence.start_of(node)
 
     def _later(self, nodes: Iterable[int]) -> None:
         self._again |= dict.fromkeys(nodes, time.monotonic() + _ASK_AGAIN_S)

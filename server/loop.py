@@ -257,11 +257,7 @@ def _evaluate(run: Run, progress: Progress, started: str) -> dict[str, float] | 
     strategy.conversation.note_damaged(exchange.failures)
     strategy.conversation.note_ignored(exchange.ignored)
     if strategy.sums:
-        sums = {
-            site: {name: array.tolist() for name, array in sorted(parts.items())}
-            for site, parts in sorted(strategy.sums.items())
-        }
-        write_json(run.arm.folder / "final_sums.json", sums)
+        write_json(run.arm.folder / "final_sums.json", {"groups": strategy.sums.table()})
     return None if metrics is None else cast(dict[str, float], dict(metrics))
 
 

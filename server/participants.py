@@ -3,6 +3,8 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
+import numpy as np
+
 from medfed.common.seeding import numpy_rng
 from medfed.common.study import StudyConfig
 
@@ -29,11 +31,28 @@ def draw_participants(
 
     The draw depends on the seed, the round and the names only.
     """
+    rng = numpy_rng(study.study.seed, "participants", round_number)
+    return _share(sites, study.federation.fraction, rng)
+
+
+def draw_evaluators(
+    sites: Collection[Participant], study: StudyConfig, round_number: int
+) -> list[Participant]:
+    """Return the sites that evaluate after a round: a share of `evaluation.fraction`, by name.
+
+    After the last round it is all of them.
+    """
+    fraction = 1.0 if round_number == study.training.rounds else study.evaluation.fraction
+    return _share(sites, fraction, numpy_rng(study.study.seed, "evaluators", round_number))
+
+
+def _share(
+    sites: Collection[Participant], fraction: float, rng: np.random.Generator
+) -> list[Participant]:
     ordered = sorted(sites, key=lambda site: site.name)
-    count = max(1, round(study.federation.fraction * len(ordered)))
+    count = max(1, round(fraction * len(ordered)))
     if count >= len(ordered):
         return ordered
-    rng = numpy_rng(study.study.seed, "participants", round_number)
     return [ordered[i] for i in sorted(rng.choice(len(ordered), size=count, replace=False))]
 
 

@@ -25,14 +25,18 @@ class Presence:
 
     Args:
         grid: Flower's.
+
+    Attributes:
+        changes: How often a look found other nodes, or one connected anew.
     """
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
-        self._online: list[int] = []
         self._known: dict[int, _Node] = {}
         self._missing: dict[int, float] = {}
         self._looked = -math.inf
+        self._found: dict[int, _Node] = {}
+        self.changes = 0
 
     def look(self) -> None:
         """Ask the grid, unless that was a moment ago."""
@@ -45,8 +49,11 @@ class Presence:
         }
         # The grid may have been unreachable for long: what it now lists is of now.
         self._looked = clock = time.monotonic()
+        if found == self._found:
+            return
+        self._found = found
+        self.changes += 1
         self._known |= found
-        self._online = list(found)
         self._missing = {
             node: self._missing.get(node, clock) for node in self._known if node not in found
         }
@@ -54,11 +61,11 @@ class Presence:
     @property
     def online(self) -> list[int]:
         """The connected nodes, in the grid's order."""
-        return list(self._online)
+        return list(self._found)
 
     def is_online(self, node: int) -> bool:
         """Whether a node is connected."""
-        return node in self._online
+        return node in self._found
 
     def offline_s(self, node: int) -> float:
         """Return for how many seconds a node has been seen missing; 0 if it is connected."""

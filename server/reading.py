@@ -17,7 +17,6 @@ from flwr.common.constant import ErrorCode
 from flwr.common.serde import message_from_proto
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
-from flwr.serverapp import Grid
 from flwr.supercore.inflatable.inflatable_object import iterate_object_tree
 from flwr.supercore.inflatable.inflatable_protobuf_utils import make_pull_object_fn_protobuf
 from flwr.supercore.inflatable.inflatable_utils import (
@@ -30,9 +29,7 @@ from flwr.superlink.grid.http_grid import HttpGrid
 
 from medfed.common.errors import MessageError
 from medfed.common.messages.unfolding import check_unfolded
-
-UNREADABLE = -1
-"""Code of the error that stands for a reply which is not what was announced. None of Flower's."""
+from medfed.server.exchange import UNREADABLE
 
 _STATED = (
     *("run_id", "src_node_id", "dst_node_id", "reply_to_message_id"),
@@ -120,11 +117,6 @@ class Reader:
             return _error(announced, UNREADABLE)
         message.metadata.__dict__["_message_id"] = own
         return message
-
-
-def puller(grid: Grid, most_bytes: float) -> Callable[[Iterable[str]], Iterable[Message]]:
-    """Return what pulls replies from `grid`: through a `Reader` where sites are other machines."""
-    return Reader(grid, most_bytes).pull if isinstance(grid, HttpGrid) else grid.pull_messages
 
 
 def _contents(announced: _Announced, pull: Callable[[str], bytes]) -> dict[str, bytes] | None:

@@ -9,7 +9,7 @@
     heads.jsonl      the countersigned heads of the sites' ledgers
     server_state/    the server's key, and its ledger under site-level privacy; never shared
     checkpoint/      state.json (with the last round's record) and the weights after it
-    final_sums.json  each site's metric sums after the last round
+    final_sums.json  metric sums of the last evaluation, of all sites that released the same
     model.safetensors  the final global weights (with federation.ema_decay, their average)
     outcome.json     finished or failed, and why
 """

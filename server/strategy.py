@@ -15,7 +15,6 @@ from flwr.serverapp.strategy import Strategy
 from medfed.common import messages
 from medfed.common.errors import UpdateError
 from medfed.common.messages import EvaluateReply, TrainReply
-from medfed.common.metrics import MetricSums
 from medfed.common.state_dicts import StateDict, digest
 from medfed.common.study import StudyConfig
 from medfed.common.tasks import make_task, pooled_metrics
@@ -24,7 +23,13 @@ from medfed.server.aggregation.fednova import effective_steps
 from medfed.server.aggregation.rule import Rule
 from medfed.server.aggregation.scaffold import Variates
 from medfed.server.conversation import Absence, Conversation
-from medfed.server.participants import Participant, draw_participants, site_weight
+from medfed.server.participants import (
+    Participant,
+    draw_evaluators,
+    draw_participants,
+    site_weight,
+)
+from medfed.server.released_sums import ReleasedSums
 from medfed.server.screening import (
     screen_examples,
     screen_size,
@@ -54,7 +59,7 @@ class FedAvgStrategy(Strategy):
 
     Attributes:
         conversation: What was said in the current round, and what each site did.
-        sums: The released metric sums of the last evaluation, by name.
+        sums: What sites released of the last evaluation.
         absent: Sites that are not asked anything now, by name, and why.
         variates: With scaffold, what each site drifts by.
     """
@@ -87,7 +92,7 @@ class FedAvgStrategy(Strategy):
         self._parameters = frozenset(parameters)
         self._steps: dict[str, float] = {}
         self.variates = variates
-        self.sums: dict[str, MetricSums] = {}
+        self.sums = ReleasedSums()
         self.conversation = Conversation(
             study,
             run,
@@ -188,8 +193,9 @@ class FedAvgStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return one evaluation message for each evaluating site."""
-        self.sums = {}
-        asked = [site for site in self._evaluators if site.name not in self.absent]
+        self.sums = ReleasedSums()
+        present = [site for site in self._evaluators if site.name not in self.absent]
+        asked = draw_evaluators(present, self._study, server_round)
         return self.conversation.model_messages(messages.EVALUATE, server_round, arrays, asked)
 
     def aggregate_evaluate(
@@ -204,11 +210,11 @@ class FedAvgStrategy(Strategy):
             except UpdateError as error:
                 self.conversation.reject(site.name, str(error))
                 continue
-            self.sums[site.name] = reply.sums
+            self.sums.add(site.name, reply.sums)
             self.conversation.round_of(site.name).metrics = self._task.metrics(reply.sums)
         if not self.sums:
             return None
-        return MetricRecord(dict(pooled_metrics(self._task, list(self.sums.values()))))
+        return MetricRecord(dict(pooled_metrics(self._task, self.sums.parts)))
 
     def summary(self) -> None:
         """Log what this strategy does."""

@@ -20,6 +20,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -90,9 +91,27 @@ def image_shape(image: DataSection) -> tuple[int, ...]:
 def open_store(folder: Path) -> Store:
     """Open the store in `folder`.
 
+    Whoever opens it again while its files are as they were gets the same object: the sites of a
+    simulation share a store, and a thousand of them would each read and keep all of its rows.
+
     Raises:
         DataError: If it is missing, half-written, of another format, or its parts disagree.
     """
+    files = (folder / name for name in ("store.json", "records.jsonl", "images.npy", "masks.npy"))
+    return _opened(folder, tuple(_stamp(file) for file in files))
+
+
+def _stamp(file: Path) -> tuple[int, ...]:
+    """What tells that a file was written anew; empty for one that is not there."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@lru_cache(maxsize=16)
+def _opened(folder: Path, stamps: tuple[tuple[int, ...], ...]) -> Store:
     header = _read_header(folder)
     try:
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
@@ -161,6 +180,7 @@ def _assemble(
         labels = np.zeros((len(table.labels), len(classes)), dtype=np.uint8)
         for index, own in enumerate(table.labels):
             labels[index, own] = 1
+    labels.flags.writeable = False  # whoever opened the store shares them
     views = tuple(header["views"])
     numbers = {name: np.array(own, dtype=np.int64) for name, own in table.numbers.items()}
     return Store(

@@ -23,7 +23,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from scipy.special import logsumexp, ndtr
-from scipy.stats import binom
 
 Floats = npt.NDArray[np.float64]
 Direction = Literal["remove", "add"]
@@ -99,6 +98,8 @@ def _ends(release: Release) -> tuple[float, float]:
 def _log_weights(release: Release) -> Floats:
     """Return the log probabilities of 0, 1, ... of the unit's records in the sample."""
     _, rate, records = release
+    from scipy.stats import binom  # takes half a second to import, and few need it
+
     return np.asarray(binom.logpmf(np.arange(records + 1), records, rate), dtype=np.float64)
 
 

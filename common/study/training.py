@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from medfed.common.study.base import PositiveFloat, PositiveInt, Section
+from medfed.common.study.base import Fraction, PositiveFloat, PositiveInt, Section
 
 
 class TrainingSection(Section):
@@ -56,6 +56,8 @@ class EvaluationSection(Section):
 
     every: PositiveInt = 1
     """Evaluate after every so many rounds; the last round always."""
+    fraction: Fraction = 1.0
+    """Share of the sites that evaluates then, drawn anew each time; after the last round all do."""
     test_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """Share of each site's patients held out where the data set has no official split."""
     batch_size: PositiveInt = 128

@@ -6,7 +6,7 @@ What is missing is left out; a damaged file is a RunError that names it and the 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -34,6 +34,13 @@ EVALUATION_ONLY = "evaluation only"
 _Value = TypeVar("_Value")
 
 
+class Released(NamedTuple):
+    """Held-out sums over all sites that released the same of them."""
+
+    sites: tuple[str, ...]
+    sums: MetricSums
+
+
 @dataclass(frozen=True)
 class Arm:
     """One arm of the run, as far as it got.
@@ -41,7 +48,7 @@ class Arm:
     Attributes:
         name: federated, pooled, or local-<site>.
         rounds: Completed rounds, in order.
-        final_sums: Held-out sums of the last evaluation by test site.
+        final_sums: Held-out sums of the last evaluation.
         outcome: state (finished or failed), reason, time; None while it has not ended.
         ledgers: What each site's ledger says, by site.
         server_ledger: What the server's says; None without site-level privacy.
@@ -56,7 +63,7 @@ class Arm:
 
     name: str
     rounds: tuple[RoundRecord, ...]
-    final_sums: Mapping[str, MetricSums]
+    final_sums: tuple[Released, ...]
     outcome: Mapping[str, str] | None
     ledgers: Mapping[str, LedgerFacts]
     planned_rounds: int
@@ -183,16 +190,16 @@ def _outcome(
     return None if started[-1] > str(outcome.get("time", "")) else outcome
 
 
-def _sums(table: Mapping[str, Any], task: "Task") -> dict[str, MetricSums]:
-    """Each site's sums, with the shapes that the task states; a site may withhold some."""
+def _sums(table: Mapping[str, Any], task: "Task") -> tuple[Released, ...]:
+    """The sums, with the shapes that the task states; sites may withhold some."""
     shapes = task.sum_shapes()
-    read: dict[str, MetricSums] = {}
-    for site, parts in table.items():
-        arrays = {name: np.asarray(values, dtype=np.int64) for name, values in parts.items()}
+    read = []
+    for group in table["groups"] if table else ():
+        arrays = {name: np.asarray(own, dtype=np.int64) for name, own in group["sums"].items()}
         for name, array in arrays.items():
             if array.shape != shapes.get(name):
                 raise ValueError(
-                    f"expected {name} of {site} with shape {shapes.get(name)}, got {array.shape}"
+                    f"expected {name} with shape {shapes.get(name)}, got {array.shape}"
                 )
-        read[str(site)] = arrays
-    return read
+        read.append(Released(tuple(str(site) for site in group["sites"]), arrays))
+    return tuple(read)

@@ -21,7 +21,7 @@ _BAR = 0.16
 
 
 def partition(
-    splits: Splits, labels: Sequence[str], noun: str, *, one_label: bool
+    splits: Splits, labels: Sequence[str], noun: str, *, one_label: bool, note: str = ""
 ) -> "Figure | None":
     """Draw each site's counts, training beside held-out.
 
@@ -33,6 +33,7 @@ def partition(
         labels: What is counted; nothing if only images are.
         noun: What is counted: image or report.
         one_label: Whether an image has exactly one label.
+        note: What stands beside the rows.
     """
     if not splits:
         return None
@@ -53,6 +54,7 @@ def partition(
         panel.set_ylim(len(splits) - 0.5, -0.5)
         whole_numbers(panel.xaxis)
     axes[0].set_yticks(range(len(splits)), [short(name) for name, _, _ in splits])
+    axes[0].set_ylabel(note)
     handles, names = axes[0].get_legend_handles_labels()
     if names:
         figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6))

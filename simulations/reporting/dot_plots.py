@@ -58,6 +58,7 @@ def dot_plot(
     *,
     bold: str | None = None,
     whole_scale: bool = False,
+    note: str = "",
 ) -> "Figure | None":
     """Draw a dot for each value; what is first in `series` lies on top.
 
@@ -68,6 +69,7 @@ def dot_plot(
         series: What the dots stand for.
         bold: The row that stands out.
         whole_scale: Whether a panel begins at 0 and, if all of it are shares, ends at 1.
+        note: What stands beside the rows.
     """
     known = [value for values in panels.values() for row in values for value in row]
     if not any(value is not None for value in known):
@@ -85,6 +87,7 @@ def dot_plot(
     figure.get_layout_engine().set(wspace=0.05)  # type: ignore[union-attr,call-arg]
     first = axes[0][0]
     first.set_yticks(range(len(rows)), [short(row, 24) for row in rows])
+    first.set_ylabel(note)
     for tick, row in zip(first.get_yticklabels(), rows, strict=True):
         tick.set_fontweight("bold" if row == bold else "normal")
     handles = {

@@ -77,6 +77,8 @@ _STYLE: dict[str, Any] = {
 }
 _SVG_OPEN = re.compile(r"<svg [^>]*?viewBox=\"([^\"]+)\"[^>]*>", re.DOTALL)
 _PNG_DPI = 110
+MAX_ROWS = 48
+"""Most rows of a figure that has one for each site."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,22 @@ def short(name: str, length: int = 18) -> str:
     # matplotlib hides whatever label starts with an underscore.
     line = "\u2009" + line if line.startswith("_") else line
     return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def some_of(values: Sequence[float]) -> tuple[list[int], str]:
+    """Choose the rows of a figure that has one for each site: all, or some of very many.
+
+    Returns:
+        Positions in `values`, and what to write beside the axis: nothing where all are shown. Of
+        more than `MAX_ROWS` they are those at even steps from the largest value to the smallest.
+    """
+    if len(values) <= MAX_ROWS:
+        return list(range(len(values))), ""
+    ranked = sorted(range(len(values)), key=lambda index: -values[index])
+    step = (len(values) - 1) / (MAX_ROWS - 1)
+    shown = [ranked[round(rank * step)] for rank in range(MAX_ROWS)]
+    total = f"{len(values):,}".replace(",", "\u202f")
+    return shown, f"{MAX_ROWS} of {total} sites, at even steps by rank"
 
 
 def spread(positions: Sequence[float], gap: float) -> list[float]:

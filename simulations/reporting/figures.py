@@ -16,7 +16,7 @@ from medfed.simulations.reporting.arms import POOLED, Arm
 from medfed.simulations.reporting.cards import names_of
 from medfed.simulations.reporting.details import Plots, detail_of
 from medfed.simulations.reporting.dot_plots import ARM_SERIES, dot_plot
-from medfed.simulations.reporting.drawing import Drawing, draw
+from medfed.simulations.reporting.drawing import Drawing, draw, some_of
 from medfed.simulations.reporting.participation_plot import participation
 from medfed.simulations.reporting.run_data import RunData
 from medfed.simulations.reporting.training_plots import Curve
@@ -98,8 +98,12 @@ def _sites(run: RunData) -> "Figure | None":
         one.title: results.site_scores(run, one.key)
         for one in (results.leading(run), results.beside(run))
     }
-    panels = {title: tuple(by_site.values()) for title, by_site in scores.items()}
-    return dot_plot(run.site_names, panels, ARM_SERIES, bold=results.worst_site(run))
+    leading = scores[results.leading(run).title]
+    ranks = [next((v for v in leading[site] if v is not None), 0.0) for site in run.site_names]
+    shown, note = some_of(ranks)
+    names = [run.site_names[index] for index in shown]
+    panels = {title: [by_site[site] for site in names] for title, by_site in scores.items()}
+    return dot_plot(names, panels, ARM_SERIES, bold=results.worst_site(run), note=note)
 
 
 def _epsilon(run: RunData) -> "Figure | None":
@@ -110,7 +114,8 @@ def _epsilon(run: RunData) -> "Figure | None":
 
 def _traffic(run: RunData) -> "Figure | None":
     rows = [(site, *pair) for site, pair in conduct.traffic(run.federated).items()]
-    return training_plots.traffic(rows)
+    shown, note = some_of([down + up for _, down, up in rows])
+    return training_plots.traffic([rows[index] for index in shown], note)
 
 
 def _times(run: RunData) -> "Figure | None":
@@ -132,6 +137,8 @@ def _partition(run: RunData) -> "Figure | None":
         for name in run.site_names
         if name in run.sites
     ]
+    shown, note = some_of([train.images for _, train, _ in splits])
+    splits = [splits[index] for index in shown]
     task = run.study.task
     noun = detail_of(run).noun
-    return data_plots.partition(splits, task.label_names, noun, one_label=task.one_label)
+    return data_plots.partition(splits, task.label_names, noun, one_label=task.one_label, note=note)

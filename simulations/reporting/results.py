@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from medfed.common.metrics import MetricSums, add_sums
+from medfed.common.metrics import MetricSums
 from medfed.simulations.reporting.arms import FEDERATED, LOCAL_PREFIX, POOLED, Arm
 from medfed.simulations.reporting.run_data import RunData
 from medfed.simulations.reporting.tables import ABSENT, Table, figure, mean, whole
@@ -33,9 +33,8 @@ def federated_sums(run: RunData) -> MetricSums | None:
     Sites whose policy withholds a part of theirs are left out: what they lack cannot be added.
     """
     names = set(run.task.sum_shapes())
-    found = run.federated.final_sums.values() if run.federated else ()
-    parts = [sums for sums in found if set(sums) == names]
-    return add_sums(parts) if parts else None
+    found = run.federated.final_sums if run.federated else ()
+    return next((group.sums for group in found if set(group.sums) == names), None)
 
 
 def arm_title(name: str) -> str:
@@ -87,8 +86,9 @@ def baseline_notes(run: RunData) -> tuple[str, ...]:
 def withholding_sites(run: RunData) -> tuple[str, ...]:
     """Return the sites that kept a part of their figures back at the last evaluation."""
     names = set(run.task.sum_shapes())
-    found = run.federated.final_sums if run.federated else {}
-    return tuple(site for site in run.site_names if site in found and set(found[site]) != names)
+    found = run.federated.final_sums if run.federated else ()
+    holding = {site for group in found if set(group.sums) != names for site in group.sites}
+    return tuple(site for site in run.site_names if site in holding)
 
 
 def arms_table(run: RunData) -> Table:

@@ -122,8 +122,8 @@ def epsilon_by_round(
     return figure
 
 
-def traffic(rows: Sequence[tuple[str, int, int]]) -> "Figure | None":
-    """Draw bytes by site: (site, from the server, to the server)."""
+def traffic(rows: Sequence[tuple[str, int, int]], note: str = "") -> "Figure | None":
+    """Draw bytes by site: (site, from the server, to the server); `note` beside the rows."""
     if not rows or not any(down or up for _, down, up in rows):
         return None
     names = [short(site) for site, _, _ in rows]
@@ -134,6 +134,7 @@ def traffic(rows: Sequence[tuple[str, int, int]]) -> "Figure | None":
     axes.barh(range(len(rows)), down, 0.62, color=INK["sky"], label="server to site")
     axes.barh(range(len(rows)), up, 0.62, left=down, color=INK["blue"], label="site to server")
     axes.set_yticks(range(len(rows)), names)
+    axes.set_ylabel(note)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(f"{unit} over all rounds")
     axes.grid(axis="y", visible=False)

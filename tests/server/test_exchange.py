@@ -17,9 +17,8 @@ from link import HEARTBEAT_S, Link, Node, superlink
 from medfed.common import messages
 from medfed.common.errors import RefusalReason
 from medfed.common.messages import Refusal
-from medfed.server.exchange import DAMAGED, LATE, LOST, Exchange, Watch
+from medfed.server.exchange import DAMAGED, LATE, LOST, UNREADABLE, Exchange, Watch
 from medfed.server.presence import Presence
-from medfed.server.reading import UNREADABLE
 
 LOST_AFTER_S = 1.0
 

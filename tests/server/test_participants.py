@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 
 from medfed.common.study_file import load_study
-from medfed.server.participants import Participant, draw_participants, site_weight
+from medfed.server.participants import (
+    Participant,
+    draw_evaluators,
+    draw_participants,
+    site_weight,
+)
 
 DEMO = Path(__file__).parents[2] / "studies" / "demo.toml"
 SITES = [Participant(f"s{number}", number, None) for number in range(10)]
@@ -26,6 +31,16 @@ def test_a_fraction_is_drawn_by_name_not_by_order_or_node() -> None:
         assert len(one) == 3
     rounds = {tuple(s.name for s in draw_participants(SITES, study, r)) for r in range(1, 20)}
     assert len(rounds) > 5
+
+
+def test_a_share_evaluates_and_all_after_the_last_round() -> None:
+    study = load_study(DEMO, ["evaluation.fraction=0.5", "training.rounds=20"])
+    drawn = [tuple(s.name for s in draw_evaluators(SITES, study, r)) for r in range(1, 21)]
+    assert {len(names) for names in drawn[:-1]} == {round(0.5 * len(SITES))}
+    assert len(set(drawn[:-1])) > 1
+    assert drawn[-1] == tuple(sorted(site.name for site in SITES))
+    trained = [tuple(s.name for s in draw_participants(SITES, study, r)) for r in range(1, 20)]
+    assert drawn[:-1] != trained
 
 
 def test_every_site_is_drawn_about_equally_often() -> None:

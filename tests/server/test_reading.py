@@ -19,7 +19,8 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from flwr.supercore.task_identity import TaskIdentity
 
-from medfed.server.reading import UNREADABLE, Reader
+from medfed.server.exchange import UNREADABLE
+from medfed.server.reading import Reader
 
 SITE, OTHER = 7, 8
 MB = 10**6

@@ -31,6 +31,16 @@ def test_store_that_is_whole_is_verified(tmp_path: Path, kind: str) -> None:
     verify_store(prepare(small_set(), tmp_path, kind))
 
 
+def test_store_is_read_once_until_it_changes(store: Store) -> None:
+    first = open_store(store.folder)
+    assert open_store(store.folder) is first
+    with pytest.raises(ValueError, match="read-only"):
+        first.labels[0] = 1
+    records = store.folder / "records.jsonl"
+    records.write_text(records.read_text().replace(first.patients[0], "another"))
+    assert open_store(store.folder).patients[0] == "another"
+
+
 @pytest.mark.parametrize("name", ["images.npy", "masks.npy", "records.jsonl"])
 def test_one_changed_bit_of_any_file_is_found(store: Store, name: str) -> None:
     path = store.folder / name

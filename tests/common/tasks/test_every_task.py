@@ -18,6 +18,7 @@ from medfed.common.tasks.protocol import Batch, Examples, Task
 from medfed.common.tasks.report import Report
 from medfed.common.tasks.segmentation import Segmentation
 from medfed.common.text import Vocabulary
+from medfed.server.released_sums import ReleasedSums
 
 NUM = 7
 SIZE = 16
@@ -165,6 +166,24 @@ def test_pooled_figures_are_those_of_the_added_sums(chosen: tuple[Task, Batch]) 
     ]
     assert pooled_metrics(task, parts) == task.metrics(add_sums(parts))
     assert pooled_metrics(task, []) == {"num_images": 0.0}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_pooled_figures_need_only_the_sum_of_those_that_released_the_same(
+    chosen: tuple[Task, Batch],
+) -> None:
+    task, batch = chosen
+    parts = [
+        task.evaluate(Answers(), part_of(batch, slice(a, b)))
+        for a, b in itertools.pairwise([0, 1, 4, NUM])
+    ]
+    parts[1] = of_families(parts[1], task.families, list(task.families)[:1])
+    released = ReleasedSums()
+    for number in (2, 0, 1):
+        released.add(f"site-{number}", parts[number])
+    assert pooled_metrics(task, released.parts) == pooled_metrics(task, parts)
+    sites = [group["sites"] for group in released.table()]
+    assert sorted(sites) == [["site-0", "site-2"], ["site-1"]]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -30,6 +30,7 @@ from medfed.common.tasks import Task, make_task
 from medfed.common.text import tokenise
 from medfed.server.checkpoint import Checkpoint, save_checkpoint, write_weights
 from medfed.server.records import ArmFolder, RoundRecord, RunPlan, SiteRound
+from medfed.server.released_sums import ReleasedSums
 from medfed.server.words import write_vocabulary
 from medfed.simulations.reporting.report import write_report
 
@@ -169,8 +170,10 @@ class RunMaker:
                     with ledger.locked() as locked:
                         locked.append(self._spend(arm, number))
             if sums:
-                plain = {s: {k: v.tolist() for k, v in p.items()} for s, p in sums.items()}
-                write_json(folder.folder / "final_sums.json", plain)
+                released = ReleasedSums()
+                for site, own in sums.items():
+                    released.add(site, own)
+                write_json(folder.folder / "final_sums.json", {"groups": released.table()})
         if self.task_type == "report":
             self._vocabulary(folder.folder, trainers)
         self._weights(folder, trainers)

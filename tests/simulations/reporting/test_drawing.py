@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from medfed.common.metrics import classification_metrics, classification_sums
-from medfed.simulations.reporting.drawing import INK, draw, new_figure, short, spread
+from medfed.simulations.reporting.drawing import (
+    INK,
+    MAX_ROWS,
+    draw,
+    new_figure,
+    short,
+    some_of,
+    spread,
+)
 from medfed.simulations.reporting.model_plots import roc_points
 from medfed.simulations.reporting.tables import num_bytes, seconds, small, whole
 
@@ -25,6 +33,18 @@ def test_spread_keeps_labels_apart_and_in_order(positions: list[float], gap: flo
 def test_spread_leaves_what_is_apart_alone() -> None:
     assert spread([3.0, 1.0, 2.0], 0.9) == [3.0, 1.0, 2.0]
     assert spread([1.0, 1.0], 1.0) == [0.5, 1.5]
+
+
+def test_figures_of_very_many_sites_show_some_at_even_steps() -> None:
+    assert some_of([3.0, 1.0, 2.0]) == ([0, 1, 2], "")
+    values = [float(v) for v in np.random.default_rng(0).permutation(1000)]
+    shown, note = some_of(values)
+    kept = [values[index] for index in shown]
+    assert len(set(shown)) == MAX_ROWS
+    assert kept[0] == 999.0
+    assert kept[-1] == 0.0
+    assert {round(a - b) for a, b in pairwise(kept)} <= {21, 22}
+    assert note.startswith(f"{MAX_ROWS} of 1\u202f000 sites")
 
 
 def test_roc_has_the_area_that_the_metrics_state() -> None:

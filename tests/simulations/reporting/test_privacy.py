@@ -237,17 +237,16 @@ def test_what_trains_is_shown(make_run: MakeRun, model: dict[str, Any], expected
 def test_report_without_figures_that_a_site_keeps_back(make_run: MakeRun, read_page: Any) -> None:
     folder = make_run(arms=("federated",))
     path = folder / "arms" / "federated" / "final_sums.json"
-    sums = json.loads(path.read_text())
-    for name in ("scores", "calibration"):
-        del sums["site-2"][name]
-    write_json(path, sums)
+    [group] = json.loads(path.read_text())["groups"]
+    kept = {n: own for n, own in group["sums"].items() if n not in ("scores", "calibration")}
+    others = {"sites": ["site-1", "site-3"], "sums": group["sums"]}
+    write_json(path, {"groups": [{"sites": ["site-2"], "sums": kept}, others]})
     page = read_page(write_report(folder))
     assert (
         "Kept a part of their figures back, and are left out of what follows: site-2" in page.text
     )
     # The images of the two others alone.
     classes = [row for row in page.rows["model"] if row[0] in ("normal", "nodule", "effusion")]
-    counts = [sums[site]["confusion"] for site in ("site-1", "site-3")]
     assert [int(row[1]) for row in classes] == [
-        sum(sum(table[i][1]) for table in counts) for i in range(3)
+        sum(others["sums"]["confusion"][i][1]) for i in range(3)
     ]

@@ -10,7 +10,7 @@ import pytest
 
 from medfed.common.errors import RunError
 from medfed.common.ledger import Ledger, Spend
-from medfed.common.metrics import add_sums, quadratic_kappa
+from medfed.common.metrics import quadratic_kappa
 from medfed.server.records import ArmFolder
 from medfed.simulations.reporting.report import write_report
 from medfed.simulations.reporting.run_data import load_run
@@ -23,7 +23,8 @@ COMMON = {"convergence", "sites", "epsilon", "traffic", "times", "partition"}
 
 def _sums(run: Path) -> dict[str, Any]:
     parts = json.loads((run / "arms" / "federated" / "final_sums.json").read_text())
-    return add_sums({k: np.array(v) for k, v in part.items()} for part in parts.values())
+    [group] = parts["groups"]
+    return {name: np.array(values) for name, values in group["sums"].items()}
 
 
 def _written(run: Path) -> set[str]:

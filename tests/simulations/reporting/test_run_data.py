@@ -49,6 +49,7 @@ def test_load_run_refuses_what_is_no_run_folder(tmp_path: Path, exists: bool) ->
         ("arms/federated/rounds.jsonl", "half a line\n"),
         ("arms/federated/outcome.json", "no"),
         ("arms/federated/final_sums.json", '{"site-1": {"count": [3]}}'),
+        ("arms/federated/final_sums.json", '{"groups": [{"sites": [], "sums": {"count": [3]}}]}'),
         ("arms/federated/final_sums.json", '{"site-1": [1]}'),
         ("examples/examples.json", '[{"image": "000.png"}]'),
         ("examples/examples.json", "{"),
@@ -65,9 +66,10 @@ def test_load_run_refuses_sums_of_another_shape(make_run: MakeRun) -> None:
     run = make_run(arms=("federated",))
     path = run / "arms" / "federated" / "final_sums.json"
     sums = json.loads(path.read_text())
-    sums["site-1"]["confusion"] = sums["site-1"]["confusion"][:-1]
+    [group] = sums["groups"]
+    group["sums"]["confusion"] = group["sums"]["confusion"][:-1]
     write_json(path, sums)
-    with pytest.raises(RunError, match=r"expected confusion of site-1 with shape \(4, 2, 2\)"):
+    with pytest.raises(RunError, match=r"expected confusion with shape \(4, 2, 2\)"):
         load_run(run)
 
 
