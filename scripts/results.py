@@ -3,8 +3,10 @@
     python scripts/results.py --data ../shared/data [--only ham10000 lgg] [--seeds 1 2 3]
 
 Each run is a `medfed simulate` in a folder of its own under --runs; what is finished is not run
-again, what was interrupted goes on. The table holds mean and standard deviation over seeds of each
-study's leading figure on the held-out images of all sites.
+again, what was interrupted goes on. The tables hold mean and standard deviation over seeds of each
+study's leading figures on the held-out images of all sites: every study as it stands; what is large
+enough for patient-level privacy at three epsilons, with the noise that spends just that; and the
+algorithms on HAM10000's real clinics.
 """
 
 import argparse
@@ -15,6 +17,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from medfed.common.planning import PlannedTraining, pld_epsilon, smallest_noise
 from medfed.common.study_file import load_study
 from medfed.common.tasks import make_task
 from medfed.server.records import ArmFolder
@@ -26,10 +29,19 @@ MARK = "<!-- made by scripts/results.py: do not edit below -->"
 
 @dataclass(frozen=True)
 class Study:
-    """One ready-made study and where its data lies under --data; "" for generated data."""
+    """A ready-made study, how it is changed, and where its data lies under --data.
+
+    Attributes:
+        name: File in studies/.
+        data: Folder under --data; "" for generated data.
+        suffix: Of the run's folder, where the study is changed.
+        changes: Study settings.
+    """
 
     name: str
     data: str
+    suffix: str = ""
+    changes: tuple[str, ...] = ()
 
 
 STUDIES = (
@@ -48,26 +60,85 @@ STUDIES = (
     Study("phantom_reports", ""),
 )
 
+# None for the same training without noise and clipping.
+EPSILONS = (None, 8.0, 3.0, 1.0)
+ALL_ARMS = 'simulation.arms=["federated", "pooled", "local"]'
+PRIVATE = (
+    Study("ham10000_private", "ham10000_200x150"),
+    Study("pneumoniamnist", "pneumoniamnist_28"),
+)
+
+# On the study's own settings where the algorithm allows them.
+FEDERATED_ONLY = 'simulation.arms=["federated"]'
+_PLAIN = ("training.momentum=0.0", "training.learning_rate=0.1")
+ALGORITHMS = (
+    ("fedavg", ()),
+    ("fedavgm", ("federation.server_learning_rate=0.5", "federation.server_momentum=0.5")),
+    ("fedadam", ("federation.server_learning_rate=0.003",)),
+    ("fedprox", ()),
+    ("fedavg, no momentum", ("federation.algorithm=fedavg", *_PLAIN)),
+    ("scaffold, no momentum", ("federation.algorithm=scaffold", *_PLAIN)),
+)
+
 
 def main() -> None:
     """Run what is missing, then write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "results")
-    parser.add_argument("--only", nargs="*", default=[study.name for study in STUDIES])
+    everything = list(dict.fromkeys(study.name for study in (*STUDIES, *PRIVATE)))
+    parser.add_argument("--only", nargs="*", default=everything)
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3])
     parser.add_argument("--table-only", action="store_true", help="run nothing, write the table")
     options = parser.parse_args()
-    for study in STUDIES:
-        for seed in options.seeds if study.name in options.only else ():
-            if not options.table_only:
+    if not options.table_only:
+        for study in (*STUDIES, *private_studies(), *algorithm_studies()):
+            for seed in options.seeds if study.name in options.only else ():
                 run_once(study, seed, options.runs, options.data)
-    write_table(options.runs, options.seeds)
+    write_tables(options.runs, options.seeds)
+
+
+def private_studies() -> list[Study]:
+    """Return every study of `PRIVATE` at every epsilon."""
+    return [at_epsilon(study, target) for study in PRIVATE for target in EPSILONS]
+
+
+def at_epsilon(study: Study, target: float | None) -> Study:
+    """Return `study` with the noise that spends just `target` over all its steps."""
+    if target is None:
+        # The studies' learning rates are for gradients that are clipped.
+        changes = ('privacy.unit="none"', "training.learning_rate=0.1", ALL_ARMS)
+        return Study(study.name, study.data, "-none", changes)
+    config = load_study(ROOT / "studies" / f"{study.name}.toml")
+    assert config.training.local_steps is not None
+    planned = PlannedTraining(
+        noise_multiplier=1.0,
+        sample_rate=config.privacy.sample_rate,
+        steps=config.training.rounds * config.training.local_steps,
+    )
+    noise = smallest_noise(planned, target, config.privacy.target_delta, pld_epsilon)
+    changes = (f"privacy.noise_multiplier={noise}", f"simulation.max_epsilon={target}", ALL_ARMS)
+    return Study(study.name, study.data, f"-epsilon{target:g}", changes)
+
+
+def algorithm_studies() -> list[Study]:
+    """Return HAM10000 under every algorithm; fedavg as it stands has been run with all arms."""
+    return [algorithm_study(name, changes) for name, changes in ALGORITHMS if name != "fedavg"]
+
+
+def algorithm_study(name: str, changes: tuple[str, ...]) -> Study:
+    """Return HAM10000 under one algorithm."""
+    [ham] = [study for study in STUDIES if study.name == "ham10000"]
+    if name == "fedavg":
+        return ham
+    own = changes if _PLAIN[0] in changes else (f"federation.algorithm={name}", *changes)
+    suffix = "-" + name.replace(", ", "-").replace(" ", "-")
+    return Study(ham.name, ham.data, suffix, (*own, FEDERATED_ONLY))
 
 
 def run_folder(runs: Path, study: Study, seed: int) -> Path:
     """Where the run of one study and seed lies."""
-    return runs / f"{study.name}-{seed}"
+    return runs / f"{study.name}{study.suffix}-{seed}"
 
 
 def run_once(study: Study, seed: int, runs: Path, data: Path) -> None:
@@ -81,6 +152,7 @@ def run_once(study: Study, seed: int, runs: Path, data: Path) -> None:
     else:
         command += [str(ROOT / "studies" / f"{study.name}.toml"), "--set", f"study.seed={seed}"]
         command += ["--out", str(run)]
+        command += [part for change in study.changes for part in ("--set", change)]
         if study.data:
             command += ["--data", str(data / study.data)]
     started = time.monotonic()
@@ -97,7 +169,7 @@ def is_finished(run: Path) -> bool:
     return all(outcome is not None and outcome["state"] == "finished" for outcome in outcomes)
 
 
-def write_table(runs: Path, seeds: list[int]) -> None:
+def write_tables(runs: Path, seeds: list[int]) -> None:
     """Rewrite the generated part of docs/results.md."""
     page = ROOT / "docs" / "results.md"
     written = page.read_text(encoding="utf-8").partition(MARK)[0] if page.exists() else ""
@@ -107,13 +179,62 @@ def write_table(runs: Path, seeds: list[int]) -> None:
         "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
         *rows,
     ]
-    page.write_text("\n".join([written.rstrip(), "", MARK, "", *table, ""]), encoding="utf-8")
+    parts = [written.rstrip(), "", MARK, "", *table, ""]
+    parts += ["## Under patient-level differential privacy", "", *private_table(runs, seeds), ""]
+    parts += ["## Algorithms on HAM10000's clinics", "", *algorithm_table(runs, seeds), ""]
+    page.write_text("\n".join(parts), encoding="utf-8")
+
+
+def private_table(runs: Path, seeds: list[int]) -> list[str]:
+    """The studies of `PRIVATE` by epsilon: what privacy costs, and what a federation gives then."""
+    table = [
+        "| study | figure | ε asked | ε spent | federated | pooled | local only, mean | seeds |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for study in PRIVATE:
+        figure = make_task(load_study(ROOT / "studies" / f"{study.name}.toml")).figures[0]
+        for target in EPSILONS:
+            found = finished(at_epsilon(study, target), runs, seeds)
+            if found:
+                spent = (
+                    "none" if target is None else f"{statistics.fmean(map(_epsilon, found)):.2f}"
+                )
+                asked = "none" if target is None else f"{target:g}"
+                cells = (study.name, figure.title, asked, spent, *arms_of(found, figure.key))
+                table.append("| " + " | ".join((*cells, str(len(found)))) + " |")
+    return table
+
+
+def algorithm_table(runs: Path, seeds: list[int]) -> list[str]:
+    """The federated arm under every algorithm, between fedavg's local and pooled models."""
+    base = finished(algorithm_study("fedavg", ()), runs, seeds)
+    figures = make_task(load_study(ROOT / "studies" / "ham10000.toml")).figures[:2]
+    table = [
+        "| model | " + " | ".join(figure.title for figure in figures) + " | seeds |",
+        "| --- | ---: | ---: | ---: |",
+    ]
+    if not base:
+        return table
+    _, pooled, local = zip(*(arms_of(base, figure.key) for figure in figures), strict=True)
+    rows = [("local only, mean", *local, str(len(base)))]
+    for name, changes in ALGORITHMS:
+        found = finished(algorithm_study(name, changes), runs, seeds)
+        if found:
+            own = (arms_of(found, figure.key)[0] for figure in figures)
+            rows.append((f"federated: {name}", *own, str(len(found))))
+    rows.append(("pooled", *pooled, str(len(base))))
+    return table + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def finished(study: Study, runs: Path, seeds: list[int]) -> list[RunData]:
+    """Return the runs of a study that ended well."""
+    folders = [run_folder(runs, study, seed) for seed in seeds]
+    return [load_run(folder) for folder in folders if is_finished(folder)]
 
 
 def rows_of(study: Study, runs: Path, seeds: list[int]) -> list[str]:
     """One row a figure that matters: the leading one and, for reports, a second."""
-    folders = [run_folder(runs, study, seed) for seed in seeds]
-    found = [load_run(folder) for folder in folders if is_finished(folder)]
+    found = finished(study, runs, seeds)
     if not found:
         return []
     config = load_study(ROOT / "studies" / f"{study.name}.toml")
