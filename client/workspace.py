@@ -16,6 +16,7 @@ from medfed.client.data.site_data import SiteData, harmonised, load_site_data
 from medfed.client.site import SiteConfig
 from medfed.common.errors import SiteConfigError
 from medfed.common.models import build_model, frozen_state_digest, trained_state
+from medfed.common.models.cnn import lay_out_for_cpu
 from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
 from medfed.common.tasks import Task, make_task
@@ -101,9 +102,10 @@ def _network(
     key = (study.model, study.data, study.study.seed, num_outputs, device)
     if getattr(_local, "key", None) != key:
         folder = site.path(site.compute.weights) if site.compute.weights else None
-        model = build_model(
-            study, num_outputs, folder, may_download=site.compute.download_weights
-        ).to(device)
+        model = build_model(study, num_outputs, folder, may_download=site.compute.download_weights)
+        if device.type == "cpu":
+            lay_out_for_cpu(model)
+        model.to(device)
         _local.network = Network(model, trained_state(model), frozen_state_digest(model))
         _local.key = key
     network: Network = _local.network

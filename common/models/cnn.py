@@ -1,5 +1,6 @@
 """The small CNN: Conv 32, pool, Conv 64, pool, Dense 128, output. No normalisation layers."""
 
+import torch
 from torch import Tensor, nn
 
 from medfed.common.models.pooling import MaxPool3d
@@ -49,3 +50,18 @@ class Cnn(nn.Module):
         """Return logits."""
         logits: Tensor = self.classifier(self.grid(images))
         return logits
+
+
+def lay_out_for_cpu(model: nn.Module) -> None:
+    """Lay the kernels of every small CNN for images in `model` out channels last, in place.
+
+    On a CPU a step then takes two thirds to three quarters of the time (docs/benchmarks.md): its
+    pools are what gains. Other networks gain little or lose, and so does a private step of theirs.
+    """
+    for module in model.modules():
+        if isinstance(module, Cnn):
+            for layer in module.features:
+                if isinstance(layer, nn.Conv2d):
+                    layer.weight.data = layer.weight.data.contiguous(
+                        memory_format=torch.channels_last
+                    )

@@ -126,7 +126,8 @@ def _divide(cohort: Cohort, section: PartitionSection, seed: int) -> _Draft:
         site_P = dirichlet(cohort.labels, section, rng, size_rng)
     else:
         site_P = by_size(len(cohort.patients), section, rng)
-    return _Draft(names, site_P, may_be_PS=np.ones((len(site_P), len(names)), dtype=np.bool_))
+    anywhere_PS = np.broadcast_to(np.True_, (len(site_P), len(names)))
+    return _Draft(names, site_P, may_be_PS=anywhere_PS)
 
 
 def _without(
@@ -164,6 +165,9 @@ def _without_small_sites(draft: _Draft, min_patients: int) -> Partition:
 
 
 def _members(names: tuple[str, ...], site_P: npt.NDArray[np.int64]) -> dict[str, tuple[int, ...]]:
+    order = np.argsort(site_P, kind="stable")
+    starts = np.searchsorted(site_P[order], np.arange(len(names) + 1))
     return {
-        name: tuple(np.flatnonzero(site_P == number).tolist()) for number, name in enumerate(names)
+        name: tuple(order[start:end].tolist())
+        for name, start, end in zip(names, starts[:-1], starts[1:], strict=True)
     }

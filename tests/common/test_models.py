@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from medfed.common.models import build_model
+from medfed.common.models.cnn import Cnn, lay_out_for_cpu
 from medfed.common.state_dicts import digest, read_state, write_state
 from medfed.common.study_file import load_study
 
@@ -53,3 +55,15 @@ def test_state_survives_writing_into_another_model() -> None:
     other = build_model(load_study(DEMO, ["study.seed=8"]), 4)
     write_state(other, read_state(one))
     assert digest(read_state(other)) == digest(read_state(one))
+
+
+def test_layout_for_cpu_changes_no_weight_and_next_to_no_output() -> None:
+    torch.manual_seed(0)
+    plain, laid_out = Cnn(3, 28, 4), Cnn(3, 28, 4)
+    laid_out.load_state_dict(plain.state_dict())
+    lay_out_for_cpu(laid_out)
+    kernels = [layer.weight for layer in laid_out.features if isinstance(layer, nn.Conv2d)]
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    assert digest(read_state(laid_out)) == digest(read_state(plain))
+    images = torch.randn(5, 3, 28, 28)
+    assert torch.allclose(laid_out(images), plain(images), atol=1e-6)
