@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medfed.client.data.site_data import ImageSet
-from medfed.common.secret_files import write_secret
+from medfed.common.files import write_secret
 from medfed.common.statistics import IMAGES_PER_PATIENT, SIZES, Floats, quantities
 from medfed.common.study import StudyConfig
 

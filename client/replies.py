@@ -37,9 +37,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from medfed.client.releases import Cost
-from medfed.common.files import sync_folder
+from medfed.common.files import sync_folder, write_secret
 from medfed.common.messages import TRAIN, ModelRequest, TrainReply
-from medfed.common.secret_files import write_secret
 from medfed.common.state_dicts import StateDict, digest
 
 log = logging.getLogger(__name__)

@@ -29,8 +29,8 @@ from medfed.client.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from medfed.client.privacy.statistics import noisy, suppressed
 from medfed.client.site import PolicySection, SiteConfig
 from medfed.common.errors import StudyError
+from medfed.common.files import write_secret
 from medfed.common.harmonisation import is_reference, matching_table
-from medfed.common.secret_files import write_secret
 from medfed.common.seeding import torch_rng
 from medfed.common.statistics import Floats, from_lists, quantities, to_lists
 from medfed.common.study import StudyConfig

@@ -10,17 +10,12 @@ from medfed.common.errors import RunError
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write aside, flush to disk, rename over `path`."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError:
-        aside.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
+    _write(path, content, 0o666)
+
+
+def write_secret(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, only its owner's to read from the first byte on; else the same."""
+    _write(path, content, 0o600)
 
 
 def replace_keeping_mode(path: Path, content: bytes) -> None:
@@ -29,16 +24,26 @@ def replace_keeping_mode(path: Path, content: bytes) -> None:
     Raises:
         OSError: It cannot be written; it is unchanged.
     """
+    _write(path, content, path.stat().st_mode & 0o777, exactly=True)
+
+
+def _write(path: Path, content: bytes, mode: int, *, exactly: bool = False) -> None:
+    """Write with permissions `mode`, less what the umask takes away unless `exactly`."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     aside.unlink(missing_ok=True)
-    mode = path.stat().st_mode & 0o777
     handle = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(handle, "wb") as file:
-        os.fchmod(handle, mode)  # whatever the umask takes away
-        file.write(content)
-        file.flush()
-        os.fsync(handle)
-    aside.replace(path)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            if exactly:
+                os.fchmod(handle, mode)
+            file.write(content)
+            file.flush()
+            os.fsync(handle)
+        aside.replace(path)
+    except OSError:
+        # It may be part of a secret, or of a picture of patients, on a disk that is full.
+        aside.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
 
 

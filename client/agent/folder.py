@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medfed.client.site import SiteConfig
-from medfed.common.files import write_atomically, write_json
-from medfed.common.secret_files import write_secret
+from medfed.common.files import write_atomically, write_json, write_secret
 
 State = Literal["starting", "connecting", "waiting", "working", "paused", "stopped", "failed"]
 

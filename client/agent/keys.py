@@ -19,11 +19,10 @@ from cryptography.hazmat.primitives.serialization import (
 from medfed.client.site import SiteConfig
 from medfed.common.enrolment import node_key_line
 from medfed.common.errors import FederationError, LedgerError
-from medfed.common.files import write_atomically
+from medfed.common.files import write_atomically, write_secret
 from medfed.common.ledger import Ledger
 from medfed.common.ledger.countersigning import COORDINATOR_KEY
 from medfed.common.ledger.keys import alone, load_key
-from medfed.common.secret_files import write_secret
 
 
 def node_key_file(site: SiteConfig) -> Path:

@@ -45,9 +45,8 @@ from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode.runtime.run_clientapp import push_message, push_task_output
 
 from medfed.common.errors import MessageError
-from medfed.common.files import read_json
+from medfed.common.files import read_json, write_secret
 from medfed.common.messages.unfolding import check_unfolded
-from medfed.common.secret_files import write_secret
 
 log = logging.getLogger(__name__)
 

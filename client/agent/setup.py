@@ -26,7 +26,7 @@ from medfed.client.data.store import Store, open_store
 from medfed.client.site import SiteConfig, load_site
 from medfed.common.enrolment import check_name
 from medfed.common.errors import DataError, FederationError, SiteConfigError
-from medfed.common.secret_files import write_secret
+from medfed.common.files import write_secret
 from medfed.common.study_file import describe_errors
 
 SITE_FILE = "site.toml"

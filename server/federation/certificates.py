@@ -17,8 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from medfed.common.errors import FederationError
-from medfed.common.files import write_atomically
-from medfed.common.secret_files import write_secret
+from medfed.common.files import write_atomically, write_secret
 from medfed.common.tls import explain, normal_pem, read_certificates, trust_only
 
 Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | ed25519.Ed25519PrivateKey

@@ -11,9 +11,8 @@ from pydantic import Field, field_validator, model_validator
 
 from medfed.common.addresses import join_address, split_address
 from medfed.common.errors import FederationError
-from medfed.common.files import write_atomically
+from medfed.common.files import write_atomically, write_secret
 from medfed.common.ledger import ServerKey
-from medfed.common.secret_files import write_secret
 from medfed.common.study import Name, PositiveFloat, Section
 from medfed.common.toml_files import read_toml
 from medfed.server.countersigning import SERVER_KEY

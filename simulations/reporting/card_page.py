@@ -7,7 +7,7 @@ from typing import Any
 
 from medfed.client.counting import Counted
 from medfed.client.site import SiteConfig
-from medfed.common.secret_files import write_secret
+from medfed.common.files import write_secret
 from medfed.common.statistics import Floats, standard_errors, to_lists
 from medfed.common.study import StudyConfig
 from medfed.simulations.reporting import card_plots, cards

@@ -27,10 +27,10 @@ from medfed.client.data.records import SourceDataset, SourceRecord
 from medfed.client.releases import Release, read_releases
 from medfed.common import messages
 from medfed.common.errors import RefusalReason
+from medfed.common.files import write_secret
 from medfed.common.ledger import Entry, Ledger
 from medfed.common.messages import Refusal, TrainReply, pack_arrays, unpack_reply
 from medfed.common.models import build_model, frozen_state_digest
-from medfed.common.secret_files import write_secret
 from medfed.common.state_dicts import StateDict, digest, read_state
 from medfed.common.study import StudyConfig
 from medfed.simulations.grids.local import LocalGrid

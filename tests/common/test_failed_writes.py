@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from medfed import cli
-from medfed.common.files import write_atomically
-from medfed.common.secret_files import write_secret
+from medfed.common.files import write_atomically, write_secret
 
 
 @pytest.mark.parametrize("write", [write_atomically, write_secret])

@@ -8,7 +8,7 @@ from pathlib import Path
 from medfed.client.data.labels.index import image_identity
 from medfed.client.data.labels.joined import LabelJoin
 from medfed.client.data.pseudonyms import pseudonym
-from medfed.common.secret_files import write_secret
+from medfed.common.files import write_secret
 
 _FIRST = ("patient", "image", "classes", "split", "has_mask", "has_report")
 SEPARATOR = "|"

@@ -17,7 +17,7 @@ from medfed.client.data.nifti import read_geometry, read_labels
 from medfed.client.data.results.geometry import Labels, from_store, in_space, onto_source
 from medfed.client.data.results.sources import Sources
 from medfed.common.errors import DataError
-from medfed.common.secret_files import write_secret
+from medfed.common.files import write_secret
 
 Axes = Literal["slices", "ras"]
 _MAX_SCORES_BYTES = 1 << 20

@@ -96,7 +96,7 @@ def _known_key(file: "DatasetFile") -> bytes:
 
 
 def _write_unusable(path: Path, found: "Inventory") -> None:
-    from medfed.common.secret_files import write_secret
+    from medfed.common.files import write_secret
 
     rows = [
         json.dumps({"path": one.path, "category": one.category, "reason": one.reason})

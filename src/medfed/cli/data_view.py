@@ -25,7 +25,7 @@ def view(
     from medfed.client.data.contact_sheet import contact_sheet
     from medfed.client.data.store import open_store
     from medfed.common.errors import DataError
-    from medfed.common.secret_files import write_secret
+    from medfed.common.files import write_secret
 
     opened = open_store(store)
     sides = _sides(store, study, len(opened)) if study is not None else None

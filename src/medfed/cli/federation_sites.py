@@ -27,7 +27,7 @@ def invite(
     ] = None,
 ) -> None:
     """Make an invite, with which one site can join once."""
-    from medfed.common.secret_files import write_secret
+    from medfed.common.files import write_secret
     from medfed.server.federation.home import load_home
     from medfed.server.federation.membership import invite_site
 

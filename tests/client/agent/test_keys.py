@@ -27,9 +27,9 @@ from medfed.client.agent.keys import (
     set_node_key_aside,
 )
 from medfed.common.errors import FederationError, LedgerError
+from medfed.common.files import write_secret
 from medfed.common.ledger import Ledger, ServerKey, Spend
 from medfed.common.ledger.keys import load_public_key, public_hex
-from medfed.common.secret_files import write_secret
 
 
 @pytest.fixture
