@@ -1,8 +1,12 @@
-"""The study that `overhead.py` and `stock_flower.py` run: made-up images, and who has which.
+"""The studies that `overhead.py` and `stock_flower.py` run: made-up images, and who has which.
 
-Images: noise, and in class 1 a faint disc somewhere. Written as a MedMNIST file, so that medfed
-reads them as it reads real ones. The sites are those that medfed itself made in a first run:
-everyone else gets its rows, so that all do the same number of steps.
+    cnn      classification of noise with, in class 1, a faint disc somewhere; a MedMNIST file, so
+             that medfed reads it as it reads real ones
+    unet     segmentation of the findings of phantom radiographs
+    report   their reports
+
+The sites are those that medfed itself made in a first run: everyone else gets its rows, so that all
+do the same number of steps. Of the phantom's images they also get the store that this run prepared.
 """
 
 import argparse
@@ -10,34 +14,34 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import plain_loop
+import plain_report
+import plain_unet
 from measuring import Sample, run_process
 
+MODELS = ("cnn", "unet", "report")
+FIGURES = {
+    "cnn": ("loss", "accuracy", "auroc"),
+    "unet": ("loss", "dice"),
+    "report": ("loss", "bleu4"),
+}
+"""What everyone computes after every round, besides what else medfed does."""
+SCRIPTS = {"cnn": "plain_loop.py", "unet": "plain_unet.py", "report": "plain_report.py"}
 MEDMNIST_SIZES = (64, 128, 224)
-_TOML = """\
+_COMMON = """\
 [study]
 name = "overhead"
 seed = 1
-
-[task]
-classes = ["normal", "pneumonia"]
 
 [data]
 image_size = {image_size}
 mean = {mean}
 std = {std}
-
-[training]
-rounds = {rounds}
-local_epochs = {epochs}
-batch_size = {batch_size}
-learning_rate = {learning_rate}
-momentum = {momentum}
 
 [federation]
 min_sites = {num_sites}
@@ -48,20 +52,76 @@ unit = "none"
 [compute]
 threads = 1
 
+[simulation.partition]
+method = "iid"
+num_sites = {num_sites}
+
+[training]
+rounds = {rounds}
+local_epochs = {epochs}
+batch_size = {batch_size}
+"""
+_CNN = """\
+learning_rate = {learning_rate}
+momentum = {momentum}
+
+[task]
+classes = ["normal", "pneumonia"]
+
 [simulation]
 dataset = "medmnist"
 name = "pneumoniamnist_{image_size}"
 arms = ["federated"]
+"""
+_PHANTOM = """\
+optimizer = "adam"
+learning_rate = {learning_rate}
 
-[simulation.partition]
-method = "iid"
-num_sites = {num_sites}
+[evaluation]
+test_fraction = {test_fraction}
+
+[simulation]
+dataset = "phantom"
+arms = ["federated"]
+
+[simulation.phantom]
+num_patients = {num_images}
+max_images_per_patient = 1
+co_occurrence = 0.3
+"""
+_UNET = """
+[task]
+type = "segmentation"
+classes = {classes}
+
+[model]
+name = "unet"
+widths = {widths}
+"""
+_REPORT = """
+[task]
+type = "report"
+
+[task.report]
+max_words = {max_words}
+min_patients = 1
+beam_size = 1
+
+[model]
+name = "report_lstm"
+encoder = "cnn"
+embedding_size = {embedding}
+hidden_size = {hidden}
+attention_size = {attention}
 """
 
 
 @dataclass(frozen=True)
 class BenchmarkStudy:
-    """Size of the study. Counts of images are a site's; the draw moves them by a few."""
+    """Size of the study. Counts of images are a site's; the draw moves them by a few.
+
+    A site must have a whole batch of training images, so sites that are small have small batches.
+    """
 
     num_sites: int = 8
     train_images: int = 200
@@ -69,9 +129,58 @@ class BenchmarkStudy:
     image_size: int = 64
     rounds: int = 10
     epochs: int = 1
+    model: str = "cnn"
+
+    @property
+    def batch_size(self) -> int:
+        return min(32, self.train_images // 2)
 
     def write(self, folder: Path) -> None:
-        """Write `images.npz` and `study.toml` into `folder`."""
+        """Write `study.toml`, and `images.npz` where medfed does not make the images itself."""
+        if self.model == "cnn":
+            self._write_images(folder)
+        text = _COMMON + self._toml()
+        values = {
+            "image_size": self.image_size,
+            "mean": plain_loop.MEAN,
+            "std": plain_loop.STD,
+            "num_sites": self.num_sites,
+            "rounds": self.rounds,
+            "epochs": self.epochs,
+            "batch_size": self.batch_size,
+            **self._own_values(),
+        }
+        (folder / "study.toml").write_text(text.format(**values), encoding="utf-8")
+
+    def _toml(self) -> str:
+        return {"cnn": _CNN, "unet": _PHANTOM + _UNET, "report": _PHANTOM + _REPORT}[self.model]
+
+    def _own_values(self) -> dict[str, object]:
+        if self.model == "cnn":
+            return {
+                "learning_rate": plain_loop.LEARNING_RATE,
+                "momentum": plain_loop.MOMENTUM,
+            }
+        of_site = self.train_images + self.test_images
+        phantom = {
+            "num_images": self.num_sites * of_site,
+            "test_fraction": self.test_images / of_site,
+        }
+        if self.model == "unet":
+            return phantom | {
+                "learning_rate": plain_unet.LEARNING_RATE,
+                "classes": json.dumps(plain_unet.STRUCTURES),
+                "widths": json.dumps(plain_unet.WIDTHS),
+            }
+        return phantom | {
+            "learning_rate": plain_report.LEARNING_RATE,
+            "max_words": plain_report.MAX_WORDS,
+            "embedding": plain_report.EMBEDDING,
+            "hidden": plain_report.HIDDEN,
+            "attention": plain_report.ATTENTION,
+        }
+
+    def _write_images(self, folder: Path) -> None:
         if self.image_size not in MEDMNIST_SIZES:
             raise SystemExit(f"Expected --image-size in {MEDMNIST_SIZES}, got {self.image_size}.")
         rng = np.random.default_rng(0)
@@ -86,17 +195,13 @@ class BenchmarkStudy:
             arrays[f"{part}_images"] = _images(labels, self.image_size, rng)
             arrays[f"{part}_labels"] = labels[:, None]
         np.savez(folder / "images.npz", **arrays)
-        values = asdict(self) | {
-            "mean": plain_loop.MEAN,
-            "std": plain_loop.STD,
-            "batch_size": plain_loop.BATCH_SIZE,
-            "learning_rate": plain_loop.LEARNING_RATE,
-            "momentum": plain_loop.MOMENTUM,
-        }
-        (folder / "study.toml").write_text(_TOML.format(**values), encoding="utf-8")
 
     def copy_sites(self, run: Path, folder: Path) -> int:
-        """Write `sites.json`: the rows of every site of a medfed run. Return steps a round."""
+        """Write `sites.json`: the rows of every site of a medfed run. Return steps a round.
+
+        Beside it go links to what else of the run the plain scripts read: the store of phantom
+        images, the vocabulary that the sites agreed on.
+        """
         rows_of = {}
         for path in sorted((run / "arms" / "federated" / "sites").glob("*/subset.json")):
             subset = json.loads(path.read_text())
@@ -109,15 +214,20 @@ class BenchmarkStudy:
                 f"{len(rows_of)} with {total}: medfed set some aside, so the work would differ."
             )
         (folder / "sites.json").write_text(json.dumps(rows_of))
-        batches = [-(-len(rows["train"]) // plain_loop.BATCH_SIZE) for rows in rows_of.values()]
+        (store,) = (path.parent for path in (folder / "cache" / "stores").glob("*/store.json"))
+        (folder / "store").symlink_to(store)
+        if self.model == "report":
+            (folder / "vocabulary.json").symlink_to(run / "arms" / "federated" / "vocabulary.json")
+        batches = [-(-len(rows["train"]) // self.batch_size) for rows in rows_of.values()]
         return self.epochs * sum(batches)
 
 
 class Medfed:
     """Runs `medfed simulate` in `folder`, into a fresh run folder each time."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, figures: Sequence[str]) -> None:
         self._folder = folder
+        self._figures = figures
         self._count = 0
 
     @property
@@ -126,11 +236,12 @@ class Medfed:
 
     def run(self, cores: Sequence[int], workers: int) -> Sample:
         self._count += 1
+        images = self._folder / "images.npz"
         return run_process(
             [
                 *(Path(sys.executable).parent / "medfed", "simulate", self._folder / "study.toml"),
-                *("--data", self._folder / "images.npz", "--out", self.last_run),
-                *("--workers", str(workers)),
+                *(("--data", images) if images.exists() else ()),
+                *("--out", self.last_run, "--workers", str(workers)),
             ],
             cores=cores,
             environment=os.environ | {"MEDFED_CACHE": str(self._folder / "cache")},
@@ -139,7 +250,7 @@ class Medfed:
     def figures(self) -> dict[str, float]:
         lines = (self.last_run / "arms" / "federated" / "rounds.jsonl").read_text().splitlines()
         metrics = json.loads(lines[-1])["metrics"]
-        return {name: metrics[name] for name in ("loss", "accuracy", "auroc")}
+        return {name: metrics[name] for name in self._figures}
 
 
 def add_study_options(parser: argparse.ArgumentParser) -> None:
@@ -158,13 +269,13 @@ def add_study_options(parser: argparse.ArgumentParser) -> None:
 def study_of(options: argparse.Namespace) -> BenchmarkStudy:
     """Return the study that the options ask for."""
     names = BenchmarkStudy.__dataclass_fields__
-    return BenchmarkStudy(**{name: getattr(options, name) for name in names})
+    return BenchmarkStudy(**{name: getattr(options, name) for name in names if name in options})
 
 
 def first_run(study: BenchmarkStudy, data: Path, cores: Sequence[int]) -> tuple[Sample, int]:
     """Write the study, let medfed prepare its store and make the sites; return steps a round."""
     study.write(data)
-    medfed = Medfed(data)
+    medfed = Medfed(data, FIGURES[study.model])
     sample = medfed.run(cores, 1)
     return sample, study.copy_sites(medfed.last_run, data)
 

@@ -1,16 +1,20 @@
-"""The study of `overhead.py` as a plain PyTorch script: what the others are measured against.
+"""The CNN study of `overhead.py` as a plain PyTorch script: what the others are measured against.
 
 The same network, optimiser steps and evaluations as `medfed simulate`, and nothing else: sites one
 after the other, FedAvg weighted by examples, each site's test images after every round. It imports
-neither medfed nor Flower. The stock Flower app (stock_flower/) uses the functions of this file, so
-that all three train with the same lines of PyTorch.
+neither medfed nor Flower. The apps of the others (stock_flower/, nvflare_app/, pfl_app.py) use the
+functions of this file, so that all of them train with the same lines of PyTorch; plain_unet.py and
+plain_report.py use its federation.
 
 Shapes: B images in a batch, N images of a site.
 """
 
 import argparse
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +23,7 @@ from torch import Tensor, nn
 
 LEARNING_RATE = 0.05
 MOMENTUM = 0.9
-BATCH_SIZE = 32
+EVALUATION_BATCH = 128
 MEAN, STD = 0.5, 0.25
 
 Images = tuple[Tensor, Tensor]
@@ -43,6 +47,11 @@ class Cnn(nn.Module):
         return self.output(F.relu(self.dense(hidden.flatten(1))))
 
 
+def read_rows(folder: Path) -> dict[str, dict[str, list[int]]]:
+    """Return every site's rows for training and test, as overhead.py wrote them."""
+    return json.loads((folder / "sites.json").read_text())
+
+
 def load_sites(folder: Path) -> dict[str, tuple[Images, Images]]:
     """Return every site's training and test images, from what overhead.py wrote."""
     with np.load(folder / "images.npz", allow_pickle=False) as arrays:
@@ -50,10 +59,9 @@ def load_sites(folder: Path) -> dict[str, tuple[Images, Images]]:
         images = torch.from_numpy(np.concatenate([arrays[f"{part}_images"] for part in parts]))
         labels = torch.from_numpy(np.concatenate([arrays[f"{part}_labels"] for part in parts]))
     images, labels = images.unsqueeze(1), labels.long().squeeze(1)
-    rows_of = json.loads((folder / "sites.json").read_text())
     return {
         site: tuple((images[rows[side]], labels[rows[side]]) for side in ("train", "test"))
-        for site, rows in rows_of.items()
+        for site, rows in read_rows(folder).items()
     }
 
 
@@ -61,14 +69,14 @@ def to_model(images: Tensor) -> Tensor:
     return images.float().div_(255.0).sub_(MEAN).div_(STD)
 
 
-def train(model: nn.Module, data: Images, epochs: int) -> float:
+def train(model: nn.Module, data: Images, epochs: int, batch_size: int) -> float:
     """Train in place with a fresh optimiser; return the mean loss."""
     images, labels = data
     optimizer = torch.optim.SGD(model.parameters(), lr=LEARNING_RATE, momentum=MOMENTUM)
     model.train()
     total, count = torch.zeros(()), 0
     for _ in range(epochs):
-        for chosen in torch.randperm(len(labels)).split(BATCH_SIZE):
+        for chosen in torch.randperm(len(labels)).split(batch_size):
             optimizer.zero_grad(set_to_none=True)
             loss = F.cross_entropy(model(to_model(images[chosen])), labels[chosen])
             loss.backward()
@@ -83,7 +91,7 @@ def predict(model: nn.Module, data: Images) -> tuple[Tensor, Tensor]:
     images, labels = data
     model.eval()
     with torch.inference_mode():
-        outputs = [model(to_model(part)) for part in images.split(128)]
+        outputs = [model(to_model(part)) for part in images.split(EVALUATION_BATCH)]
     return torch.cat(outputs), labels
 
 
@@ -101,39 +109,64 @@ def figures(logits: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
-def federate(folder: Path, rounds: int, epochs: int, image_size: int) -> list[dict[str, float]]:
-    """Run the study; return the figures over all sites' test images after each round."""
-    sites = load_sites(folder)
-    model = Cnn(image_size)
+def evaluate(model: nn.Module, tests: list[Images]) -> dict[str, float]:
+    """Return the figures over all sites' test images, evaluated site by site."""
+    parts = [predict(model, test) for test in tests]
+    return figures(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
+
+
+def federate(
+    model: nn.Module,
+    sites: dict[str, tuple[Any, Any]],
+    rounds: int,
+    train: Callable[[nn.Module, Any], object],
+    evaluate: Callable[[nn.Module, list[Any]], dict[str, float]],
+) -> list[dict[str, float]]:
+    """Run the study; return the figures after each round.
+
+    A site's part is a tuple whose second member has one row an image.
+    """
     weights = {name: value.clone() for name, value in model.state_dict().items()}
+    total = sum(len(training[1]) for training, _ in sites.values())
     history = []
     for _ in range(rounds):
-        total = sum(len(training[1]) for training, _ in sites.values())
         mean = {name: torch.zeros_like(value) for name, value in weights.items()}
         for training, _ in sites.values():
             model.load_state_dict(weights)
-            train(model, training, epochs)
+            train(model, training)
             for name, value in model.state_dict().items():
                 mean[name] += value * (len(training[1]) / total)
         weights = mean
         model.load_state_dict(weights)
-        parts = [predict(model, test) for _, test in sites.values()]
-        history.append(figures(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])))
+        history.append(evaluate(model, [test for _, test in sites.values()]))
     return history
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="folder with images.npz and sites.json")
+def read_options(description: str) -> argparse.Namespace:
+    """Return the options that the plain scripts share, with the threads and the seed set."""
+    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
+    parser.add_argument("folder", type=Path, help="what overhead.py wrote")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--epochs", type=int, default=1, help="passes of a site a round")
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of PyTorch")
     parser.add_argument("--image-size", type=int, default=64, help="pixels")
     parser.add_argument("--out", type=Path, required=True, help="JSON file for the figures")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    history = federate(options.folder, options.rounds, options.epochs, options.image_size)
+    return options
+
+
+def main() -> None:
+    options = read_options(__doc__)
+    history = federate(
+        Cnn(options.image_size),
+        load_sites(options.folder),
+        options.rounds,
+        partial(train, epochs=options.epochs, batch_size=options.batch_size),
+        evaluate,
+    )
     options.out.write_text(json.dumps(history))
 
 

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 
 import numpy as np
-from benchmark_study import Medfed
+from benchmark_study import FIGURES, Medfed
 from measuring import (
     MIB,
     clean_up_when_terminated,
@@ -94,7 +94,7 @@ def measure(folder: Path, sites: int, participants: int, rounds: int) -> Measure
     _write_images(folder / "images.npz", sites)
     fraction = participants / sites
     (folder / "study.toml").write_text(_TOML.format(rounds=rounds, fraction=fraction, sites=sites))
-    medfed = Medfed(folder)
+    medfed = Medfed(folder, FIGURES["cnn"])
     sample = medfed.run(sorted(os.sched_getaffinity(0))[:1], 1)
     arm = medfed.last_run / "arms" / "federated"
     records = [json.loads(line) for line in (arm / "rounds.jsonl").read_text().splitlines()]

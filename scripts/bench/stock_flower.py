@@ -8,7 +8,7 @@ What is timed is `flwr run --stream`, from the start of the command until it ret
 
 `flwr run` exits 0 for a run that failed, so `flwr list` is asked afterwards, outside the clock. The
 app in stock_flower/ uses Flower's own FedAvg and the functions of plain_loop.py. To have it in one
-table with medfed and the plain loop: overhead.py --with-flower.
+table with medfed and the plain loop: overhead.py --with flower.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from benchmark_study import add_study_options, first_run, study_of
+from benchmark_study import BenchmarkStudy, add_study_options, first_run, study_of
 from measuring import (
     MIB,
     MemoryWatch,
@@ -52,9 +52,7 @@ _BECOME_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 class StockFlower:
     """A Flower home of its own in `work`, and the runs in it."""
 
-    def __init__(
-        self, work: Path, data: Path, *, rounds: int, epochs: int, image_size: int
-    ) -> None:
+    def __init__(self, work: Path, data: Path, study: BenchmarkStudy) -> None:
         self.out = work / "figures.json"
         self._home = work / "home"
         # Ray imports from the folder that it is started in: an empty one.
@@ -64,9 +62,10 @@ class StockFlower:
         self._config = {
             "data": f'"{data}"',
             "out": f'"{self.out}"',
-            "rounds": rounds,
-            "epochs": epochs,
-            "image-size": image_size,
+            "rounds": study.rounds,
+            "epochs": study.epochs,
+            "batch-size": study.batch_size,
+            "image-size": study.image_size,
         }
         self._num_sites = len(json.loads((data / "sites.json").read_text()))
         shutil.copytree(HERE / "stock_flower", self._app, ignore=shutil.ignore_patterns("__*"))
@@ -176,9 +175,7 @@ def main() -> None:
         data.mkdir()
         work.mkdir()
         first_run(study, data, cores)
-        flower = StockFlower(
-            work, data, rounds=study.rounds, epochs=study.epochs, image_size=study.image_size
-        )
+        flower = StockFlower(work, data, study)
         try:
             with MemoryWatch() as watch:
                 flower.cold(cores, 1)
@@ -198,7 +195,7 @@ def main() -> None:
     text = markdown_table(["", "seconds, median", "range", "accuracy"], rows)
     result = {
         "machine": machine,
-        "study": vars(study),
+        "study": {**vars(study), "batch_size": study.batch_size},
         "wall_s": walls,
         "peak_bytes": watch.peak_bytes,
         "figures": figures,

@@ -32,7 +32,8 @@ def start(
 @app.train()
 def train(message: Message, context: Context) -> Message:
     model, training, _ = start(message, context)
-    loss = plain_loop.train(model, training, int(context.run_config["epochs"]))
+    config = context.run_config
+    loss = plain_loop.train(model, training, int(config["epochs"]), int(config["batch-size"]))
     metrics = MetricRecord({"loss": loss, "num-examples": len(training[1])})
     arrays = ArrayRecord(model.state_dict())
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
