@@ -1,7 +1,6 @@
 """U-Net and Attention U-Net, 2-D and 3-D, for images of any size.
 
-MONAI's networks: the U-Net written out in `common/models/unet.py`, the Attention U-Net from MONAI,
-which it takes seconds to import, hence on first use. Three things differ:
+MONAI's networks, which it takes seconds to import, hence on first use. Three things differ:
 
 - Every normalisation is what `norm` says; MONAI's Attention U-Net has BatchNorm throughout.
 - The last layer is a bare 1 x 1 convolution. With residual units MONAI normalises the output maps
@@ -13,15 +12,12 @@ Upsampling is by transposed convolutions and padding by replication: with
 linear interpolation and reflection have not.
 """
 
-from functools import partial
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from medfed.common.errors import DataError, StudyError
-from medfed.common.models.unet import ResidualUnet
 from medfed.common.study.model import SEGMENTERS
 
 _MOST_GROUPS = 8
@@ -112,14 +108,11 @@ def build_segmenter(
     https://arxiv.org/abs/1804.03999
     """
     _check_supported(name, spatial_dims, in_channels, num_outputs, channels, norm)
-    network: nn.Module
-    if name == "unet":
-        make_norm = partial(_norm, spatial_dims=spatial_dims, norm=norm)
-        network = ResidualUnet(spatial_dims, in_channels, channels, make_norm)
-    else:
-        network = _attention_unet(spatial_dims, in_channels, channels)
-        _set_norms(network, spatial_dims, norm)
-        _remove_dropout(network)
+    build = _unet if name == "unet" else _attention_unet
+    network = build(spatial_dims, in_channels, channels)
+    _set_norms(network, spatial_dims, norm)
+    _remove_dropout(network)
+    if name == "attention_unet":
         _open_gates(network)
     return Segmenter(
         network,
@@ -128,6 +121,25 @@ def build_segmenter(
         widths=channels,
         num_outputs=num_outputs,
     )
+
+
+def _unet(spatial_dims: int, in_channels: int, widths: tuple[int, ...]) -> nn.Module:
+    """Return a U-Net that ends in `widths[0]` feature maps."""
+    from monai.networks.nets.unet import UNet
+
+    network: nn.Module = UNet(
+        spatial_dims=spatial_dims,
+        in_channels=in_channels,
+        out_channels=widths[0],
+        channels=widths,
+        strides=(2,) * (len(widths) - 1),
+        num_res_units=2,
+        act="RELU",
+        norm="batch",
+        # The normalisation that follows has one, and each costs every patient a gradient.
+        bias=False,
+    )
+    return network
 
 
 def _attention_unet(spatial_dims: int, in_channels: int, widths: tuple[int, ...]) -> nn.Module:

@@ -1,10 +1,8 @@
-"""The U-Net study of `overhead.py` as a plain PyTorch script, layers written out.
+"""The U-Net study of `overhead.py` as a plain PyTorch script with MONAI's network.
 
-Layer for layer MONAI's residual U-Net as medfed's `unet` has it with its default widths (GroupNorm
-in at most 8 groups, no biases before it, a 1 x 1 convolution at the end): as many parameters, the
-same operations, in the same order. MONAI takes seconds to import, so a script without it is the
-harder measure. It reads the arrays that medfed's first run prepared and imports neither medfed nor
-MONAI.
+The residual U-Net as medfed's `unet` has it with its default widths (GroupNorm in 8 groups, no
+biases before it, a 1 x 1 convolution at the end): as many parameters, the same operations, in the
+same order. It reads the arrays that medfed's first run prepared and does not import medfed.
 
 Shapes: B images in a batch, N images of a site, L structures.
 """
@@ -16,92 +14,39 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from monai.networks.nets import UNet
 from plain_loop import EVALUATION_BATCH, federate, read_options, read_rows, to_model
 from torch import Tensor, nn
 
 LEARNING_RATE = 0.003
 STRUCTURES = ("nodule", "effusion", "cardiomegaly")
 WIDTHS = (16, 32, 64, 128)
-_MOST_GROUPS = 8
+_NUM_GROUPS = 8
 
 Part = tuple[Tensor, Tensor]
 """uint8 [N, 1, H, W] and uint8 [N, H, W], 0 or the number of a structure from 1."""
 
 
-class Unit(nn.Module):
-    """A convolution (by stride 2 a transposed one, if `up`), GroupNorm, ReLU."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int = 1, *, up: bool = False) -> None:
-        super().__init__()
-        self.conv: nn.Module = (
-            nn.ConvTranspose2d(inputs, outputs, 3, stride, 1, output_padding=1, bias=False)
-            if up
-            else nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-        )
-        groups = max(n for n in range(1, _MOST_GROUPS + 1) if outputs % n == 0)
-        self.norm = nn.GroupNorm(groups, outputs)
-
-    def forward(self, images: Tensor) -> Tensor:
-        return F.relu(self.norm(self.conv(images)))
-
-
-class Residual(nn.Module):
-    """Two units beside a convolution, 3 x 3 where it strides and else 1 x 1."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.units = nn.Sequential(Unit(inputs, outputs, stride), Unit(outputs, outputs))
-        size = 3 if stride > 1 else 1
-        self.beside = nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        beside = self.beside(images)
-        return self.units(images) + beside
-
-
-class Up(nn.Module):
-    """A transposed unit, and what is added to it: a unit, at the top a bare convolution."""
-
-    def __init__(self, inputs: int, outputs: int, *, is_top: bool) -> None:
-        super().__init__()
-        self.up = Unit(inputs, outputs, 2, up=True)
-        self.unit: nn.Module = (
-            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False) if is_top else Unit(outputs, outputs)
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        larger = self.up(images)
-        return self.unit(larger) + larger
-
-
 class Unet(nn.Module):
-    """Images [B, 1, H, W], sides a multiple of 8, to logits [B, L + 1, H, W]."""
+    """Images [B, 1, H, W], sides a multiple of 8, to logits [B, outputs, H, W]."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
-        self.downs = nn.ModuleList()
-        self.ups = nn.ModuleList()
-        inputs = 1
-        for level, width in enumerate(WIDTHS[:-1]):
-            self.downs.append(Residual(inputs, width, 2))
-            # What comes from below: the bottom is wider than what its level hands up.
-            below = WIDTHS[-1] if level == len(WIDTHS) - 2 else width
-            above = WIDTHS[max(0, level - 1)]
-            self.ups.append(Up(width + below, above, is_top=level == 0))
-            inputs = width
-        self.bottom = Residual(inputs, WIDTHS[-1], 1)
+        self.body = UNet(
+            spatial_dims=2,
+            in_channels=1,
+            out_channels=WIDTHS[0],
+            channels=WIDTHS,
+            strides=(2,) * (len(WIDTHS) - 1),
+            num_res_units=2,
+            act="RELU",
+            norm=("GROUP", {"num_groups": _NUM_GROUPS}),
+            bias=False,
+        )
         self.output = nn.Conv2d(WIDTHS[0], outputs, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        seen = []
-        hidden = images
-        for down in self.downs:
-            hidden = down(hidden)
-            seen.append(hidden)
-        hidden = self.bottom(hidden)
-        for up, same_level in zip(reversed(self.ups), reversed(seen), strict=True):
-            hidden = up(torch.cat([same_level, hidden], dim=1))
-        return self.output(hidden)
+        return self.output(self.body(images))
 
 
 def load_sites(folder: Path) -> dict[str, tuple[Part, Part]]:
