@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-slow test-deployment check bench clean
+.PHONY: demo test test-slow test-deployment check docs bench clean
 
 demo: $(READY)  ## a federated study on embedded data, ending in a report to look at
 	$(BIN)/medfed simulate studies/demo.toml
@@ -20,6 +20,9 @@ test-deployment: $(READY)  ## faults and attacks on a federation of real process
 
 check: $(READY)  ## what CI checks besides the tests
 	scripts/check
+
+docs: $(READY)  ## guides and reference as pages that open offline: build/docs/index.html
+	$(BIN)/python scripts/docs/build_docs.py build/docs
 
 $(READY): pyproject.toml constraints.txt scripts/setup
 	PYTHON=$(PYTHON) scripts/setup $(VENV)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from medfed.client import policy
 from medfed.client.data.site_data import check_population
 from medfed.client.evaluation import evaluate_for_release
-from medfed.client.releases import Cost
+from medfed.client.releases import COUNTS_OF_PLUGIN, Cost
 from medfed.client.replies import KeptReply, ReplyJournal, identify
 from medfed.client.scaffold import check_correction
 from medfed.client.secure_answers import MaskedTraining, Memory
@@ -210,7 +210,8 @@ def evaluate(request: ModelRequest, site: SiteConfig) -> Answer:
         site.policy,
     )
     reply = EvaluateReply(site=site.name, sums=found.sums)
-    return Answer(reply, withheld=found.withheld)
+    own = (found.sums or ()) if request.study.task.plugin else ()
+    return Answer(reply, dict.fromkeys(own, COUNTS_OF_PLUGIN), found.withheld)
 
 
 def _keep_countersignature(request: ModelRequest, site: SiteConfig) -> None:

@@ -171,7 +171,9 @@ def _answer(
         # Before any data is read, and before the ledger is opened.
         policy.check_study(request.study, site.policy)
         content = _listed(answer(request, site), about, site)
-    except (MedfedError, OSError, RuntimeError, ValueError) as error:
+    # Everything: Flower would send the text of what is not caught, and a plug-in's code may raise
+    # anything, with anything in its text.
+    except Exception as error:
         content = _refuse(_reason(error), about, site)
     return Message(content, reply_to=message)
 

@@ -8,6 +8,7 @@ What a release costs, and the charge to the ledger, are in `client.spending`.
 from collections.abc import Callable
 from functools import lru_cache
 
+from medfed.client.plugins import check_plugins
 from medfed.client.site import PolicySection
 from medfed.client.spending import (
     Charge,
@@ -44,7 +45,8 @@ def check_study(study: StudyConfig, policy: PolicySection) -> None:
     """Refuse a study that asks for more than the site allows. Reads no data.
 
     Raises:
-        SiteRefusal: POLICY, naming what was asked and what is allowed.
+        SiteRefusal: POLICY, naming what was asked and what is allowed; STUDY, for a plug-in that is
+            allowed and not installed in the study's version.
     """
     for check in _CHECKS:
         why = check(study, policy)
@@ -223,6 +225,10 @@ def _batch(study: StudyConfig, policy: PolicySection) -> str:
 
 def _size(study: StudyConfig, policy: PolicySection) -> str:
     num_outputs = len(study.task.classes) + 1
+    if study.task.plugin:
+        from medfed.common.tasks import make_task
+
+        num_outputs = make_task(study).num_outputs
     if study.task.type == "report":
         # Of a vocabulary file, only its largest size is known yet.
         num_outputs = (
@@ -259,6 +265,7 @@ def _num_parameters(study: StudyConfig, num_outputs: int) -> int:
 
 
 _CHECKS: tuple[Callable[[StudyConfig, PolicySection], str], ...] = (
+    check_plugins,  # before a check that builds the network
     _unit,
     _images_per_patient,
     _noise,

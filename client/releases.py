@@ -81,6 +81,7 @@ class Release:
 
 _SETTINGS = Cost("public", "follows from public settings and the ledger; no patient's data")
 _COUNTS = Cost("none", "exact sums over held-out patients, no DP")
+COUNTS_OF_PLUGIN = Cost("none", "exact sums of a plug-in over held-out patients, no DP")
 _ALWAYS = dict.fromkeys(("version", "kind", "site"), Cost("public", "names the message and site"))
 _COSTS: Mapping[str, Mapping[str, Cost]] = {
     "joined": {

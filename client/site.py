@@ -59,6 +59,10 @@ class PolicySection(Section):
     """Kinds of task allowed; empty: all."""
     models: tuple[str, ...] = ()
     """Networks allowed, by model.name, and a report model's encoder too; empty: all."""
+    allow_plugins: tuple[Name, ...] = ()
+    """Packages whose models and tasks studies may use here; empty: none. Their code runs beside
+    the images: name a package once it was looked at, and install it yourself. A study names the
+    version too, and another one than the installed is refused."""
     min_participants: PositiveInt = 1
     """Fewest sites that must take part in a round. Without secure aggregation it is the server's
     word; with it, this site counts the keys of the others."""
@@ -106,7 +110,7 @@ class PolicySection(Section):
     def _known_models(self) -> Self:
         known = (*CLASSIFIERS, *SEGMENTERS, *REPORTERS)
         for name in self.models:
-            if name not in known:
+            if name not in known and not self.allow_plugins:
                 raise ValueError(
                     f'models: expected some of {", ".join(known)}, got "{name}". Correct it.'
                 )

@@ -16,6 +16,7 @@ from medfed.client.batches import BatchLoader
 from medfed.client.data.site_data import ImageSet
 from medfed.client.gradient_terms import GradientTerms
 from medfed.client.plain_steps import make_optimizer, plain_steps
+from medfed.client.plugins import check_only_parameters_moved
 from medfed.common.models import set_training_mode, trained_state
 from medfed.common.seeding import numpy_rng, torch_rng
 from medfed.common.state_dicts import StateDict, difference, write_state
@@ -135,7 +136,9 @@ def train_with_privacy(
             for start in range(0, len(chosen), privacy.chunk)
         )
         dp_step(model, optimizer, task.loss_per_image, chunks, recorded)
-    return TrainingResult(difference(trained_state(model), weights), None)
+    update = difference(trained_state(model), weights)
+    check_only_parameters_moved(model, update)
+    return TrainingResult(update, None)
 
 
 def expected_batch(study: StudyConfig, public_num_patients: int | None) -> float:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from medfed.client.data.site_data import SiteData, harmonised, load_site_data
+from medfed.client.plugins import check_private
 from medfed.client.site import SiteConfig
 from medfed.common.errors import SiteConfigError
 from medfed.common.models import build_model, frozen_state_digest, trained_state
@@ -81,7 +82,9 @@ def workspace(
     task = make_task(study, words)
     device = pick_device(study, site)
     data = _harmonised_data(site, study, tables) if tables else _data(site, study)
-    return Workspace(data, task, _network(study, task.num_outputs, device, site))
+    network = _network(study, task.num_outputs, device, site)
+    check_private(network.model, task, study)
+    return Workspace(data, task, network)
 
 
 @lru_cache(maxsize=4096)

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from medfed.common.errors import StudyError
 from medfed.common.study import StudyConfig, to_plain
+from medfed.common.study.plugins import plugin_names
 
 _HINTS = {
     "privacy.noise_multiplier": 'Set privacy.unit = "none" for a run without privacy.',
@@ -27,7 +28,8 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """Read the study in `path`, apply `section.key=value` overrides, validate the whole.
 
     Raises:
-        StudyError: Every problem found, one a line, each with the key and the way out.
+        StudyError: Every problem found, one a line, each with the key and the way out; a name that
+            is neither medfed's own nor an installed plug-in's.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -42,7 +44,12 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
         raise StudyError(f"{path} is not valid TOML: {error}. Mend that line.") from None
     for override in overrides:
         apply_override(table, override)
-    return parse_study(table, str(path))
+    study = parse_study(table, str(path))
+    if plugin_names(study):
+        from medfed.common.plugins.loading import check_offered
+
+        check_offered(study)
+    return study
 
 
 def with_files(study: StudyConfig, folder: Path) -> StudyConfig:

@@ -16,6 +16,7 @@ import tomli_w
 from medfed.client.data.store import Store
 from medfed.common.errors import DataError
 from medfed.common.files import write_atomically
+from medfed.common.plugins.loading import package_of
 from medfed.common.seeding import numpy_rng
 from medfed.common.study import SimulationSection, StudyConfig
 from medfed.simulations.partition import cohort_of, partition_patients
@@ -162,6 +163,8 @@ def _site_table(name: str, store: Store, study: StudyConfig) -> dict[str, Any]:
         # Public data: rare classes count too, and figures of all arms are over the same images.
         "min_patients_per_count": 1,
     }
+    plugins = study.plugins
+    policy["allow_plugins"] = sorted({package_of(p) for p in (plugins.model, plugins.task) if p})
     if study.training.local_steps is not None:
         policy["max_steps_per_round"] = study.training.local_steps
     if study.training.local_epochs is not None:

@@ -24,6 +24,7 @@ from medfed.common.models import check_model
 from medfed.common.study import StudyConfig, to_plain
 from medfed.common.study_file import load_study, parse_study, study_to_toml
 from medfed.server.records import ArmFolder
+from medfed.simulations.plugins import complete
 from medfed.simulations.reporting.report import write_report
 from medfed.simulations.study import Options, Preparing, run_study, start_study
 
@@ -97,7 +98,7 @@ def study_of(study: StudyConfig, cell: Cell, seed: int) -> StudyConfig:
             if not isinstance(section, dict):
                 raise StudyError(f'sweep.vary."{key}": {name} is a value, not a section.')
         section[last] = value
-    return parse_study(table, f"sweep, {cell.label}")
+    return complete(parse_study(table, f"sweep, {cell.label}"))
 
 
 def planned_runs(folder: Path) -> tuple[PlannedRun, ...]:

@@ -141,6 +141,10 @@ def _build(study: StudyConfig, num_outputs: int) -> nn.Module:
 
 def _build_plain(study: StudyConfig, num_outputs: int) -> nn.Module:
     section, data = study.model, study.data
+    if section.is_plugin:
+        from medfed.common.models.plugin import build_plugin
+
+        return build_plugin(study, num_outputs)
     if section.name in SEGMENTERS:
         return build_segmenter(
             section.name,

@@ -6,6 +6,7 @@ from medfed.common.study.config import StudyConfig, StudySection, to_plain
 from medfed.common.study.data import ColumnSection, DataSection
 from medfed.common.study.federation import FederationSection
 from medfed.common.study.model import ModelSection
+from medfed.common.study.plugins import PluginsSection
 from medfed.common.study.privacy import PrivacySection, SiteLevelSection
 from medfed.common.study.secure_aggregation import SecureAggregationSection
 from medfed.common.study.simulation import PartitionSection, PhantomSection, SimulationSection
@@ -29,6 +30,7 @@ __all__ = [
     "Name",
     "PartitionSection",
     "PhantomSection",
+    "PluginsSection",
     "PositiveFloat",
     "PositiveInt",
     "PrivacySection",

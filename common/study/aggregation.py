@@ -1,24 +1,27 @@
 """`[aggregation]`: how the server combines updates, and what one site may do to the model."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from medfed.common.study.base import PositiveInt, Section
+from medfed.common.study.base import Name, PositiveInt, Section
+from medfed.common.study.plugins import PluginOptions
 
 _KRUM = ("krum", "multi_krum")
+RULES = ("mean", "median", "trimmed_mean", *_KRUM, "geometric_median")
 
 
 class AggregationSection(Section):
     """`[aggregation]`: how the server combines the sites' updates."""
 
-    rule: Literal["mean", "median", "trimmed_mean", "krum", "multi_krum", "geometric_median"] = (
-        "mean"
-    )
+    rule: Name = Field(default="mean", examples=list(RULES))
     """mean: by federation.weighting; one site can move it anywhere. The others hold against
     num_byzantine sites that send what they like: median and trimmed_mean value by value, krum (the
     update closest to the others), multi_krum (the mean of those), geometric_median. They take every
-    site once, and the server holds a round's updates in memory together."""
+    site once, and the server holds a round's updates in memory together. Any other name is a
+    plug-in's."""
+    options: PluginOptions = Field(default_factory=dict)
+    """A plug-in's own settings."""
     num_byzantine: PositiveInt | None = None
     """Sites against which the rule has to hold; required with every rule but mean. It needs
     2 * num_byzantine + 1 updates in every round, krum and multi_krum 2 more."""
@@ -35,6 +38,12 @@ class AggregationSection(Section):
                 f'rule = "{self.rule}" without num_byzantine: how many sites it has to hold '
                 "against decides what it leaves out. Set aggregation.num_byzantine = 1, or more."
             )
+        if self.is_plugin and self.num_byzantine is not None:
+            raise ValueError(
+                f'num_byzantine = {self.num_byzantine} with rule = "{self.rule}", which is none of '
+                f"{', '.join(RULES)}, and so a plug-in's. Correct it, or put what the plug-in "
+                "takes into aggregation.options."
+            )
         if not self.robust and self.num_byzantine is not None:
             raise ValueError(
                 f'num_byzantine = {self.num_byzantine} with rule = "mean", which holds against '
@@ -50,7 +59,12 @@ class AggregationSection(Section):
     @property
     def robust(self) -> bool:
         """Whether the rule holds against hostile sites, takes every site once, and holds all."""
-        return self.rule != "mean"
+        return self.rule != "mean" and not self.is_plugin
+
+    @property
+    def is_plugin(self) -> bool:
+        """Whether the rule is not one of medfed's own; what it holds against is not known then."""
+        return self.rule not in RULES
 
     @property
     def min_updates(self) -> int:

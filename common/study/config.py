@@ -26,6 +26,7 @@ from medfed.common.study.model import (
     WITHOUT_NORM,
     ModelSection,
 )
+from medfed.common.study.plugins import PluginsSection, check_plugins
 from medfed.common.study.privacy import PrivacySection
 from medfed.common.study.secure_aggregation import SecureAggregationSection
 from medfed.common.study.simulation import SimulationSection
@@ -69,6 +70,7 @@ class StudyConfig(Section):
     statistics: StatisticsSection = StatisticsSection()
     evaluation: EvaluationSection = EvaluationSection()
     compute: ComputeSection = ComputeSection()
+    plugins: PluginsSection = PluginsSection()
     simulation: SimulationSection | None = None
     sweep: SweepSection | None = None
 
@@ -82,6 +84,7 @@ class StudyConfig(Section):
         self._check_secure_aggregation()
         self._check_aggregation()
         check_algorithm(self)
+        check_plugins(self)
         return self
 
     @property
@@ -94,7 +97,7 @@ class StudyConfig(Section):
 
     def _check_model(self) -> None:
         fitting = _MODELS[self.task.type]
-        if self.model.name not in fitting:
+        if not self.model.is_plugin and self.model.name not in fitting:
             raise ValueError(
                 f'model.name = "{self.model.name}" does not fit task.type = "{self.task.type}". '
                 f"Set one of {', '.join(fitting)}."
@@ -290,7 +293,8 @@ class StudyConfig(Section):
             model = model.model_copy(update={"weights": PurePath(model.weights).name})
         report = report.model_copy(update={"vocabulary": PurePath(report.vocabulary).name})
         task = self.task.model_copy(update={"report": report})
-        own = {"simulation": None, "sweep": None}
+        plugins = self.plugins.model_copy(update={"dataset": ""})
+        own = {"simulation": None, "sweep": None, "plugins": plugins}
         return self.model_copy(update={**own, "model": model, "task": task})
 
     def to_json(self) -> str:

@@ -4,11 +4,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from medfed.common.study.base import PositiveInt, Section
+from medfed.common.study.base import Name, PositiveInt, Section
+from medfed.common.study.plugins import PluginOptions
 
 CLASSIFIERS = ("cnn", "vgg16", "resnet18", "resnet50", "inception_v3", "densenet121")
 SEGMENTERS = ("unet", "attention_unet")
 REPORTERS = ("report_lstm",)
+NETWORKS = (*CLASSIFIERS, *SEGMENTERS, *REPORTERS)
 # These have no normalisation layers.
 WITHOUT_NORM = ("cnn", "vgg16")
 ONLY_2D = ("vgg16", "inception_v3")
@@ -20,19 +22,11 @@ Encoder = Literal["cnn", "vgg16", "resnet18", "resnet50", "inception_v3", "dense
 class ModelSection(Section):
     """`[model]`: the network."""
 
-    name: Literal[
-        "cnn",
-        "vgg16",
-        "resnet18",
-        "resnet50",
-        "inception_v3",
-        "densenet121",
-        "unet",
-        "attention_unet",
-        "report_lstm",
-    ] = "cnn"
+    name: Name = Field(default="cnn", examples=list(NETWORKS))
     """cnn is the small one (Conv 32, pool, Conv 64, pool, Dense 128); then the classifiers by
-    their names; the U-Nets segment; report_lstm writes reports."""
+    their names; the U-Nets segment; report_lstm writes reports. Any other name is a plug-in's."""
+    options: PluginOptions = Field(default_factory=dict)
+    """A plug-in's own settings."""
     norm: Literal["group", "batch"] = "group"
     """Normalisation layers. BatchNorm mixes patients: refused under DP."""
     widths: tuple[PositiveInt, ...] = (16, 32, 64, 128)
@@ -76,6 +70,11 @@ class ModelSection(Section):
         if self.weights_sha256 and not self.weights:
             raise ValueError("weights_sha256 without weights. Name the file or URL.")
         return self
+
+    @property
+    def is_plugin(self) -> bool:
+        """Whether the network is not one of medfed's own."""
+        return self.name not in NETWORKS
 
     @property
     def feature_network(self) -> str:

@@ -1,10 +1,11 @@
 """`[simulation]`: what stands in for hospitals. Not sent to sites."""
 
-from typing import Annotated, Literal, Self
+import difflib
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from medfed.common.study.base import Fraction, PositiveFloat, PositiveInt, Section
+from medfed.common.study.base import Fraction, Name, PositiveFloat, PositiveInt, Section
 
 
 class MissingSection(Section):
@@ -157,7 +158,12 @@ class FailuresSection(Section):
 
 
 class OptionsSection(Section):
-    """`[simulation.options]`: what a data set's loader lets one choose. Unset: the loader's own."""
+    """`[simulation.options]`: what a data set's loader lets one choose. Unset: the loader's own.
+
+    Those of a plug-in are its own, and checked by it.
+    """
+
+    model_config = ConfigDict(extra="allow")
 
     uncertain: Literal["zeros", "ones", "leave_out"] | None = None
     """chexpert: an uncertain observation is absent (zeros, unless set), present (ones), or leaves
@@ -165,7 +171,7 @@ class OptionsSection(Section):
     observer: Literal[1, 2] | None = None
     """chase_db1: whose masks, the first observer's (unless set) or the second's."""
 
-    def chosen(self) -> dict[str, str | int]:
+    def chosen(self) -> dict[str, Any]:
         """Return the options that are set, by name."""
         return self.model_dump(exclude_none=True)
 
@@ -174,36 +180,40 @@ class OptionsSection(Section):
 LOADER_OPTIONS = {"chexpert": ("uncertain",), "chase_db1": ("observer",)}
 
 
+DATASETS = (
+    "phantom",
+    "ham10000",
+    "medmnist",
+    "lgg",
+    "msd",
+    "chase_db1",
+    "busi",
+    "covid_chestxray",
+    "iu_xray",
+    "isic2019",
+    "brats",
+    "diabetic_retinopathy",
+    "aptos",
+    "refuge",
+    "oct_amd",
+    "vqa_rad",
+    "nih_chestxray14",
+    "chexpert",
+    "montgomery_tb",
+    "shenzhen_tb",
+    "tb_chestxray",
+    "luna16",
+    "cbis_ddsm",
+    "duke_breast_mri",
+)
+
+
 class SimulationSection(Section):
     """`[simulation]`: what stands in for hospitals. Not sent to sites."""
 
-    dataset: Literal[
-        "phantom",
-        "ham10000",
-        "medmnist",
-        "lgg",
-        "msd",
-        "chase_db1",
-        "busi",
-        "covid_chestxray",
-        "iu_xray",
-        "isic2019",
-        "brats",
-        "diabetic_retinopathy",
-        "aptos",
-        "refuge",
-        "oct_amd",
-        "vqa_rad",
-        "nih_chestxray14",
-        "chexpert",
-        "montgomery_tb",
-        "shenzhen_tb",
-        "tb_chestxray",
-        "luna16",
-        "cbis_ddsm",
-        "duke_breast_mri",
-    ]
-    """The data set; `medfed simulate --data FOLDER` says where its files are."""
+    dataset: Name = Field(examples=list(DATASETS))
+    """The data set; `medfed simulate --data FOLDER` says where its files are. Any other name is a
+    plug-in's."""
     name: str = ""
     """Which set of a family, e.g. pneumoniamnist."""
     data: str = ""
@@ -224,8 +234,22 @@ class SimulationSection(Section):
     phantom: PhantomSection = PhantomSection()
     options: OptionsSection = OptionsSection()
 
+    @property
+    def is_plugin(self) -> bool:
+        """Whether the data set is not one of those that medfed reads itself."""
+        return self.dataset not in DATASETS
+
     @model_validator(mode="after")
     def _options_of_the_loader(self) -> Self:
+        if self.is_plugin:
+            return self
+        if self.options.model_extra:
+            name, ours = next(iter(self.options.model_extra)), list(OptionsSection.model_fields)
+            nearest = difflib.get_close_matches(name, ours, n=1, cutoff=0.5)
+            raise ValueError(
+                f"options.{name}: unknown key. "
+                + (f"Did you mean {nearest[0]}?" if nearest else f"Known: {', '.join(ours)}.")
+            )
         known = LOADER_OPTIONS.get(self.dataset, ())
         wrong = [name for name in self.options.chosen() if name not in known]
         if wrong:

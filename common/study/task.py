@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from medfed.common.study.base import PositiveInt, Section, Sorted
+from medfed.common.study.plugins import PluginOptions
 
 _MAX_STRUCTURES = 8
 
@@ -49,6 +50,11 @@ class TaskSection(Section):
     loss: Literal["auto", "cross_entropy", "dice", "dice_ce"] = "auto"
     """Segmentation: auto is dice_ce, soft Dice plus cross entropy. The others: cross entropy."""
     report: ReportSection = ReportSection()
+    plugin: Annotated[str, Field(pattern=r"^([A-Za-z0-9][A-Za-z0-9._-]{0,63})?$")] = ""
+    """A plug-in whose loss, figures and prediction take the place of medfed's own. What images are
+    labelled with stays what type says."""
+    options: PluginOptions = Field(default_factory=dict)
+    """The plug-in's own settings."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

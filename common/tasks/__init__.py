@@ -18,6 +18,7 @@ __all__ = [
     "Report",
     "Segmentation",
     "Task",
+    "is_own_task",
     "make_task",
     "pooled_metrics",
 ]
@@ -29,11 +30,28 @@ _TASKS: dict[str, Callable[[StudyConfig, Vocabulary], Task]] = {
 }
 
 
+def is_own_task(task: Task, study: StudyConfig) -> bool:
+    """Whether `task` is medfed's own of the study's type, or a plug-in's that extends it."""
+    kinds: dict[str, type] = {
+        "classification": Classification,
+        "segmentation": Segmentation,
+        "report": Report,
+    }
+    return isinstance(task, kinds[study.task.type])
+
+
 def make_task(study: StudyConfig, words: Sequence[str] = ()) -> Task:
     """Return the task of `study`.
 
     Args:
         study: `[task]` names it.
         words: The vocabulary of a report task, in its agreed order.
+
+    Raises:
+        StudyError: A plug-in that cannot be had, or failed.
     """
+    if study.task.plugin:
+        from medfed.common.tasks.plugin import make_plugin_task
+
+        return make_plugin_task(study)
     return _TASKS[study.task.type](study, Vocabulary(words))

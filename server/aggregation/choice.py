@@ -12,6 +12,7 @@ from medfed.server.aggregation.geometric_median import geometric_median
 from medfed.server.aggregation.krum import krum, multi_krum
 from medfed.server.aggregation.median import coordinate_median
 from medfed.server.aggregation.norm_bound import NormBounded
+from medfed.server.aggregation.plugin import PluginRule
 from medfed.server.aggregation.robust import Combine, RobustRule
 from medfed.server.aggregation.rule import Rule
 from medfed.server.aggregation.trimmed_mean import trimmed_mean
@@ -38,14 +39,21 @@ def rule_for(
     """
     if normalises(study):
         return FedNova(weights, parameters, steps)
+    if study.aggregation.is_plugin:
+        return bounded(PluginRule(study, weights), study.aggregation)
     return make_rule(study.aggregation, weights)
 
 
 def make_rule(section: AggregationSection, weights: StateDict) -> Rule:
-    """Return the rule of a round that starts from `weights`."""
+    """Return medfed's own rule of a round that starts from `weights`."""
     rule: Rule = FedAvg(weights)
     if section.robust:
         rule = RobustRule(weights, _combine(section), section.min_updates)
+    return bounded(rule, section)
+
+
+def bounded(rule: Rule, section: AggregationSection) -> Rule:
+    """Return `rule` behind the study's bound on each update's norm, if it has one."""
     return NormBounded(rule, section.max_norm) if section.max_norm else rule
 
 

@@ -7,6 +7,7 @@ from medfed.client.data.records import SourceDataset
 from medfed.common.download import cache_folder
 from medfed.common.errors import DataError, StudyError
 from medfed.common.study import SimulationSection, StudyConfig
+from medfed.simulations.datasets.plugin import load_plugin_dataset
 
 
 def load_dataset(study: StudyConfig, data: Path | None) -> SourceDataset:
@@ -28,6 +29,8 @@ def load_dataset(study: StudyConfig, data: Path | None) -> SourceDataset:
             'Add it, e.g. dataset = "phantom".'
         )
     path = data if data is not None else Path(simulation.data) if simulation.data else None
+    if simulation.is_plugin:
+        return load_plugin_dataset(study, path)
     if simulation.dataset == "phantom":
         return _phantom(study, simulation, path)
     if simulation.dataset == "medmnist":

@@ -19,6 +19,7 @@ from medfed.client.data.site_data import ImageSet
 from medfed.common.files import write_json
 from medfed.common.seeding import numpy_rng
 from medfed.common.study import StudyConfig
+from medfed.common.tasks import is_own_task
 from medfed.common.text import tokenise
 from medfed.simulations.examples.classification import classification_rows
 from medfed.simulations.examples.report import report_rows
@@ -48,7 +49,8 @@ def write_examples(run: Path, study: StudyConfig) -> None:
     share = -(-NUM_EXAMPLES // len(list((arm / "sites").glob("*/site.toml"))))
     table: list[dict[str, Any]] = []
     for name, held_out in held_out_images(arm, study):
-        if len(table) >= NUM_EXAMPLES:
+        # What another task answers, only its authors could show.
+        if len(table) >= NUM_EXAMPLES or not is_own_task(task, study):
             break
         chosen = _draw(held_out, study, name)[: min(share, NUM_EXAMPLES - len(table))]
         loader = BatchLoader(held_out, task, study, torch.device("cpu"))

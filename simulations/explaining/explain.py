@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from medfed.common.tasks import Classification, Report, Segmentation
+from medfed.common.errors import RunError
+from medfed.common.tasks import Classification, Report, Segmentation, is_own_task
 from medfed.simulations.explaining.about_classes import about_classes
 from medfed.simulations.explaining.about_masks import about_masks
 from medfed.simulations.explaining.about_reports import about_reports
@@ -42,9 +43,25 @@ def explain_examination(
 def explain(trained: Trained, examination: Examination) -> Content:
     """Return what there is to say about one examination."""
     task = trained.task
+    _check_explainable(trained)
     if isinstance(task, Classification):
         return about_classes(trained, task, examination)
     if isinstance(task, Segmentation):
         return about_masks(trained, task, examination)
     assert isinstance(task, Report)
     return about_reports(trained, task, examination)
+
+
+def _check_explainable(trained: Trained) -> None:
+    study = trained.study
+    if not is_own_task(trained.task, study):
+        raise RunError(
+            f"Expected a task that medfed explains, got {study.task.plugin}, a plug-in of "
+            f"{study.plugins.task} that extends none of medfed's. Only its authors can."
+        )
+    classifies = study.task.type == "classification"
+    if study.model.is_plugin and classifies and not hasattr(trained.model, "grid"):
+        raise RunError(
+            f"Expected a network with grid(images), its last feature map, got {study.model.name}, "
+            f"a plug-in of {study.plugins.model} without. Have its authors add the method."
+        )

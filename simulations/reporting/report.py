@@ -7,7 +7,7 @@ from medfed.common.errors import RunError
 from medfed.common.files import write_atomically
 from medfed.common.study_file import study_to_toml
 from medfed.simulations.reporting import cards, conduct, deployed, privacy, results, spending
-from medfed.simulations.reporting.details import detail_of
+from medfed.simulations.reporting.details import detail_of, template_of
 from medfed.simulations.reporting.details.words import vocabulary_statement, vocabulary_table
 from medfed.simulations.reporting.drawing import Drawing
 from medfed.simulations.reporting.figures import draw_figures
@@ -87,7 +87,7 @@ def _values(run: RunData, figures: dict[str, Drawing]) -> dict[str, Any]:
     """Everything the template shows."""
     return {
         "run": run,
-        "task": run.study.task.type,
+        "task": template_of(run),
         "figures": figures,
         "sections": _sections(run),
         "headline": headline(run),

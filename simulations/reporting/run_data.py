@@ -132,6 +132,7 @@ def load_run(folder: Path) -> RunData:
 
     Raises:
         RunError: Not a run folder, or a damaged file; names the file and the way out.
+        StudyError: The task is of a plug-in that is not installed here.
     """
     study_file = folder / "study.toml"
     if not study_file.is_file():
@@ -145,9 +146,9 @@ def load_run(folder: Path) -> RunData:
 
     try:
         study = load_study(study_file)
-        task = make_task(study)
     except StudyError as error:
         raise RunError(f"{study_file} is damaged: {error}. Start a new run.") from None
+    task = make_task(study)
     simulation = optional_json(folder / "simulation.json")
     queue = optional_json(folder / QUEUE_FILE)
     deployed = bool(queue) and not simulation

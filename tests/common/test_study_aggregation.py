@@ -30,7 +30,7 @@ def study(aggregation: dict[str, Any], **sections: dict[str, Any]) -> StudyConfi
     [
         ({"rule": "krum"}, {}, ["aggregation", "num_byzantine = 1"]),
         ({"num_byzantine": 1}, {}, ['rule = "mean"', "holds against none", "trimmed_mean"]),
-        ({"rule": "mode", "num_byzantine": 1}, {}, ["aggregation.rule", "'mean', 'median'"]),
+        ({"rule": "mode", "num_byzantine": 1}, {}, ["aggregation", "none of mean, median"]),
         ({"rule": "median", "num_byzantine": 0}, {}, ["aggregation.num_byzantine"]),
         ({**MEDIAN, "num_selected": 2}, {}, ["num_selected", "only multi_krum"]),
         ({"max_norm": -1.0}, {}, ["aggregation.max_norm"]),

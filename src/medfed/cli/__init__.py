@@ -124,7 +124,7 @@ def simulate(
     ] = None,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="Run folder to make [default: runs/NAME-TIME].")
+        Path | None, typer.Option(help="Run folder to make; unless set, runs/NAME-TIME.")
     ] = None,
     resume: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Go on with this run folder instead.")

@@ -116,12 +116,13 @@ def _submit(
     from medfed.common.models import check_model
     from medfed.common.study_file import load_study, with_files
     from medfed.simulations.environment import describe_environment
+    from medfed.simulations.plugins import complete
 
     if study is None:
         raise StudyError(
             "Expected a study file or --resume NAME. Try: medfed federation run --help"
         )
-    config = with_files(load_study(study, overrides), study.parent)
+    config = complete(with_files(load_study(study, overrides), study.parent))
     check_model(config)
     if config.sweep is not None:
         raise StudyError(

@@ -39,9 +39,9 @@ def _is_section(kind: Any) -> bool:
 
 
 def _choices(field: FieldInfo) -> str:
-    if get_origin(field.annotation) is not Literal:
-        return ""
-    return "   # " + " | ".join(str(choice) for choice in get_args(field.annotation))
+    choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+    choices = choices or tuple(field.examples or ())
+    return "   # " + " | ".join(str(choice) for choice in choices) if choices else ""
 
 
 def _default(field: FieldInfo) -> str:

@@ -17,6 +17,7 @@ from medfed.common.files import read_json
 from medfed.common.models import check_model
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import load_study, with_files
+from medfed.simulations.plugins import complete
 from medfed.simulations.reporting.headline import headline, privacy_tile
 from medfed.simulations.reporting.report import write_report
 from medfed.simulations.reporting.run_data import load_run
@@ -100,11 +101,13 @@ def _open(request: SimulateRequest, options: Options) -> tuple[Path, StudyConfig
             f"{request.study} has no [simulation] section, so there is nothing to simulate on. "
             'Add it, e.g. [simulation] dataset = "phantom".'
         )
-    check_model(study)
     data = request.data
     if data is None and study.simulation.data:
         data = request.study.parent / study.simulation.data
     run = request.out or Path("runs") / f"{study.study.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if study.sweep is None:  # else each of its runs, which may differ in their plug-ins
+        study = complete(study)
+    check_model(study)
     start = start_study if study.sweep is None else start_sweep
     start(study, run, data, options)
     return run, study

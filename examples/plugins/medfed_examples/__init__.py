@@ -1,0 +1,1 @@
+"""A model, a task, an aggregation rule and a data set of one's own, for medfed."""

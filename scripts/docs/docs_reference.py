@@ -1,0 +1,142 @@
+"""Reference pages from the code: settings from where they are validated, commands from Typer."""
+
+import html
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from medfed.cli.keys import sections
+from medfed.client.site import SiteConfig
+from medfed.common.study import StudyConfig
+
+_WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
+_SIGNS = {Gt: ("gt", ">"), Ge: ("ge", "≥"), Lt: ("lt", "<"), Le: ("le", "≤")}
+_STUDY = """# Every setting of a study
+
+Made from where the settings are validated. `medfed study keys` prints the same; unknown keys and
+combinations that cannot be are refused when a study is read.
+"""
+_SITE = """# Every setting of site.toml
+
+Made from where the settings are validated. The file never leaves the hospital;
+[hospital.md](../hospital.md) says how to make one.
+"""
+
+
+def reference_pages() -> dict[str, str]:
+    """Return Markdown by place."""
+    return {
+        "reference/study": _STUDY + settings(StudyConfig),
+        "reference/site": _SITE + settings(SiteConfig),
+        "reference/commands": commands(),
+    }
+
+
+def settings(model: type[BaseModel]) -> str:
+    """Return a table for each section: key, type, default, meaning."""
+    top = _table(model)
+    parts = [top] if top else []
+    for name, section in sections(model):
+        about = (section.__doc__ or "").partition(": ")[2]
+        about = " ".join(about.split())
+        parts.append(f"\n## `[{name}]`\n\n{about[:1].upper()}{about[1:]}\n\n{_table(section)}")
+    return "\n".join(parts)
+
+
+def _table(model: type[BaseModel]) -> str:
+    rows = [
+        f"| `{name}` | {kind(field.annotation, field)} | {default(field)} | {_cell(field)} |"
+        for name, field in model.model_fields.items()
+        if not _section(field.annotation) and not field.exclude
+    ]
+    head = "| Key | Type | Default | Meaning |\n|---|---|---|---|\n"
+    return head + "\n".join(rows) + "\n" if rows else ""
+
+
+def _section(annotation: Any) -> bool:
+    kinds = [annotation, *get_args(annotation)]
+    return any(isinstance(one, type) and issubclass(one, BaseModel) for one in kinds) and (
+        get_origin(annotation) not in (dict, tuple)
+    )
+
+
+def _cell(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split()).replace("|", "\\|")
+
+
+def kind(annotation: Any, field: FieldInfo | None = None) -> str:
+    """Return a type as its user would call it, with bounds."""
+    metadata = list(field.metadata) if field else []
+    choices = (field.examples or []) if field else []
+    if get_origin(annotation) is Annotated:
+        annotation, *own = get_args(annotation)
+        metadata += [
+            m for one in own for m in (one.metadata if isinstance(one, FieldInfo) else [one])
+        ]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return " or ".join(f"`{choice}`" if choice != "" else "empty" for choice in arguments)
+    if choices:
+        return ", ".join(f"`{choice}`" for choice in choices) + ", or a plug-in's"
+    if origin in (Union, UnionType):
+        return " or ".join(kind(one) for one in arguments if one is not type(None))
+    if origin is tuple:
+        return f"list of {kind(arguments[0])}"
+    if origin is dict:
+        return f"table of {kind(arguments[1])}s" if arguments[1] in _WORDS else "table"
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        keys = ", ".join(f"`{name}`" for name in annotation.model_fields)
+        return f"tables with {keys}"
+    word = _WORDS.get(annotation, "value")
+    return word + _bounds(metadata)
+
+
+def _bounds(metadata: list[Any]) -> str:
+    shown = [
+        f"{sign} {_number(getattr(one, key))}"
+        for one in metadata
+        for bound, (key, sign) in _SIGNS.items()
+        if isinstance(one, bound)
+    ]
+    least = [f"at least {one.min_length}" for one in metadata if isinstance(one, MinLen)]
+    return f", {', '.join(shown + least)}" if shown or least else ""
+
+
+def _number(bound: float) -> str:
+    return "2**63" if bound == 2**63 else str(bound) if isinstance(bound, int) else f"{bound:g}"
+
+
+def default(field: FieldInfo) -> str:
+    """Return a default as a study file spells it."""
+    if field.is_required():
+        return "**required**"
+    value = field.get_default(call_default_factory=True, validated_data={})
+    if value is None or value is PydanticUndefined:
+        return "unset"
+    if isinstance(value, tuple):
+        return f"`[{', '.join(_spelt(one) for one in value)}]`"
+    return f"`{_spelt(value)}`" if not isinstance(value, Mapping) else "`{}`"
+
+
+def _spelt(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def commands() -> str:
+    """Return what `typer utils docs` says of the medfed command."""
+    words = ["-m", "typer", "medfed.cli", "utils", "docs", "--name", "medfed"]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True)
+    # Meant for a Markdown that takes HTML; and the completion of shells is Typer's own.
+    text = html.unescape(done.stdout)
+    text = re.sub(r"^\* `--(install|show)-completion.*\n", "", text, flags=re.MULTILINE)
+    return "# Every command\n\n" + text.replace("# `medfed`", "## `medfed`", 1)
