@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from medfed.client import policy
+from medfed.client.annotating import annotated
 from medfed.client.data.site_data import check_population
 from medfed.client.evaluation import evaluate_for_release
 from medfed.client.releases import COUNTS_OF_PLUGIN, Cost
@@ -130,7 +131,7 @@ def train(request: ModelRequest, site: SiteConfig, memory: Memory) -> Answer:
             log.info("Round %d is asked for again: the same update leaves.", request.round_number)
             again = f"sent again, bit for bit what it was before: {kept.cost.text}"
             return Answer(kept.reply, {"update": kept.cost._replace(text=again)}, kept.withheld)
-        here = _workspace(request, site)
+        here = annotated(_workspace(request, site), request, site, _round(request, site))
         check_correction(request.study.federation.algorithm, request.correction, here.model)
         # Written ahead: a crash from here on can only over-count.
         charge = policy.charge(site, spend, journal)
@@ -167,7 +168,7 @@ def _journal(
 
 def _train_masked(request: ModelRequest, site: SiteConfig, memory: Memory) -> Answer:
     """Do the same under masks. They are for one time: nothing is kept to be sent again."""
-    here = _workspace(request, site)
+    here = annotated(_workspace(request, site), request, site, _round(request, site))
     check_correction(request.study.federation.algorithm, request.correction, here.model)
     masking = MaskedTraining(request, site, memory)
     spend = _spend(request, site)
@@ -229,7 +230,12 @@ def _trained(here: Workspace, request: ModelRequest, site: SiteConfig) -> Traini
     """Train with noise where this site is to add it; else the server does, or nobody."""
     if not request.study.privacy.at_sites:
         return train_without_privacy(
-            here.model, request.weights, here.data.train, here.task, _round(request, site)
+            here.model,
+            request.weights,
+            here.data.train,
+            here.task,
+            _round(request, site),
+            unlabelled=here.data.unlabelled,
         )
     return train_with_privacy(
         here.model,
@@ -239,6 +245,7 @@ def _trained(here: Workspace, request: ModelRequest, site: SiteConfig) -> Traini
         _round(request, site),
         seeded=site.policy.allow_seeded_noise,
         public_num_patients=site.data.public_num_patients,
+        unlabelled=here.data.unlabelled,
     )
 
 

@@ -11,7 +11,7 @@ from medfed.client.gradient_terms import GradientTerms
 from medfed.client.recording import Recorded, recorder
 from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig, TrainingSection
-from medfed.common.tasks import Batch, Task
+from medfed.common.tasks import Batch, ImageLoss
 
 # Each thread has its own network, one at a time (client.workspace).
 _local = threading.local()
@@ -22,16 +22,16 @@ class PlainSteps:
 
     Args:
         model: The network, in its training mode.
-        task: Loss of an image.
+        loss: Loss of an image.
         study: Optimiser; whether steps are recorded.
         device: Where the network is.
     """
 
     def __init__(
-        self, model: nn.Module, task: Task, study: StudyConfig, device: torch.device
+        self, model: nn.Module, loss: ImageLoss, study: StudyConfig, device: torch.device
     ) -> None:
         self._model = model
-        self._task = task
+        self._loss = loss
         self._optimizer = make_optimizer(model, study.training, device)
         self._terms = GradientTerms(model, self._optimizer, study.federation)
         record = recorder(device, enabled=study.compute.cuda_graphs)
@@ -55,7 +55,7 @@ class PlainSteps:
 
     def _step(self, targets: Tensor, *inputs: Tensor) -> Tensor:
         self._optimizer.zero_grad(set_to_none=True)
-        losses_B = self._task.loss_per_image(self._model(*inputs), targets)
+        losses_B = self._loss.loss_per_image(self._model(*inputs), targets)
         loss = losses_B.mean()
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimizer.step()
@@ -71,7 +71,7 @@ class _Kept:
 
 def plain_steps(
     model: nn.Module,
-    task: Task,
+    loss: ImageLoss,
     study: StudyConfig,
     device: torch.device,
     correction: StateDict | None = None,
@@ -80,20 +80,21 @@ def plain_steps(
 
     Args:
         model: With the global weights.
-        task: Loss of an image.
+        loss: Loss of an image.
         study: Optimiser and algorithm.
         device: Where the network is.
         correction: See `PlainSteps.begin`.
     """
     if device.type != "cuda":
-        steps = PlainSteps(model, task, study, device)
+        steps = PlainSteps(model, loss, study, device)
         steps.begin(correction)
         return steps
     # All that a task's loss, an optimiser and an algorithm depend on.
-    key = (study.task, study.training, study.compute, study.federation)
+    own = (type(loss), study.semi_supervised)
+    key = (study.task, study.training, study.compute, study.federation, *own)
     kept: _Kept | None = getattr(_local, "kept", None)
     if kept is None or kept.model is not model or kept.key != key:
-        kept = _Kept(model, key, PlainSteps(model, task, study, device))
+        kept = _Kept(model, key, PlainSteps(model, loss, study, device))
         _local.kept = kept
     kept.steps.begin(correction)
     return kept.steps

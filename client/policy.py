@@ -212,6 +212,8 @@ def _batch(study: StudyConfig, policy: PolicySection) -> str:
         images = study.privacy.chunk * study.privacy.images_per_patient
     else:
         images = study.training.batch_size
+        if study.semi_supervised.method != "none":
+            images += study.semi_supervised.batch_size or study.training.batch_size
     images = max(images * study.augmentation.multiplicity, study.evaluation.batch_size)
     data = study.data
     pixels = images * data.total_channels * data.image_size**data.dimensions

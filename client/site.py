@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from medfed.client.data.pacs.settings import PacsSection
 from medfed.common.errors import SiteConfigError
 from medfed.common.study import Name, PositiveFloat, PositiveInt, Section
+from medfed.common.study.labels import AnnotationSection
 from medfed.common.study.model import CLASSIFIERS, REPORTERS, SEGMENTERS
 from medfed.common.toml_files import read_toml
 
@@ -158,6 +159,9 @@ class SiteConfig(Section):
     policy: PolicySection = PolicySection()
     compute: SiteComputeSection = SiteComputeSection()
     connection: ConnectionSection = ConnectionSection()
+    annotation: AnnotationSection | None = None
+    """Simulations only: an annotator who labels, as training goes on, some of the patients that
+    `data.subset` calls unlabelled, with the labels of the store."""
     pacs: PacsSection | None = None
     """The hospital's own PACS, for `medfed data pacs` (docs/pacs.md)."""
     state: str = "state"

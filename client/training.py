@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from medfed.client.batches import BatchLoader
-from medfed.client.data.site_data import ImageSet
+from medfed.client.data.site_data import ImageSet, groups_of
 from medfed.client.gradient_terms import GradientTerms
+from medfed.client.guessing import GuessingLoader
 from medfed.client.plain_steps import make_optimizer, plain_steps
 from medfed.client.plugins import check_only_parameters_moved
 from medfed.common.models import set_training_mode, trained_state
@@ -58,20 +59,35 @@ class TrainingResult:
 
 
 def train_without_privacy(
-    model: nn.Module, weights: StateDict, data: ImageSet, task: Task, this: Round
+    model: nn.Module,
+    weights: StateDict,
+    data: ImageSet,
+    task: Task,
+    this: Round,
+    unlabelled: ImageSet | None = None,
 ) -> TrainingResult:
-    """Train from `weights` by plain mini-batches; the update is new minus `weights`."""
+    """Train from `weights` by plain mini-batches; the update is new minus `weights`.
+
+    Steps and passes are those over `data`, the labelled images. With semi-supervised learning each
+    step also sees some of the `unlabelled`.
+    """
     training = this.study.training
     write_state(model, weights)
     set_training_mode(model)
-    step = plain_steps(model, task, this.study, this.device, this.correction)
-    loader = BatchLoader(data, task, this.study, this.device)
+    guessing = _guessing(model, task, data, unlabelled, this, balanced=True)
+    loss = task if guessing is None else guessing.loss
+    step = plain_steps(model, loss, this.study, this.device, this.correction)
+    loader = guessing or BatchLoader(data, task, this.study, this.device)
     views, multiplicity = _views_rng(this), this.study.augmentation.multiplicity
     total, count = torch.zeros((), device=this.device), 0
-    for chosen in _batches(len(data), training, this):
+    others = _others(len(data), unlabelled, this) if guessing else None
+    for own in _batches(len(data), training, this):
+        chosen = own if others is None else np.concatenate([own, next(others)])
         losses_B = step(loader.training_batch(np.repeat(chosen, multiplicity), views))
         total += losses_B.sum()
         count += len(losses_B)
+        if guessing:
+            guessing.follow()
     return TrainingResult(difference(trained_state(model), weights), float(total) / count)
 
 
@@ -84,6 +100,7 @@ def train_with_privacy(
     *,
     seeded: bool,
     public_num_patients: int | None,
+    unlabelled: ImageSet | None = None,
 ) -> TrainingResult:
     """Train from `weights` under DP-SGD at the study's unit; see `client.privacy.dp_sgd`.
 
@@ -96,6 +113,8 @@ def train_with_privacy(
         seeded: Noise and sampling from the study's seed (simulation) instead of the operating
             system. Not private.
         public_num_patients: What the site states publicly; sets the expected batch.
+        unlabelled: Training images without labels. With semi-supervised learning their patients
+            are drawn, clipped and noised with all others.
     """
     # Opacus takes seconds to import and is needed under DP only.
     from medfed.client.privacy.dp_sgd import NoisyOptimizer, dp_step
@@ -123,10 +142,15 @@ def train_with_privacy(
         clipping=privacy.clipping,
     )
     rng: Uniform = numpy_rng(study.study.seed, "dp sampling", *names) if seeded else SecureUniform()
-    groups = data.groups if privacy.unit == "patient" else _each_alone(len(data))
-    loader = BatchLoader(data, task, study, this.device)
+    guessing = _guessing(model, task, data, unlabelled, this, balanced=False)
+    loss = task if guessing is None else guessing.loss
+    patients = data.patients
+    if guessing is not None and unlabelled is not None:
+        patients += unlabelled.patients
+    groups = groups_of(patients) if privacy.unit == "patient" else _each_alone(len(patients))
+    loader = guessing or BatchLoader(data, task, study, this.device)
     views = _views_rng(this)
-    recorded = recorded_sums(model, task, study, this.device)
+    recorded = recorded_sums(model, loss, study, this.device)
     assert study.training.local_steps is not None  # StudyConfig requires it under DP
     for _ in range(study.training.local_steps):
         sampled = np.flatnonzero(rng.random(len(groups)) < privacy.sample_rate)
@@ -135,7 +159,9 @@ def train_with_privacy(
             _patient_batch(chosen[start : start + privacy.chunk], loader, views, study)
             for start in range(0, len(chosen), privacy.chunk)
         )
-        dp_step(model, optimizer, task.loss_per_image, chunks, recorded)
+        dp_step(model, optimizer, loss.loss_per_image, chunks, recorded)
+        if guessing:
+            guessing.follow()
     update = difference(trained_state(model), weights)
     check_only_parameters_moved(model, update)
     return TrainingResult(update, None)
@@ -151,6 +177,44 @@ def expected_batch(study: StudyConfig, public_num_patients: int | None) -> float
 def _views_rng(this: Round) -> np.random.Generator:
     """Which part or version of each image is seen: no secret, so seeded in deployments too."""
     return numpy_rng(this.study.study.seed, "views", this.round_number, this.site)
+
+
+def _guessing(
+    model: nn.Module,
+    task: Task,
+    data: ImageSet,
+    unlabelled: ImageSet | None,
+    this: Round,
+    *,
+    balanced: bool,
+) -> GuessingLoader | None:
+    """What makes batches with guesses; None where nobody guesses, or about nothing."""
+    if this.study.semi_supervised.method == "none" or unlabelled is None:
+        return None
+    return GuessingLoader(
+        model,
+        task,
+        data,
+        unlabelled,
+        this.study,
+        this.device,
+        round_number=this.round_number,
+        balanced=balanced,
+    )
+
+
+def _others(
+    num_labelled: int, unlabelled: ImageSet | None, this: Round
+) -> Iterator[npt.NDArray[np.int64]]:
+    """Positions of each step's images without labels, behind those with: shuffled passes."""
+    assert unlabelled is not None
+    study = this.study
+    size = study.semi_supervised.batch_size or study.training.batch_size
+    rng = numpy_rng(study.study.seed, "unlabelled batches", this.round_number, this.site)
+    while True:
+        order = num_labelled + rng.permutation(len(unlabelled))
+        for start in range(0, len(order), size):
+            yield order[start : start + size]
 
 
 def _batches(
@@ -186,7 +250,7 @@ def _at_most(positions: npt.NDArray[np.int64], limit: int, rng: Uniform) -> npt.
 
 def _patient_batch(
     chosen: Sequence[npt.NDArray[np.int64]],
-    loader: BatchLoader,
+    loader: BatchLoader | GuessingLoader,
     views: np.random.Generator,
     study: StudyConfig,
 ) -> "PatientBatch":

@@ -1,5 +1,7 @@
 """Sites that fail as `[simulation.failures]` says: no answer, late, or a poisoned update.
 
+Poisoned data and new scanners are in the sites' stores (`poisoning`, `drifting`).
+
 They are the sites of every simulation behind a thin layer that spoils what they answer; the server
 cannot tell. What fails comes from the study's seed.
 """
@@ -20,7 +22,8 @@ from medfed.common.messages import ModelRequest, TrainReply
 from medfed.common.seeding import numpy_rng
 from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
-from medfed.common.study.simulation import FailuresSection
+from medfed.common.study.failures import DATA_POISONS, FailuresSection
+from medfed.simulations.drifting import DriftingSites
 
 # Flower's ErrorCode for an exception in a ClientApp.
 _CLIENT_APP_RAISED = 2
@@ -51,13 +54,19 @@ class FailingSites(ClientApp):
             return Message(Error(_CLIENT_APP_RAISED, "simulated: no answer"), reply_to=message)
         answer = self._client_app(message, context)
         kind = self._failures.poisoned.get(site)
-        if kind is None or not answer.has_content():
+        if kind is None or not answer.has_content() or self._factor(kind) == 1.0:
             return answer
         reply = messages.unpack_reply(answer.content)
         if not isinstance(reply, TrainReply):
             return answer
         poisoned = replace(reply, update=self._poisoned(reply.update, kind, site, request))
         return Message(messages.pack_train_reply(poisoned), reply_to=message)
+
+    def _factor(self, kind: str) -> float:
+        """What the update is multiplied by; with noise, its norm is."""
+        if kind in DATA_POISONS:
+            return self._failures.boost
+        return -self._failures.strength if kind == "sign_flip" else self._failures.strength
 
     def _is_silent(self, site: str, round_number: int) -> bool:
         if round_number < self._failures.first_round.get(site, 1):
@@ -68,24 +77,30 @@ class FailingSites(ClientApp):
     def _poisoned(
         self, update: StateDict, kind: str, site: str, request: ModelRequest
     ) -> StateDict:
-        strength = self._failures.strength
+        factor = self._factor(kind)
         if kind != "noise":
-            factor = strength if kind == "scale" else -strength
             return {
                 name: np.asarray(np.multiply(array, factor), dtype=array.dtype)
                 for name, array in update.items()
             }
         rng = numpy_rng(self._seed, "poison", request.round_number, site)
         drawn = {name: rng.standard_normal(array.shape) for name, array in update.items()}
-        factor = strength * _norm(update) / max(_norm(drawn), 1e-12)
+        factor *= _norm(update) / max(_norm(drawn), 1e-12)
         return {name: (factor * drawn[name]).astype(a.dtype) for name, a in update.items()}
 
 
-def sites_of(client_app: ClientApp, study: StudyConfig) -> ClientApp:
-    """Return the app of the federated arm's sites: `client_app`, failing as the study says."""
-    if study.simulation is None or not study.simulation.failures.any:
+def sites_of(client_app: ClientApp, study: StudyConfig, arm: str) -> ClientApp:
+    """Return the app of an arm's sites: `client_app`, failing as the study says.
+
+    Only sites of the federated arm fail; scanners are replaced in all arms.
+    """
+    assert study.simulation is not None
+    failures = study.simulation.failures
+    if failures.drift is not None:
+        client_app = DriftingSites(client_app, failures.drift)
+    if arm != "federated" or not failures.any:
         return client_app
-    return FailingSites(client_app, study.simulation.failures, study.study.seed)
+    return FailingSites(client_app, failures, study.study.seed)
 
 
 def check_names(study: StudyConfig, sites: Collection[str]) -> None:
@@ -96,7 +111,8 @@ def check_names(study: StudyConfig, sites: Collection[str]) -> None:
     """
     assert study.simulation is not None
     failures = study.simulation.failures
-    unknown = {*failures.first_round, *failures.poisoned} - set(sites)
+    drifting = {} if failures.drift is None else failures.drift.from_round
+    unknown = {*failures.first_round, *failures.poisoned, *drifting} - set(sites)
     if unknown:
         raise StudyError(
             f"simulation.failures names {', '.join(sorted(unknown))}; the sites are "

@@ -33,7 +33,11 @@ def store_harmonised(store: Store, sites: Mapping[str, SiteRows], study: StudyCo
 
     def change(folder: Path) -> None:
         tables = tables_of(store, sites, study)
-        site_of = {row: name for name, rows in sites.items() for row in (*rows.train, *rows.test)}
+        site_of = {
+            row: name
+            for name, rows in sites.items()
+            for row in (*rows.train, *rows.unlabelled, *rows.test)
+        }
 
         def images() -> Iterator[npt.NDArray[np.uint8]]:
             for row in range(len(store)):
@@ -74,6 +78,9 @@ def _key(store: Store, sites: Mapping[str, SiteRows], study: StudyConfig) -> str
         "version": _VERSION,
         "store": store.key,
         "bins": study.statistics.bins,
-        "sites": {name: [rows.train, rows.test] for name, rows in sorted(sites.items())},
+        "sites": {
+            name: [rows.train, rows.test, *([rows.unlabelled] if rows.unlabelled else [])]
+            for name, rows in sorted(sites.items())
+        },
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

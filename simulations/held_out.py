@@ -21,6 +21,7 @@ from medfed.server.checkpoint import read_weights
 from medfed.server.records import ArmFolder
 from medfed.server.statistics import reference_of_run
 from medfed.server.words import VOCABULARY_FILE, read_vocabulary
+from medfed.simulations.drifting import last_site_file
 
 
 def task_of(arm: Path, study: StudyConfig) -> Task:
@@ -44,7 +45,7 @@ def held_out_images(arm: Path, study: StudyConfig) -> Iterator[tuple[str, ImageS
     """Return each evaluating site's name and held-out images, as the arm's model sees them."""
     plan, reference = ArmFolder(arm).read_plan(), reference_of_run(arm, study)
     for path in sorted((arm / "sites").glob("*/site.toml")):
-        site = load_site(path)
+        site = load_site(last_site_file(path))
         if plan.evaluate_sites is not None and site.name not in plan.evaluate_sites:
             continue
         data = load_site_data(site, study)

@@ -27,10 +27,14 @@ _NO_BUDGET = 1e9
 
 @dataclass(frozen=True)
 class SiteRows:
-    """A fake hospital: rows of the store on each side of its split."""
+    """A fake hospital: rows of the store on each side of its split.
+
+    `unlabelled` are of the training side, too: what stands there has no label for the site.
+    """
 
     train: tuple[int, ...]
     test: tuple[int, ...]
+    unlabelled: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,8 @@ def write_sites(
         site_folder = folder / name
         site_folder.mkdir(parents=True, exist_ok=True)
         subset = {"train": [list(rows.train)], "test": [list(rows.test)]}
+        if rows.unlabelled:
+            subset["unlabelled"] = [list(rows.unlabelled)]
         write_atomically(site_folder / "subset.json", json.dumps(subset).encode())
         table = _site_table(name, store, study)
         write_atomically(site_folder / "site.toml", tomli_w.dumps(table).encode())
@@ -92,6 +98,7 @@ def pool(hospitals: Mapping[str, SiteRows]) -> SiteRows:
     return SiteRows(
         train=tuple(r for name in sorted(hospitals) for r in hospitals[name].train),
         test=tuple(r for name in sorted(hospitals) for r in hospitals[name].test),
+        unlabelled=tuple(r for name in sorted(hospitals) for r in hospitals[name].unlabelled),
     )
 
 
@@ -109,6 +116,7 @@ def describe_sites(
         table[name] = {
             "train": _side(store, rows.train),
             "test": _side(store, rows.test),
+            "unlabelled": _without_labels(store, rows.unlabelled),
             "public_num_patients": public,
             "expected_batch": batch if study.privacy.at_sites else None,
         }
@@ -124,6 +132,9 @@ def write_pooled_site(
     table["data"]["public_num_patients"] = _pooled_public_count(study, sorted(hospitals))
     if not study.privacy.at_sites:
         del table["data"]["public_num_patients"]
+    if "annotation" in table:
+        # As many labels at a visit as all sites together get.
+        table["annotation"]["patients"] *= len(hospitals)
     write_atomically(path, tomli_w.dumps(table).encode())
     return path
 
@@ -178,7 +189,10 @@ def _site_table(name: str, store: Store, study: StudyConfig) -> dict[str, Any]:
         policy["release_statistics"] = "dp" if noisy else "suppressed"
         # Public data: the study's own min_count decides.
         policy["min_statistics_count"] = 1
-    return {"name": name, "data": data, "policy": policy}
+    table = {"name": name, "data": data, "policy": policy}
+    if simulation.annotation is not None:
+        table["annotation"] = simulation.annotation.model_dump(mode="json", exclude_none=True)
+    return table
 
 
 def _held_out(
@@ -200,6 +214,11 @@ def _held_out(
         count = math.floor(study.evaluation.test_fraction * len(mine) + rng.random())
         held_out.update(mine[i] for i in rng.permutation(len(mine))[:count])
     return held_out
+
+
+def _without_labels(store: Store, rows: Sequence[int]) -> dict[str, int]:
+    """Count what nobody has labelled: no class of these is known."""
+    return {"patients": len({store.patients[row] for row in rows}), "images": len(rows)}
 
 
 def _side(store: Store, rows: Sequence[int]) -> dict[str, Any]:

@@ -33,11 +33,14 @@ from medfed.server.app import main as server_main
 from medfed.server.records import ArmFolder, RunPlan, now
 from medfed.server.words import read_public_words, write_vocabulary
 from medfed.simulations.datasets.catalogue import load_dataset
+from medfed.simulations.drifting import write_drifted_sites
 from medfed.simulations.environment import describe_environment
 from medfed.simulations.failing import check_names, sites_of
 from medfed.simulations.grids.local import LocalGrid
 from medfed.simulations.harmonised import store_harmonised
+from medfed.simulations.labels import with_scarce_labels
 from medfed.simulations.partition.seen import read_changes, store_as_seen
+from medfed.simulations.poisoning import store_poisoned
 from medfed.simulations.sites import (
     POOLED,
     FakeHospitals,
@@ -112,18 +115,24 @@ def run_study(run: Path, options: Options, preparing: Preparing | None = None) -
     if not (run / "arms" / "federated").exists() or not sites.exists():
         raise RunError(f"{run} has lost its sites. Start the study again.")
     workers = options.num_workers(study)
-    failing = sites_of(client_app, study)
-    _run_arm(run / "arms" / "federated", options.grid, workers, failing)
+    federated = sites_of(client_app, study, "federated")
+    _run_arm(run / "arms" / "federated", options.grid, workers, federated)
     baselines = [run / "arms" / name for name in arms if name != "federated"]
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="arm") as pool:
         # A baseline has one site that trains, so the cores are filled by running several.
-        for done in [pool.submit(_run_arm, arm, "local", 1, client_app) for arm in baselines]:
+        runs = [
+            pool.submit(_run_arm, arm, "local", 1, sites_of(client_app, study, arm.name))
+            for arm in baselines
+        ]
+        for done in runs:
             done.result()
+    from medfed.simulations.attack_success import write_attack_success
     from medfed.simulations.examples import write_examples
     from medfed.simulations.uncertainty.write import write_uncertainty
 
     write_examples(run, study)
     write_uncertainty(run, study)
+    write_attack_success(run, study)
     environment = read_json(run / "environment.json")
     write_json(run / "environment.json", {**environment, "finished": now()})
 
@@ -174,6 +183,7 @@ def prepare_run(run: Path, preparing: Preparing | None = None) -> StudyConfig:
         seed=study.study.seed,
         progress=preparing,
     )
+    hospitals = with_scarce_labels(hospitals, store, study)
     arms = _arm_names(study, hospitals)
     for arm in arms:
         _prepare_arm(run, arm, seen, hospitals, study)
@@ -208,7 +218,9 @@ def _prepare_arm(
     folder = run / "arms" / arm
     names = tuple(sorted(hospitals.sites))
     own, train_sites, note = study, names, ""
-    if arm != "federated":
+    if arm == "federated":
+        store = store_poisoned(store, hospitals.sites, study)
+    else:
         own, note = _alone(study, is_pooled=arm == "pooled")
     if arm == "pooled":
         if study.data.harmonise != "none":
@@ -220,6 +232,7 @@ def _prepare_arm(
     paths = write_sites(folder / "sites", store, hospitals.sites, own)
     if arm == "pooled":
         paths.append(write_pooled_site(folder / "sites", store, hospitals.sites, own))
+    write_drifted_sites(paths, store, hospitals.sites, own)
     for path in paths:
         site = load_site(path)
         if site.name in train_sites:

@@ -1,4 +1,4 @@
-"""Runs a study many times: every combination of `[sweep] vary` with every seed.
+"""Runs a study many times: every combination of `[sweep]` vary and cases with every seed.
 
 Each is an ordinary run in a folder of its own, with its own report; what is finished is not run
 again, what was interrupted goes on. The first seed of all combinations comes before the second.
@@ -40,7 +40,7 @@ class Cell:
 
     Attributes:
         name: c001, c002, ...
-        settings: Value of each varied key.
+        settings: Value of each varied key; None where a case leaves the study's own, unset.
     """
 
     name: str
@@ -49,7 +49,11 @@ class Cell:
     @property
     def label(self) -> str:
         """The values with the last part of their keys, e.g. `alpha 0.1, algorithm fedavg`."""
-        parts = [f"{key.rpartition('.')[2]} {value}" for key, value in self.settings.items()]
+        parts = [
+            f"{key.rpartition('.')[2]} {value}"
+            for key, value in self.settings.items()
+            if value is not None
+        ]
         return ", ".join(parts) or "as it is"
 
 
@@ -74,11 +78,21 @@ class PlannedRun:
 def cells_of(study: StudyConfig) -> tuple[Cell, ...]:
     """Return every combination of the values that a study varies."""
     assert study.sweep is not None
-    vary = study.sweep.vary
+    vary, keys = study.sweep.vary, study.sweep.case_keys
+    own = {key: _value_of(to_plain(study), key) for key in keys}
+    cases = [{**own, **case} for case in study.sweep.cases] or [{}]
     return tuple(
-        Cell(f"c{number:03d}", dict(zip(vary, values, strict=True)))
-        for number, values in enumerate(itertools.product(*vary.values()), start=1)
+        Cell(f"c{number:03d}", {**case, **dict(zip(vary, values, strict=True))})
+        for number, (case, *values) in enumerate(itertools.product(cases, *vary.values()), start=1)
     )
+
+
+def _value_of(table: Mapping[str, Any], key: str) -> Any:
+    """Return what a study has at section.key, None where it is unset."""
+    found: Any = table
+    for name in key.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
 
 
 def study_of(study: StudyConfig, cell: Cell, seed: int) -> StudyConfig:
@@ -91,6 +105,8 @@ def study_of(study: StudyConfig, cell: Cell, seed: int) -> StudyConfig:
     table.pop("sweep", None)
     table["study"]["seed"] = seed
     for key, value in cell.settings.items():
+        if value is None:
+            continue
         *sections, last = key.split(".")
         section = table
         for name in sections:
@@ -147,7 +163,7 @@ def start_sweep(study: StudyConfig, folder: Path, data: Path | None, options: Op
     write_json(
         folder / SWEEP_FILE,
         {
-            "keys": list(study.sweep.vary),
+            "keys": list(cells[0].settings),
             "cells": {cell.name: list(cell.settings.values()) for cell in cells},
             "seeds": list(seeds),
             "data": str(data.resolve()) if data else "",

@@ -54,7 +54,7 @@ def _copy(source: Path, folder: Path, seeded_noise: bool) -> Path:
     site = load_site(source)
     [store] = [open_store(site.path(path)) for path in site.data.stores]
     subset = read_json(source.parent / site.data.subset)
-    sides: dict[str, Sequence[int]] = {side: subset[side][0] for side in ("train", "test")}
+    sides: dict[str, Sequence[int]] = {side: rows[0] for side, rows in subset.items()}
     rows = sorted({row for side in sides.values() for row in side})
     folder.mkdir(parents=True)
     copy_rows(store, rows, folder / "store")

@@ -5,6 +5,7 @@ Shapes: N images of this side, B of them chosen, C channels, *S spatial, L label
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -25,12 +26,16 @@ class ImageSet:
 
     With `tables` [C, 256] grey levels are replaced channel by channel as images are read
     (data.harmonise). Padding stays zero.
+
+    With `unlabelled` nobody has labelled these images, as far as the study goes: labels and masks
+    read as zeros and reports as empty, whatever a store may hold.
     """
 
     stores: tuple[Store, ...]
     store_index: npt.NDArray[np.int64]
     row_index: npt.NDArray[np.int64]
     tables: npt.NDArray[np.uint8] | None = None
+    unlabelled: bool = False
 
     def __len__(self) -> int:
         return len(self.row_index)
@@ -63,7 +68,8 @@ class ImageSet:
         masks = [store.masks_NHW for store in self.stores]
         if any(part is None for part in masks):
             return None
-        return self._gather([part for part in masks if part is not None], chosen)
+        found = self._gather([part for part in masks if part is not None], chosen)
+        return np.zeros_like(found) if self.unlabelled else found
 
     def _gather(
         self, parts: list[npt.NDArray[np.uint8]], chosen: npt.NDArray[np.int64]
@@ -88,7 +94,8 @@ class ImageSet:
     def examples(self, chosen: npt.NDArray[np.int64]) -> Examples:
         """Return what is known about the images at positions `chosen` besides their pixels."""
         reports = tuple(
-            self.stores[self.store_index[i]].reports[self.row_index[i]] for i in chosen.tolist()
+            "" if self.unlabelled else self.stores[self.store_index[i]].reports[self.row_index[i]]
+            for i in chosen.tolist()
         )
         return Examples(self.labels[chosen], self.masks_NHW(chosen), reports)
 
@@ -98,9 +105,12 @@ class ImageSet:
         parts = [
             self.stores[s].labels[r] for s, r in zip(self.store_index, self.row_index, strict=True)
         ]
+        labels: npt.NDArray[np.int64] | npt.NDArray[np.uint8]
         if self.stores[0].one_label:
-            return np.array(parts, np.int64)
-        return np.array(parts, np.uint8).reshape(len(parts), len(self.stores[0].classes))
+            labels = np.array(parts, np.int64)
+        else:
+            labels = np.array(parts, np.uint8).reshape(len(parts), len(self.stores[0].classes))
+        return np.zeros_like(labels) if self.unlabelled else labels
 
     @cached_property
     def present(self) -> npt.NDArray[np.uint8] | None:
@@ -131,18 +141,35 @@ class ImageSet:
     @cached_property
     def groups(self) -> tuple[npt.NDArray[np.int64], ...]:
         """Positions of each patient's images, patients in order of pseudonym."""
-        positions: dict[str, list[int]] = {}
-        for position, patient in enumerate(self.patients):
-            positions.setdefault(patient, []).append(position)
-        return tuple(np.array(positions[p], dtype=np.int64) for p in sorted(positions))
+        return groups_of(self.patients)
+
+
+def groups_of(patients: Sequence[str]) -> tuple[npt.NDArray[np.int64], ...]:
+    """Return where each patient's images are, patients in order of pseudonym."""
+    positions: dict[str, list[int]] = {}
+    for position, patient in enumerate(patients):
+        positions.setdefault(patient, []).append(position)
+    return tuple(np.array(positions[p], dtype=np.int64) for p in sorted(positions))
 
 
 @dataclass(frozen=True)
 class SiteData:
-    """A site's two sides of the split. No patient is on both."""
+    """A site's two sides of the split. No patient is on both.
+
+    Attributes:
+        train: Images to train on, with labels.
+        test: Held-out images.
+        unlabelled: Images of the training side that nobody has labelled; None if there are none.
+    """
 
     train: ImageSet
     test: ImageSet
+    unlabelled: ImageSet | None = None
+
+    @property
+    def num_unlabelled(self) -> int:
+        """Images without labels."""
+        return 0 if self.unlabelled is None else len(self.unlabelled)
 
 
 def load_site_data(site: SiteConfig, study: StudyConfig) -> SiteData:
@@ -161,8 +188,11 @@ def load_site_data(site: SiteConfig, study: StudyConfig) -> SiteData:
         if site.data.subset
         else _split_by_patient(stores, study.evaluation.test_fraction)
     )
+    unlabelled = _image_set(stores, sides.get("unlabelled", []))
     data = SiteData(
-        train=_image_set(stores, sides["train"]), test=_image_set(stores, sides["test"])
+        train=_image_set(stores, sides["train"]),
+        test=_image_set(stores, sides["test"]),
+        unlabelled=replace(unlabelled, unlabelled=True) if len(unlabelled) else None,
     )
     for side, images in (("train", data.train), ("test", data.test)):
         if not len(images):
@@ -170,7 +200,8 @@ def load_site_data(site: SiteConfig, study: StudyConfig) -> SiteData:
                 f"Site {site.name} has no {side} images. Give it more patients, or change "
                 "evaluation.test_fraction."
             )
-    if not set(data.train.patients).isdisjoint(data.test.patients):
+    trained = {*data.train.patients, *(data.unlabelled.patients if data.unlabelled else ())}
+    if not trained.isdisjoint(data.test.patients):
         raise LeakageError(
             f"Site {site.name} has a patient on both sides of its split. Mend {site.data.subset}."
         )
@@ -185,7 +216,12 @@ def harmonised(data: SiteData, tables: bytes) -> SiteData:
         tables: 256 values for each channel, one after another.
     """
     own = np.frombuffer(tables, dtype=np.uint8).reshape(-1, 256)
-    return SiteData(train=replace(data.train, tables=own), test=replace(data.test, tables=own))
+    unlabelled = data.unlabelled
+    return SiteData(
+        train=replace(data.train, tables=own),
+        test=replace(data.test, tables=own),
+        unlabelled=None if unlabelled is None else replace(unlabelled, tables=own),
+    )
 
 
 def check_population(data: SiteData, study: StudyConfig, site: SiteConfig) -> None:
@@ -195,14 +231,19 @@ def check_population(data: SiteData, study: StudyConfig, site: SiteConfig) -> No
         DataError: With the site's private count: for the site's own log only.
     """
     if not study.privacy.at_sites:
-        if study.training.batch_size > len(data.train):
+        # Where labels are scarce a step takes all that there are.
+        num_images = len(data.train) + data.num_unlabelled
+        if study.training.batch_size > num_images:
             raise DataError(
                 f"training.batch_size = {study.training.batch_size} is larger than site "
-                f"{site.name} with {len(data.train)} training images. Lower it, or leave the "
+                f"{site.name} with {num_images} training images. Lower it, or leave the "
                 "site out (simulation.partition.min_patients)."
             )
         return
-    units = len(data.train.groups if study.privacy.unit == "patient" else data.train)
+    patients = data.train.patients
+    if study.semi_supervised.method != "none" and data.unlabelled is not None:
+        patients += data.unlabelled.patients
+    units = len(set(patients) if study.privacy.unit == "patient" else patients)
     public = site.data.public_num_patients
     batch = study.privacy.sample_rate * public if public else study.privacy.expected_batch_size
     if batch > units:
@@ -243,13 +284,14 @@ def _read_subset(path: Path, stores: tuple[Store, ...]) -> dict[str, list[tuple[
         table = json.loads(path.read_text(encoding="utf-8"))
         return {
             side: [(number, int(row)) for number, rows in enumerate(table[side]) for row in rows]
-            for side in ("train", "test")
-            if _rows_exist(table[side], stores)
+            for side in ("train", "test", "unlabelled")
+            if (side in table or side != "unlabelled") and _rows_exist(table[side], stores)
         }
     except (OSError, json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"{path} is not a subset file of {len(stores)} store(s): {error}. "
-            'Expected {"train": [[row, ...] for each store], "test": ...}.'
+            'Expected {"train": [[row, ...] for each store], "test": ...}, and "unlabelled" for '
+            "training images whose labels are not known."
         ) from None
 
 

@@ -22,7 +22,7 @@ from medfed.client.privacy.dp_sgd import (
 )
 from medfed.client.recording import Recorded, Recorder, recorder
 from medfed.common.study import StudyConfig
-from medfed.common.tasks import Task
+from medfed.common.tasks import ImageLoss
 
 # Each thread has its own network, one at a time (client.workspace).
 _local = threading.local()
@@ -78,18 +78,18 @@ class RecordedSums:
 
 
 def recorded_sums(
-    model: nn.Module, task: Task, study: StudyConfig, device: torch.device
+    model: nn.Module, loss: ImageLoss, study: StudyConfig, device: torch.device
 ) -> RecordedSums | None:
     """Return the sums of this thread's `model` where they are recorded, else None."""
     if device.type != "cuda":
         return None
     # All that a task's loss and the sums depend on.
-    key = (study.task, study.privacy, study.compute)
+    key = (study.task, study.privacy, study.compute, study.semi_supervised, type(loss))
     kept: _Kept | None = getattr(_local, "kept", None)
     if kept is None or kept.model is not model or kept.key != key:
         sums = RecordedSums(
             model,
-            task.loss_per_image,
+            loss.loss_per_image,
             max_grad_norm=study.privacy.max_grad_norm,
             clipping=study.privacy.clipping,
             record=recorder(device, enabled=study.compute.cuda_graphs),

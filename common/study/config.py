@@ -29,7 +29,9 @@ from medfed.common.study.model import (
 from medfed.common.study.plugins import PluginsSection, check_plugins
 from medfed.common.study.privacy import PrivacySection
 from medfed.common.study.secure_aggregation import SecureAggregationSection
+from medfed.common.study.semi_supervised import SemiSupervisedSection, check_semi_supervised
 from medfed.common.study.simulation import SimulationSection
+from medfed.common.study.simulation_checks import check_simulation
 from medfed.common.study.statistics import StatisticsSection
 from medfed.common.study.sweep import SweepSection
 from medfed.common.study.task import TaskSection
@@ -62,6 +64,7 @@ class StudyConfig(Section):
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
     augmentation: AugmentationSection = AugmentationSection()
+    semi_supervised: SemiSupervisedSection = SemiSupervisedSection()
     training: TrainingSection
     federation: FederationSection = FederationSection()
     aggregation: AggregationSection = AggregationSection()
@@ -85,6 +88,8 @@ class StudyConfig(Section):
         self._check_aggregation()
         check_algorithm(self)
         check_plugins(self)
+        check_semi_supervised(self)
+        check_simulation(self)
         return self
 
     @property
@@ -226,11 +231,6 @@ class StudyConfig(Section):
                 'federation.weighting = "examples" with secure_aggregation.enabled = true: the '
                 'server would be told each site\'s number. Set federation.weighting = "public" or '
                 '"uniform".'
-            )
-        if secure.enabled and self.simulation and self.simulation.failures.poisoned:
-            raise ValueError(
-                "simulation.failures.poisoned with secure_aggregation: what a site sends is masked "
-                "before it could be poisoned here. Remove one of the two."
             )
         if self.privacy.unit == "site" and self.privacy.site.adaptive_quantile and secure.enabled:
             raise ValueError(

@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from medfed.common.study.base import Fraction, Name, PositiveFloat, PositiveInt, Section
+from medfed.common.study.failures import FailuresSection
+from medfed.common.study.labels import AnnotationSection, LabelsSection
+from medfed.common.study.shift import ShiftSection
 
 
 class MissingSection(Section):
@@ -24,20 +27,6 @@ class MissingSection(Section):
                 'at_sites names them, e.g. site-1 = ["normal"].'
             )
         return self
-
-
-class ShiftSection(Section):
-    """`[simulation.partition.shift]`: each site sees its images as a scanner of its own does.
-
-    Noise, tone, sharpness, brightness and collimation differ between sites (the phantom's scanner
-    physics), for training and test images alike. Masks and labels stay.
-    """
-
-    strength: Fraction = 1.0
-    """How far scanners are from one that changes nothing; 1 as far as the phantom's."""
-    collimation: Literal["auto", "blades", "circle", "none"] = "auto"
-    """What shuts the border out: four blades (radiographs), a circle (slices), nothing. auto:
-    blades for images, a circle for volumes."""
 
 
 class LabelNoiseSection(Section):
@@ -134,29 +123,6 @@ class PhantomSection(Section):
     """Probability of each further finding in a patient who has one (multilabel, reports)."""
 
 
-class FailuresSection(Section):
-    """`[simulation.failures]`: what goes wrong at the sites of the federated arm.
-
-    All of it comes from the study's seed, so a run with failures repeats bit for bit. A round needs
-    federation.min_sites answers: set it so that the sites that are left are enough.
-    """
-
-    drop_out: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Probability that a site gives no answer to a round's training."""
-    first_round: dict[str, PositiveInt] = Field(default_factory=dict)
-    """The round from which a site answers training, by site name: it joins late."""
-    poisoned: dict[str, Literal["sign_flip", "scale", "noise"]] = Field(default_factory=dict)
-    """What a hostile site makes of its update, by site name: its negative, a multiple, or Gaussian
-    noise instead."""
-    strength: PositiveFloat = 5.0
-    """sign_flip and scale: what the update is multiplied by. noise: its norm over the update's."""
-
-    @property
-    def any(self) -> bool:
-        """Whether anything goes wrong."""
-        return bool(self.drop_out or self.first_round or self.poisoned)
-
-
 class OptionsSection(Section):
     """`[simulation.options]`: what a data set's loader lets one choose. Unset: the loader's own.
 
@@ -230,6 +196,8 @@ class SimulationSection(Section):
     subgroups: tuple[str, ...] = ()
     """Metadata columns, e.g. sex and age, by whose values the final figures are told apart."""
     failures: FailuresSection = FailuresSection()
+    labels: LabelsSection = LabelsSection()
+    annotation: AnnotationSection | None = None
     partition: PartitionSection = PartitionSection()
     phantom: PhantomSection = PhantomSection()
     options: OptionsSection = OptionsSection()

@@ -18,6 +18,10 @@ class SweepSection(Section):
     empty for the study's own. With two or more there are means, spreads and paired tests."""
     vary: dict[str, tuple[Value, ...]] = Field(default_factory=dict)
     """Values of each key, e.g. "privacy.noise_multiplier" = [1.0, 2.0]. All combinations run."""
+    cases: tuple[dict[str, Value], ...] = ()
+    """Values that belong together, a table a case, e.g. {"simulation.labels.share" = 0.1,
+    "semi_supervised.method" = "mean_teacher"}. A key that a case leaves out stays as the study has
+    it. Each case runs with each combination of vary."""
 
     target: float | None = None
     """A value of the task's leading figure, e.g. AUROC 0.8: tables say how many rounds and bytes
@@ -27,19 +31,31 @@ class SweepSection(Section):
     def _sensible(self) -> Self:
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds = {list(self.seeds)} names one twice. Remove it.")
-        for key, values in self.vary.items():
+        for key in (*self.vary, *self.case_keys):
             if key in _OWN or key.startswith("sweep.") or "." not in key:
                 raise ValueError(
                     f'vary."{key}": expected section.key of what a run does. '
                     "Seeds are in sweep.seeds; `medfed study keys` lists all keys."
                 )
+        for key, values in self.vary.items():
             if not values:
                 raise ValueError(f'vary."{key}" has no value. Give some, or remove it.')
             if len({(type(value), value) for value in values}) < len(values):
                 raise ValueError(f'vary."{key}" names a value twice. Remove it.')
-        if len(self.seeds) < 2 and all(len(values) < 2 for values in self.vary.values()):
+        twice = sorted(set(self.vary) & set(self.case_keys))
+        if twice:
+            raise ValueError(f'"{twice[0]}" is in vary and in cases. Leave it in one of them.')
+        if any(case in self.cases[:number] for number, case in enumerate(self.cases)):
+            raise ValueError("cases names one twice. Remove it.")
+        one_each = all(len(values) < 2 for values in (*self.vary.values(), self.cases))
+        if len(self.seeds) < 2 and one_each:
             raise ValueError(
                 "a sweep of one run. Give two or more seeds or values, e.g. seeds = [1, 2, 3], or "
                 "remove [sweep]."
             )
         return self
+
+    @property
+    def case_keys(self) -> tuple[str, ...]:
+        """The keys that any case sets, in order of appearance."""
+        return tuple(dict.fromkeys(key for case in self.cases for key in case))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from medfed.common.study import StudyConfig
 from medfed.common.tasks.classification import Classification
 from medfed.common.tasks.pooling import pooled_metrics
-from medfed.common.tasks.protocol import Batch, Examples, Figure, Task
+from medfed.common.tasks.protocol import Batch, Examples, Figure, ImageLoss, Task
 from medfed.common.tasks.report import Report
 from medfed.common.tasks.segmentation import Segmentation
 from medfed.common.text import Vocabulary
@@ -15,6 +15,7 @@ __all__ = [
     "Classification",
     "Examples",
     "Figure",
+    "ImageLoss",
     "Report",
     "Segmentation",
     "Task",

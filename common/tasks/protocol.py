@@ -57,6 +57,14 @@ class Figure:
     higher_is_better: bool | None = True
 
 
+class ImageLoss(Protocol):
+    """What a training step lowers."""
+
+    def loss_per_image(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return losses [B]. An image's loss depends on that image only, or DP does not hold."""
+        ...
+
+
 class Task(Protocol):
     """What a study trains a model to do."""
 

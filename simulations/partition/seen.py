@@ -161,18 +161,23 @@ def _mislabel(
         return {}
     training = {name: rows.train for name, rows in sorted(sites.items())}
     wrong = wrong_labels(store, training, section.noise, seed)
-    path = folder / "records.jsonl"
-    with path.open(encoding="utf-8") as written:
-        records = [json.loads(line) for line in written]
-    for row, label in wrong.items():
-        records[row]["labels"] = [label]
-    lines = "".join(json.dumps(record, sort_keys=True) + "\n" for record in records)
-    path.write_text(lines, encoding="utf-8")
+    write_labels(folder, {row: [label] for row, label in wrong.items()})
     mistaken = {name: [row for row in rows if row in wrong] for name, rows in training.items()}
     return {
         name: {"patients": len({store.patients[row] for row in rows}), "images": len(rows)}
         for name, rows in mistaken.items()
     }
+
+
+def write_labels(folder: Path, labels: Mapping[int, list[int]]) -> None:
+    """Write other labels, indices into the classes, into some rows of a store's copy."""
+    path = folder / "records.jsonl"
+    with path.open(encoding="utf-8") as written:
+        records = [json.loads(line) for line in written]
+    for row, own in labels.items():
+        records[row]["labels"] = own
+    lines = "".join(json.dumps(record, sort_keys=True) + "\n" for record in records)
+    path.write_text(lines, encoding="utf-8")
 
 
 def _write_header(folder: Path, key: str) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from medfed.client.data.store import Store
 from medfed.common.seeding import derive_seed, numpy_rng
-from medfed.common.study.simulation import ShiftSection
+from medfed.common.study.shift import ShiftSection
 from medfed.simulations.phantom.canvas import Field
 from medfed.simulations.phantom.findings import Modality
 from medfed.simulations.phantom.scanners import Scanner, expose, make_scanners

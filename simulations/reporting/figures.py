@@ -9,6 +9,7 @@ from medfed.simulations.reporting import (
     data_plots,
     deployed,
     results,
+    scarce,
     spending,
     training_plots,
 )
@@ -37,6 +38,10 @@ def draw_figures(run: RunData) -> dict[str, Drawing]:
         "sites": (
             f"{first} and {second} of each site under the federated, pooled and own model.",
             partial(_sites, run),
+        ),
+        "labels": (
+            "Patients with labels by round, and the leading figure over them.",
+            partial(scarce.plot_labels, run),
         ),
         "epsilon": ("Epsilon spent by round, with the budget.", partial(_epsilon, run)),
         "traffic": ("Bytes between the server and each site.", partial(_traffic, run)),

@@ -6,7 +6,16 @@ from typing import Any
 from medfed.common.errors import RunError
 from medfed.common.files import write_atomically
 from medfed.common.study_file import study_to_toml
-from medfed.simulations.reporting import cards, conduct, deployed, privacy, results, spending
+from medfed.simulations.reporting import (
+    cards,
+    conduct,
+    deployed,
+    failures,
+    privacy,
+    results,
+    scarce,
+    spending,
+)
 from medfed.simulations.reporting.details import detail_of, template_of
 from medfed.simulations.reporting.details.words import vocabulary_statement, vocabulary_table
 from medfed.simulations.reporting.drawing import Drawing
@@ -31,6 +40,8 @@ _SECTIONS = (
     ("comparison", "Federated, pooled, local"),
     ("uncertainty", "How sure"),
     ("sites", "Sites"),
+    ("labels", "Labels"),
+    ("failures", "Failures"),
     ("model", "Model"),
     ("vocabulary", "Vocabulary"),
     ("cards", "Data cards"),
@@ -95,6 +106,11 @@ def _values(run: RunData, figures: dict[str, Drawing]) -> dict[str, Any]:
         "model": model_rows(run),
         "examples": run.examples,
         **_cards(run),
+        "labels_statement": scarce.labels_statement(run),
+        "labels": scarce.labels_table(run),
+        "revealed": scarce.revealed_table(run),
+        "failures": failures.failures_statement(run),
+        "attacks": failures.attacks_table(run),
         **_privacy(run),
         "dataset": _dataset(run),
         "licence": (run.simulation.get("dataset") or {}).get("licence"),
@@ -164,6 +180,10 @@ def _sections(run: RunData) -> list[tuple[str, str]]:
         absent |= {"cards"}
     if not run.uncertainty:
         absent |= {"uncertainty"}
+    if not scarce.is_scarce(run):
+        absent |= {"labels"}
+    if failures.failures_of(run) is None:
+        absent |= {"failures"}
     return [section for section in _SECTIONS if section[0] not in absent]
 
 

@@ -169,4 +169,5 @@ def _keys(sweep: SweepData) -> dict[str, str]:
 
 
 def _beginning(cell: CellRuns, names: dict[str, str]) -> tuple[str, ...]:
-    return (cell.cell.name, *(str(cell.cell.settings[key]) for key in names))
+    values = (cell.cell.settings[key] for key in names)
+    return (cell.cell.name, *(ABSENT if value is None else str(value) for value in values))

@@ -191,6 +191,20 @@ LIMITS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = 
         {"training": {"local_steps": 1, "batch_size": 128}, "privacy": {"unit": "none"}},
         "million pixels",
     ),
+    "max_megapixels of guesses": (
+        {"max_megapixels": 128 * 64 * 64 / 1e6, "unit": "none"},
+        {
+            "training": {"local_steps": 1, "batch_size": 64},
+            "semi_supervised": {"method": "mean_teacher", "batch_size": 65},
+            "privacy": {"unit": "none"},
+        },
+        {
+            "training": {"local_steps": 1, "batch_size": 64},
+            "semi_supervised": {"method": "mean_teacher"},
+            "privacy": {"unit": "none"},
+        },
+        "million pixels",
+    ),
     # The small network at 64 x 64 (64 channels of 14 x 14 before Dense 128), with 3 outputs.
     "max_parameters": (
         {"max_parameters": 320 + 18_496 + (64 * 14 * 14 + 1) * 128 + 3 * 129},

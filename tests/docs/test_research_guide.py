@@ -23,9 +23,13 @@ def test_every_command_of_the_guide_does_what_it_says(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MEDFED_CACHE", str(tmp_path / "cache"))
-    study, sweep = blocks("toml")
+    study, sweep, scarce, active, hostile = blocks("toml")
     (tmp_path / "study.toml").write_text(study)
     (tmp_path / "sweep.toml").write_text(study + sweep)
+    (tmp_path / "scarce.toml").write_text(study + scarce)
+    without = re.sub(r"\[privacy\].*?(?=\[simulation\])", "", study, flags=re.DOTALL)
+    (tmp_path / "active.toml").write_text(without + active)
+    (tmp_path / "hostile.toml").write_text(study + hostile)
     said = {}
     for line in (line for block in blocks("sh") for line in block.splitlines()):
         capfd.readouterr()
@@ -35,12 +39,17 @@ def test_every_command_of_the_guide_does_what_it_says(
         captured = capfd.readouterr()
         assert not ended.value.code, f"{line}\n{captured.out}\n{captured.err}"
         said[line] = captured.out
-    assert len(said) == 10
+    assert len(said) == 13
     assert "noise_multiplier = 1.2" in said["medfed study show study.toml"]
     assert (tmp_path / "partition.png").stat().st_size > 5_000
     page = (tmp_path / "runs" / "first" / "report.html").read_text()
     assert "How sure the figures are" in page
     assert "<h3>Subgroups</h3>" in page
+    assert "4 of 4 runs are finished" in (tmp_path / "runs" / "scarce" / "report.html").read_text()
+    active_run = tmp_path / "runs" / "active" / "runs" / "c001-s1"
+    assert (active_run / "figures" / "labels.svg").exists()
+    hostile_page = (tmp_path / "runs" / "hostile" / "report.html").read_text()
+    assert "the trigger taken for the target" in hostile_page
     swept = tmp_path / "runs" / "sweep"
     assert "8 of 8 runs are finished" in (swept / "report.html").read_text()
     kept = {path.name for path in swept.iterdir()}

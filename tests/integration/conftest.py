@@ -144,6 +144,46 @@ sample_rate = 0.3
 images_per_patient = 2
 target_delta = 1e-3
 """,
+    # Few labels: guesses about the others, and an annotator who labels some before round 2.
+    "scarce": _COMMON
+    + _LABELS
+    + """
+[simulation.labels]
+share = 0.3
+[simulation.annotation]
+patients = 3
+[semi_supervised]
+method = "pseudo_labels"
+threshold = 0.3
+[augmentation]
+flip = "horizontal"
+[training]
+rounds = 2
+local_epochs = 2
+batch_size = 8
+[privacy]
+unit = "none"
+""",
+    "scarce private": _COMMON
+    + _LABELS
+    + """
+[simulation.labels]
+share = 0.3
+[semi_supervised]
+method = "mean_teacher"
+[augmentation]
+flip = "horizontal"
+[training]
+rounds = 2
+local_steps = 3
+learning_rate = 0.1
+[privacy]
+unit = "patient"
+noise_multiplier = 1.0
+sample_rate = 0.3
+images_per_patient = 2
+target_delta = 1e-3
+""",
     # Masks, augmentation, and a part of the network that is frozen and never travels.
     "masks": _COMMON
     + """

@@ -11,7 +11,7 @@ from medfed.client.data.records import SourceDataset, SourceRecord
 from medfed.client.data.store import Store, verify_store
 from medfed.common.errors import DataError
 from medfed.common.study import DataSection, PartitionSection, StudyConfig, TaskSection
-from medfed.common.study.simulation import ShiftSection
+from medfed.common.study.shift import ShiftSection
 from medfed.simulations.partition import cohort_of, partition_patients
 from medfed.simulations.partition.seen import read_changes, store_as_seen
 from medfed.simulations.partition.shift import shift_image, site_scanners

@@ -1,0 +1,86 @@
+"""What went wrong in a simulation on purpose: which sites, how, and what hostile ones reached."""
+
+from medfed.common.study.failures import FailuresSection
+from medfed.simulations.reporting import results
+from medfed.simulations.reporting.arms import optional_json
+from medfed.simulations.reporting.run_data import RunData
+from medfed.simulations.reporting.tables import ABSENT, Table, whole
+
+_POISONS = {
+    "sign_flip": "sends the negative of its update",
+    "scale": "sends a multiple of its update",
+    "noise": "sends noise in place of its update",
+    "label_flip": "trains on images that it calls another class",
+    "backdoor": "trains on images with a trigger, labelled as the target",
+}
+_WANTED = {
+    "label_flip": "a class called as poisoned sites call it",
+    "backdoor": "the trigger taken for the target",
+}
+
+
+def failures_of(run: RunData) -> FailuresSection | None:
+    """Return what goes wrong in this run, None if nothing does."""
+    simulation = run.study.simulation
+    if simulation is None or not (simulation.failures.any or simulation.failures.drift):
+        return None
+    return simulation.failures
+
+
+def failures_statement(run: RunData) -> tuple[str, ...]:
+    """Say what goes wrong, a line a thing."""
+    failures = failures_of(run)
+    if failures is None:
+        return ()
+    lines = []
+    if failures.drop_out:
+        lines.append(f"Each site gives no answer to a round with probability {failures.drop_out}.")
+    lines += [
+        f"{site} answers from round {first} on."
+        for site, first in sorted(failures.first_round.items())
+    ]
+    lines += [f"{site} {_POISONS[kind]}." for site, kind in sorted(failures.poisoned.items())]
+    if failures.boost != 1.0:
+        lines.append(f"Sites with poisoned data multiply their updates by {failures.boost:g}.")
+    if failures.backdoor is not None:
+        door = failures.backdoor
+        lines.append(
+            f"The trigger is a white square of {door.size} pixels in the lower right corner, the "
+            f"target {door.target}; it is in the images of {door.share:.0%} of a hostile site's "
+            "training patients."
+        )
+    if failures.drift is not None:
+        lines += [
+            f"{site} has another scanner from round {first} on, for training and held-out images."
+            for site, first in sorted(failures.drift.from_round.items())
+        ]
+    return tuple(lines)
+
+
+def attacks_table(run: RunData) -> Table | None:
+    """Return how often hostile sites got what they wanted; None where none poisoned its data."""
+    from medfed.simulations.attack_success import ATTACKS_FILE
+
+    found = optional_json(run.folder / ATTACKS_FILE)
+    shown = results.leading(run)
+    rows = []
+    for arm, attacks in found.items():
+        final = run.arms[arm].final_metrics.get(shown.key) if arm in run.arms else None
+        for kind, facts in attacks.items():
+            rows.append(
+                (
+                    results.arm_title(arm),
+                    _WANTED[kind],
+                    whole(facts["images"]),
+                    _percent(facts["success"]),
+                    _percent(facts.get("without_trigger")),
+                    ABSENT if final is None else f"{final:.3f}",
+                )
+            )
+    columns = ("Arm", "What hostile sites want", "Held-out images", "Success",
+               "Without the trigger", shown.title)  # fmt: skip
+    return Table(columns, tuple(rows), text=frozenset({0, 1})) if rows else None
+
+
+def _percent(share: float | None) -> str:
+    return ABSENT if share is None else f"{share:.1%}"
