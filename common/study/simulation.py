@@ -156,6 +156,18 @@ class FailuresSection(Section):
         return bool(self.drop_out or self.first_round or self.poisoned)
 
 
+class PaceSection(Section):
+    """`[simulation.pace]`: with fedbuff, how long a site trains, by a clock that nobody waits for.
+
+    Decides who is first; comes from the study's seed, so a run repeats bit for bit.
+    """
+
+    seconds: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Median virtual seconds of one round's training, by site name; 1 for the others."""
+    sigma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    """Standard deviation of the logarithm of a training's time; 0 for always the median."""
+
+
 class OptionsSection(Section):
     """`[simulation.options]`: what a data set's loader lets one choose. Unset: the loader's own."""
 
@@ -220,6 +232,7 @@ class SimulationSection(Section):
     subgroups: tuple[str, ...] = ()
     """Metadata columns, e.g. sex and age, by whose values the final figures are told apart."""
     failures: FailuresSection = FailuresSection()
+    pace: PaceSection = PaceSection()
     partition: PartitionSection = PartitionSection()
     phantom: PhantomSection = PhantomSection()
     options: OptionsSection = OptionsSection()
