@@ -63,6 +63,7 @@ class Conversation:
         left: Names of sites that refused for good; they are not asked again.
         heads: The ledger heads that sites sent in the current round, by name.
         countersignatures: By name, what the next message to a site carries.
+        order: Names of the sites whose updates were taken in the current round, as they came.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Conversation:
         self.left: set[str] = set()
         self.heads: dict[str, str] = {}
         self.countersignatures: Mapping[str, str] = {}
+        self.order: list[str] = []
 
     def admit(self, site: Participant) -> None:
         """Listen to a site; through this node alone, if it had another one before."""
@@ -107,7 +109,7 @@ class Conversation:
     ) -> None:
         """Begin a round of training with the sites that were chosen for it; `absent` by name."""
         self._asked = time.perf_counter()
-        self.heads = {}
+        self.heads, self.order = {}, []
         self.sites = {site.name: SiteRound(status="failed", reason="no answer") for site in chosen}
         for name, why in absent.items():
             self.sites[name] = SiteRound(status=why.status, reason=why.reason)
@@ -122,6 +124,7 @@ class Conversation:
         parcels: Mapping[str, bytes] = MappingProxyType({}),
         weights: Mapping[str, int] = MappingProxyType({}),
         correction: Callable[[str], StateDict] | None = None,
+        num_combined: int | None = None,
     ) -> list[Message]:
         """Return a message of `kind` (train or evaluate) with the model for each of the sites.
 
@@ -134,8 +137,9 @@ class Conversation:
             weights: Under secure aggregation, the weight of each site of the round, by name; those
                 that have dropped out by now included.
             correction: With scaffold, from a site's name to what it adds to its gradients.
+            num_combined: Updates that will be combined, where that is not one of each of `to`.
         """
-        stated = self._stated_participants
+        stated = num_combined if num_combined is not None else self._stated_participants
         contents = messages.pack_model(
             self._study,
             self._run,
@@ -220,6 +224,7 @@ class Conversation:
         """Note that a site's update was aggregated."""
         record = self.round_of(site.name)
         record.status, record.reason, record.weight = "ok", "", weight
+        self.order.append(site.name)
         record.epsilon, record.noise = reply.epsilon, reply.noise
         # Round records leave the server, and no epsilon, a site's least, covers a site's own loss.
         record.loss = None if self._study.privacy.enabled else reply.loss

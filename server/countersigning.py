@@ -7,6 +7,7 @@ cannot deny those that the site holds: each goes back to its site with the next 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from medfed.common.errors import UpdateError
 from medfed.common.files import sync_folder, write_atomically
@@ -51,7 +52,12 @@ class Countersigner:
         """The last countersignature for each site, as JSON: what its next message carries."""
         return {kept.site: kept.to_json() for kept in self._kept}
 
-    def sign_round(self, round_number: int, heads: Mapping[str, str]) -> None:
+    def sign_round(
+        self,
+        round_number: int,
+        heads: Mapping[str, str],
+        asked_in: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         """Countersign the heads that sites sent in a round, by site; through to the disk.
 
         A head that was signed for this round already (the round is repeated after a crash) is not
@@ -61,12 +67,15 @@ class Countersigner:
             round_number: 1-based; 0 for words of reports and statistics.
             heads: Screened heads by site; a site without one, or with that of an empty ledger,
                 gets none.
+            asked_in: By site, the round that it was asked for, if that may be an earlier one: the
+                signature names that, as the site's ledger does.
         """
         done = {(kept.site, kept.round_number, kept.head) for kept in self._kept}
         new = [
-            self._key.sign(run=self._run, site=site, round_number=round_number, head=head)
+            self._key.sign(run=self._run, site=site, round_number=number, head=head)
             for site, head in sorted(heads.items())
-            if head not in ("", GENESIS) and (site, round_number, head) not in done
+            for number in [asked_in.get(site, round_number)]
+            if head not in ("", GENESIS) and (site, number, head) not in done
         ]
         if not new:
             return

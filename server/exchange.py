@@ -135,7 +135,7 @@ class Exchange:
             timeout_s: Until the deadline.
             enough: Whether nodes that are lost need not be waited for any longer; None for never.
         """
-        self._deadline = time.monotonic() + timeout_s
+        self.extend(timeout_s)
         self.push(outgoing)
         while self._asked and time.monotonic() < self._deadline:
             self._notice()
@@ -146,6 +146,10 @@ class Exchange:
                 self.wait()
         for node in list(self._asked):
             self._end(node, LATE if self._is_online(node) else LOST)
+
+    def extend(self, timeout_s: float) -> None:
+        """Set the deadline of the replies that are under way anew, from now."""
+        self._deadline = time.monotonic() + timeout_s
 
     def push(self, outgoing: Iterable[Message]) -> None:
         """Send messages; may be called again while others are under way."""

@@ -17,8 +17,10 @@ from medfed.common.errors import MessageError, RefusalReason, RunError
 from medfed.common.files import write_json
 from medfed.common.state_dicts import digest, read_state, write_state
 from medfed.common.study import StudyConfig
+from medfed.server.buffered import train_buffered
 from medfed.server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_weights
 from medfed.server.conversation import Absence
+from medfed.server.cyclic import train_in_turn
 from medfed.server.distributed_privacy import DistributedPrivacy, masked_mean
 from medfed.server.masked import MaskedRound
 from medfed.server.progress import Progress
@@ -57,8 +59,11 @@ def _round(run: Run, progress: Progress) -> str:
     reason = _spent(run, number, progress)
     if reason:
         return reason
-    masked = run.study.secure_aggregation.enabled
-    train = _train_masked if masked else _train
+    train = _train
+    if run.study.secure_aggregation.enabled:
+        train = _train_masked
+    elif run.study.federation.keeps_order:
+        train = _train_in_order
     arrays = train(run, number, progress, started)
     if arrays is None:
         return _without_quorum(run, number)
@@ -66,6 +71,9 @@ def _round(run: Run, progress: Progress) -> str:
     progress.advance(arrays, run.study)
     if run.strategy.variates is not None:
         run.strategy.variates.commit()
+    if run.under_way is not None:
+        run.under_way.commit(number, run.strategy.conversation.sites)
+        run.strategy.training = run.under_way.busy(number)
     metrics = _evaluate(run, progress, started)
     record = RoundRecord(
         round_number=number,
@@ -78,6 +86,9 @@ def _round(run: Run, progress: Progress) -> str:
         site_epsilon=run.privacy.epsilon if run.privacy else None,
         site_noise=run.privacy.noise if run.privacy else "none",
         update_bound=bound,
+        order=run.strategy.conversation.order if run.study.federation.keeps_order else [],
+        under_way=dict(sorted(run.under_way.asked_in.items())) if run.under_way else {},
+        clock_s=run.under_way.clock_s if run.under_way and run.under_way.is_virtual else None,
     )
     _keep(run, progress, record)
     return ""
@@ -122,6 +133,15 @@ def _train(run: Run, number: int, progress: Progress, started: str) -> ArrayReco
     if run.privacy is None and strategy.num_updates < run.needed:
         return None
     return arrays
+
+
+def _train_in_order(run: Run, number: int, progress: Progress, started: str) -> ArrayRecord | None:
+    """Do the same where the order of the sites matters; None if too few answered."""
+    cyclic = run.study.federation.algorithm == "cyclic"
+    train = train_in_turn if cyclic else train_buffered
+    arrays = train(run, number, progress, started, lambda replies: _announced(run, replies, number))
+    _note_ends(run, number, started)
+    return None if run.strategy.num_updates < run.needed else arrays
 
 
 def _train_masked(run: Run, number: int, progress: Progress, started: str) -> ArrayRecord | None:
@@ -182,7 +202,8 @@ def _note_ends(run: Run, number: int, started: str) -> None:
     for name, site in conversation.sites.items():
         if site.status == "lost":
             run.attendance.note_lost(name, number)
-    run.countersigner.sign_round(number, conversation.heads)
+    asked_in = run.under_way.asked_in if run.under_way else {}
+    run.countersigner.sign_round(number, conversation.heads, asked_in)
     conversation.countersignatures = run.countersigner.latest
 
 
@@ -191,6 +212,8 @@ def _keep(run: Run, progress: Progress, record: RoundRecord) -> None:
     bound = run.privacy.bound if run.privacy else None
     variates = run.strategy.variates
     states = progress.moments if variates is None else variates.states()
+    if run.under_way is not None:
+        states = run.under_way.states()
     checkpoint = Checkpoint(progress.weights, record, progress.average, bound, states)
     save_checkpoint(run.arm.checkpoint, checkpoint, run.study.digest())
     run.arm.append_round(record)

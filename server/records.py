@@ -26,7 +26,7 @@ from medfed.common.files import read_json, write_atomically, write_json
 
 STATISTICS_FILE = "statistics.json"
 
-SiteStatus = Literal["ok", "refused", "failed", "late", "rejected", "away", "lost"]
+SiteStatus = Literal["ok", "refused", "failed", "late", "rejected", "away", "lost", "training"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,9 @@ class RunPlan:
             deployment one for all runs, so that they compose.
         rejections: File in which the coordinator's gate lists what it turned away; empty without.
         note: What this arm leaves out of the study, for the report.
+        virtual_seconds: In a simulation with fedbuff, the median time of a training by site, 1 for
+            others; None where updates count as they come.
+        virtual_sigma: Standard deviation of its logarithm.
     """
 
     run: str
@@ -58,6 +61,8 @@ class RunPlan:
     server_state: str = ""
     rejections: str = ""
     note: str = ""
+    virtual_seconds: dict[str, float] | None = None
+    virtual_sigma: float = 0.0
 
 
 @dataclass(kw_only=True)
@@ -67,7 +72,8 @@ class SiteRound:
     Attributes:
         status: ok; refused by the site's policy; failed; late (no answer by the deadline);
             rejected by screening, or by the gate in front of the server; away (not connected when
-            the round began, so not asked); lost (disconnected while it was waited for).
+            the round began, so not asked); lost (disconnected while it was waited for); training
+            (with fedbuff, not waited for: its update is for a later round).
         reason: Code or message for anything but ok.
         bytes_down: Size of what the site was sent, training and evaluation.
         bytes_up: Size of what the site sent back.
@@ -75,12 +81,15 @@ class SiteRound:
         loss: Mean training loss; None under DP.
         epsilon: Spent by the site's data set so far; None without DP.
         noise: secure, seeded or none.
-        seconds: From asking to the answer, as the server sees it. A site states no time of its
-            own: under DP it would tell of the patients that were sampled.
+        seconds: From asking to the answer (with fedbuff, from the round's beginning), as the server
+            sees it. A site states no time of its own: under DP it would tell of the patients that
+            were sampled.
         metrics: Figures on the site's held-out images, if it released them.
         ignored: What else came in its name and was not used: duplicates, replays, forgeries.
         correction_sha256: With scaffold, digest of the correction that it was sent: an auditor
             compares it with the release in its ledger.
+        start_sha256: With cyclic, the same of the weights that it was sent.
+        asked_in: With fedbuff, the round in which it was asked for this update; 0 without.
     """
 
     status: SiteStatus
@@ -95,6 +104,8 @@ class SiteRound:
     metrics: dict[str, float] | None = None
     ignored: list[str] = field(default_factory=list)
     correction_sha256: str = ""
+    start_sha256: str = ""
+    asked_in: int = 0
 
 
 @dataclass(kw_only=True)
@@ -114,6 +125,9 @@ class RoundRecord:
             privacy.unit is "site".
         site_noise: secure, seeded or none: where the server's noise came from.
         update_bound: The bound on an update's norm in this round; None unless the server clips.
+        order: With cyclic, the sites that trained, in turn; with fedbuff, as their updates came.
+        under_way: With fedbuff, by site that was still training, the round in which it was asked.
+        clock_s: With fedbuff in a simulation, the virtual time when the round was complete.
     """
 
     round_number: int
@@ -126,6 +140,9 @@ class RoundRecord:
     site_epsilon: float | None = None
     site_noise: str = "none"
     update_bound: float | None = None
+    order: list[str] = field(default_factory=list)
+    under_way: dict[str, int] = field(default_factory=dict)
+    clock_s: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""

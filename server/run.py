@@ -1,5 +1,6 @@
 """What stays the same from round to round: the study, who takes part, and what the server keeps."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from flwr.serverapp import Grid
@@ -21,6 +22,7 @@ from medfed.server.site_privacy import SitePrivacy, noised_by_server
 from medfed.server.statistics import ask_for_statistics
 from medfed.server.strategy import FedAvgStrategy
 from medfed.server.turned_away import TurnedAway
+from medfed.server.under_way import UnderWay
 from medfed.server.words import agree_on_words
 
 
@@ -29,7 +31,7 @@ class Run:
     """One run of an arm.
 
     `privacy` is that of privacy.unit = "site", where the server adds the noise or all sites do
-    together; None where each site does by itself, or nobody.
+    together; None where each site does by itself, or nobody. `under_way` is there with fedbuff.
     """
 
     grid: Grid
@@ -42,19 +44,30 @@ class Run:
     presence: Presence
     attendance: Attendance
     turned_away: TurnedAway
+    under_way: UnderWay | None
 
     @property
     def needed(self) -> int:
-        """Updates without which a round does not count."""
+        """Updates without which a round does not count; with fedbuff, as many as it takes."""
+        if self.study.federation.buffer_size is not None:
+            return self.study.federation.buffer_size
         return max(self.plan.min_sites, self.study.aggregation.min_updates)
 
-    def exchange(self, started: str, progress: Progress, *, asks_again: bool) -> Exchange:
-        """Return an exchange of the round that began at `started` (ISO)."""
+    def exchange(
+        self, started: str | Callable[[str], str], progress: Progress, *, asks_again: bool
+    ) -> Exchange:
+        """Return an exchange of the round that began at `started` (ISO), for all or by site."""
         conversation = self.strategy.conversation
+
+        def turned_away_s(node: int) -> float:
+            name = conversation.name_of(node)
+            since = started if isinstance(started, str) else started(name)
+            return self.turned_away.upload_age_s(name, since)
+
         watch = Watch(
             self.presence,
             self.study.federation.lost_after_s,
-            lambda node: self.turned_away.upload_age_s(conversation.name_of(node), started),
+            turned_away_s,
         )
         # An update, however it is packed; what it may be exactly is screened once it is read.
         most_bytes = 4 * sum(array.nbytes for array in progress.weights.values())
@@ -105,6 +118,7 @@ def begin(
         variates=Variates(parameters, states) if scaffold else None,
         privacy=privacy if isinstance(privacy, SitePrivacy) else None,
     )
+    asynchronous = study.federation.algorithm == "fedbuff"
     strategy.summary()
     strategy.conversation.countersignatures = countersigner.latest
     run = Run(
@@ -118,6 +132,7 @@ def begin(
         presence=presence,
         attendance=Attendance(study, plan, arm, presence, joining, strategy),
         turned_away=TurnedAway(plan.rejections),
+        under_way=UnderWay(study, plan, checkpoint, arm.read_rounds()) if asynchronous else None,
     )
     return run, progress
 

@@ -2,11 +2,12 @@
 
 Our round loop (`server.loop`) drives it, with deadline, quorum, checkpoint and records; Flower's
 own `Strategy.start` can drive it too, but for algorithms that the server keeps a state for: that
-moves once a round counts (`server.progress`), which only our loop decides.
+moves once a round counts (`server.progress`), which only our loop decides; and for those in which
+sites do not train all at once (`server.cyclic`, `server.buffered`).
 """
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -61,6 +62,7 @@ class FedAvgStrategy(Strategy):
         conversation: What was said in the current round, and what each site did.
         sums: What sites released of the last evaluation.
         absent: Sites that are not asked anything now, by name, and why.
+        training: With fedbuff, names of sites that are busy: they are not asked for figures.
         variates: With scaffold, what each site drifts by.
     """
 
@@ -88,7 +90,9 @@ class FedAvgStrategy(Strategy):
         self._trainers = list(trainers)
         self._evaluators = list(evaluators)
         self.absent: dict[str, Absence] = {}
+        self.training: frozenset[str] = frozenset()
         self._weights: StateDict = {}
+        self._staleness: Mapping[str, int] = {}
         self._parameters = frozenset(parameters)
         self._steps: dict[str, float] = {}
         self.variates = variates
@@ -139,6 +143,15 @@ class FedAvgStrategy(Strategy):
         self.conversation.start_round(chosen, absent)
         return chosen
 
+    def start_from(self, weights: StateDict, staleness: Mapping[str, int]) -> None:
+        """Set what updates are added to, where the caller asks for them itself.
+
+        Args:
+            weights: What `aggregate_train` starts from.
+            staleness: With fedbuff, by site, rounds since it was asked; else empty.
+        """
+        self._weights, self._staleness = weights, staleness
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
@@ -173,7 +186,7 @@ class FedAvgStrategy(Strategy):
             new = self._privacy.release(noisy, self._weights, server_round)
             return messages.pack_arrays(new), MetricRecord()
         section = self._study.aggregation
-        rule = rule_for(self._study, self._weights, self._parameters, self._steps)
+        rule = rule_for(self._study, self._weights, self._parameters, self._steps, self._staleness)
         self._fold_all(rule, replies)
         if rule.num_updates < section.min_updates:
             log.warning(
@@ -194,7 +207,8 @@ class FedAvgStrategy(Strategy):
     ) -> list[Message]:
         """Return one evaluation message for each evaluating site."""
         self.sums = ReleasedSums()
-        present = [site for site in self._evaluators if site.name not in self.absent]
+        others = self.absent.keys() | self.training
+        present = [site for site in self._evaluators if site.name not in others]
         asked = draw_evaluators(present, self._study, server_round)
         return self.conversation.model_messages(messages.EVALUATE, server_round, arrays, asked)
 

@@ -39,6 +39,7 @@ from medfed.simulations.failing import check_names, sites_of
 from medfed.simulations.grids.local import LocalGrid
 from medfed.simulations.harmonised import store_harmonised
 from medfed.simulations.labels import with_scarce_labels
+from medfed.simulations.pace import check_pace, with_pace
 from medfed.simulations.partition.seen import read_changes, store_as_seen
 from medfed.simulations.poisoning import store_poisoned
 from medfed.simulations.sites import (
@@ -176,6 +177,7 @@ def prepare_run(run: Path, preparing: Preparing | None = None) -> StudyConfig:
     )
     hospitals = make_hospitals(store, study)
     check_names(study, hospitals.sites)
+    check_pace(study, hospitals.sites)
     seen = store_as_seen(
         store,
         hospitals.sites,
@@ -225,7 +227,8 @@ def _prepare_arm(
     if arm == "pooled":
         if study.data.harmonise != "none":
             store = store_harmonised(store, hospitals.sites, study)
-        own, train_sites = _pooled_study(own, len(names)), (POOLED,)
+        # As many as train for one round.
+        own, train_sites = _pooled_study(own, study.federation.buffer_size or len(names)), (POOLED,)
     elif arm != "federated":
         own, train_sites = _local_study(own), (arm.removeprefix("local-"),)
     # Of the arm's own study: what a site's policy allows is what that asks.
@@ -252,7 +255,7 @@ def _prepare_arm(
     if study.task.report.vocabulary:
         words = read_public_words(Path(study.task.report.vocabulary))
         write_vocabulary(folder, words)
-    ArmFolder(folder).write_plan(plan)
+    ArmFolder(folder).write_plan(with_pace(plan, own))
     write_atomically(folder / "study.json", own.for_sites().to_json().encode())
 
 

@@ -13,6 +13,10 @@ def check_algorithm(study: "StudyConfig") -> None:
         ValueError: What does not go together, and the way out.
     """
     algorithm = study.federation.algorithm
+    _check_pace(study)
+    if study.federation.keeps_order:
+        _check_order(study)
+        return
     if algorithm not in ("fednova", "scaffold"):
         return
     asked = f'federation.algorithm = "{algorithm}"'
@@ -74,4 +78,84 @@ def _check_scaffold(study: "StudyConfig", asked: str) -> None:
             f'federation.weighting = "{study.federation.weighting}" with {asked}: its correction '
             "is the mean over all sites, each counted once. Set federation.weighting = "
             '"auto" or "uniform".'
+        )
+
+
+# Why algorithms in which not all sites train at once, from the same weights, do not go with these.
+_WHY_NOT = {
+    "cyclic": {
+        "secure": "each site trains from what the one before made, so there is no sum to hide it "
+        "in",
+        "site": "the next site would get one site's update, which has no noise",
+        "robust": "updates are applied one by one, and a single one has no others to be compared "
+        "with",
+    },
+    "fedbuff": {
+        "secure": "masks cancel in a sum over sites that are known beforehand, and here it is over "
+        "whoever was first",
+        "site": "its epsilon counts on sites that are drawn at random, and here speed decides who "
+        "is in a round",
+        "robust": "it outvotes num_byzantine sites among all of a round, and a buffer holds "
+        "whoever was first, from weights of different rounds",
+    },
+}
+
+
+def _check_order(study: "StudyConfig") -> None:
+    """Refuse what takes a round for one set of updates that all start from the same weights."""
+    algorithm = study.federation.algorithm
+    asked, why = f'federation.algorithm = "{algorithm}"', _WHY_NOT[algorithm]
+    if study.secure_aggregation.enabled:
+        raise ValueError(
+            f"{asked} with secure_aggregation.enabled = true: {why['secure']}. Remove one of the "
+            "two."
+        )
+    if study.privacy.unit == "site":
+        raise ValueError(
+            f'{asked} with privacy.unit = "site": {why["site"]}. Remove one of the two; '
+            'privacy.unit = "patient" goes with it.'
+        )
+    if study.aggregation.robust:
+        raise ValueError(
+            f'{asked} with aggregation.rule = "{study.aggregation.rule}": {why["robust"]}. Set '
+            'aggregation.rule = "mean"; aggregation.max_norm bounds each update.'
+        )
+    if study.federation.weighting not in ("auto", "uniform"):
+        raise ValueError(
+            f'federation.weighting = "{study.federation.weighting}" with {asked}: each site counts '
+            'once. Set federation.weighting = "auto" or "uniform".'
+        )
+    if algorithm == "fedbuff":
+        _check_fedbuff(study, asked)
+
+
+def _check_fedbuff(study: "StudyConfig", asked: str) -> None:
+    federation = study.federation
+    assert federation.buffer_size is not None  # FederationSection writes it out
+    if federation.buffer_size > federation.min_sites:
+        raise ValueError(
+            f"federation.buffer_size = {federation.buffer_size} with federation.min_sites = "
+            f"{federation.min_sites}: no site is in a buffer twice, so it would never be full. Set "
+            f"federation.min_sites = {federation.buffer_size} or more."
+        )
+    if federation.fraction < 1:
+        raise ValueError(
+            f"federation.fraction = {federation.fraction:g} with {asked}: who is first takes part, "
+            "nobody is drawn. Remove it; federation.buffer_size says how many."
+        )
+    if study.model.norm == "batch":
+        raise ValueError(
+            f'{asked} with model.norm = "batch": what an old update adds to a running variance can '
+            'make it negative. model.norm = "group" has none.'
+        )
+
+
+def _check_pace(study: "StudyConfig") -> None:
+    simulation = study.simulation
+    if simulation is None or study.federation.algorithm == "fedbuff":
+        return
+    if simulation.pace != type(simulation.pace)():
+        raise ValueError(
+            f'simulation.pace with federation.algorithm = "{study.federation.algorithm}", which '
+            'waits for every site. Remove it, or set federation.algorithm = "fedbuff".'
         )

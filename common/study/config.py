@@ -275,7 +275,7 @@ class StudyConfig(Section):
     def weighting(self) -> Literal["examples", "uniform", "public"]:
         """`federation.weighting` with auto resolved."""
         if self.federation.weighting == "auto":
-            one_each = self.aggregation.robust or self.federation.algorithm == "scaffold"
+            one_each = self.aggregation.robust or self.federation.counts_sites_once
             if self.privacy.unit == "site" or one_each:
                 return "uniform"
             return (

@@ -15,10 +15,13 @@ Algorithm = Literal[
     "fedprox",
     "fednova",
     "scaffold",
+    "cyclic",
+    "fedbuff",
 ]
 
 # Each algorithm's own parameters, with what they are where a study does not say: Reddi et al. 2020,
-# section 5 (Adam, Yogi, Adagrad), Hsu et al. 2019 (momentum), Li et al. 2018, section 5 (mu).
+# section 5 (Adam, Yogi, Adagrad), Hsu et al. 2019 (momentum), Li et al. 2018, section 5 (mu). A
+# buffer of 2 goes with the default quorum.
 _ADAPTIVE = {"server_learning_rate": 0.01, "server_momentum": 0.9, "server_tau": 1e-3}
 _PARAMETERS: dict[str, dict[str, float]] = {
     "fedavgm": {"server_learning_rate": 1.0, "server_momentum": 0.9},
@@ -26,6 +29,7 @@ _PARAMETERS: dict[str, dict[str, float]] = {
     "fedyogi": {**_ADAPTIVE, "server_beta2": 0.99},
     "fedadagrad": {**_ADAPTIVE, "server_momentum": 0.0},
     "fedprox": {"proximal_mu": 0.01},
+    "fedbuff": {"server_learning_rate": 1.0, "buffer_size": 2},
 }
 _NAMES = sorted({name for own in _PARAMETERS.values() for name in own})
 
@@ -36,11 +40,13 @@ class FederationSection(Section):
     algorithm: Algorithm = "fedavg"
     """fedavg; fedavgm, fedadam, fedyogi, fedadagrad (the server's optimiser steps by the combined
     update); fedprox (sites are held near the global weights); fednova (for sites that take
-    different numbers of steps); scaffold (sites' drift is corrected). docs/adr/0021 says which goes
-    with what."""
+    different numbers of steps); scaffold (sites' drift is corrected); cyclic (within a round the
+    weights go from site to site); fedbuff (sites train at their own pace, and a round takes the
+    first buffer_size updates). docs/adr/0021 and 0023 say which goes with what."""
     server_learning_rate: PositiveFloat | None = None
-    """fedavgm, fedadam, fedyogi, fedadagrad: step size of the server's optimiser. Unset: 1.0 for
-    fedavgm, 0.01 for the others, where it is about how far a weight moves in a round."""
+    """fedavgm, fedadam, fedyogi, fedadagrad, fedbuff: the server's step size. Unset: 1.0 for
+    fedavgm and fedbuff, 0.01 for the others, where it is about how far a weight moves in a
+    round."""
     server_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     """fedavgm, fedadam, fedyogi, fedadagrad: momentum (beta 1). Unset: 0.9; 0.0 for fedadagrad."""
     server_beta2: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -50,6 +56,8 @@ class FederationSection(Section):
     Unset: 0.001."""
     proximal_mu: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """fedprox: weight of mu / 2 * ||w - w_global||^2 in a site's loss; 0 is fedavg. Unset: 0.01."""
+    buffer_size: PositiveInt | None = None
+    """fedbuff: updates that make a round, of different sites; at most min_sites. Unset: 2."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """Evaluate and publish an exponential moving average of the global weights, which smooths the
     noise of DP; 0.9 averages about ten rounds, 0 is off. Sites go on from the latest weights."""
@@ -61,14 +69,16 @@ class FederationSection(Section):
     """Share of the joined sites that takes part in each round. With privacy.unit = "site" each
     site is drawn with this probability, alone, as amplification by sampling needs it."""
     min_sites: PositiveInt = 2
-    """Quorum: sites that must join before round 1, and answer in every round."""
+    """Quorum: sites that must join before round 1, and answer in every round (with fedbuff,
+    buffer_size of them)."""
     join_timeout_s: PositiveFloat = 600.0
     """How long the server waits for min_sites to join, seconds."""
     rejoin_timeout_s: PositiveFloat = 600.0
     """How long a run waits, between rounds, for min_sites to be connected and not paused, seconds;
     then it fails and can be resumed."""
     round_timeout_s: PositiveFloat = 3600.0
-    """Deadline of a round, seconds; it completes with the sites that answered by then."""
+    """Deadline of a round, seconds; it completes with the sites that answered by then. With cyclic
+    of each site's turn; with fedbuff a round ends once its buffer is full."""
     lost_after_s: PositiveFloat = 120.0
     """A site that has been disconnected for so many seconds is not waited for in this round, once
     min_sites have answered. Flower notices a lost connection after up to a minute."""
@@ -106,6 +116,16 @@ class FederationSection(Section):
     def optimises_on_server(self) -> bool:
         """Whether the server's optimiser makes a step of the combined update (FedOpt)."""
         return self.algorithm in ("fedavgm", "fedadam", "fedyogi", "fedadagrad")
+
+    @property
+    def keeps_order(self) -> bool:
+        """Whether the result depends on the order of the sites, which rounds then record."""
+        return self.algorithm in ("cyclic", "fedbuff")
+
+    @property
+    def counts_sites_once(self) -> bool:
+        """Whether the algorithm knows no weights of sites."""
+        return self.keeps_order or self.algorithm == "scaffold"
 
     def without_algorithm(self) -> "FederationSection":
         """Return the same with fedavg: what a site that trains alone can do."""

@@ -123,6 +123,18 @@ class PhantomSection(Section):
     """Probability of each further finding in a patient who has one (multilabel, reports)."""
 
 
+class PaceSection(Section):
+    """`[simulation.pace]`: with fedbuff, how long a site trains, by a clock that nobody waits for.
+
+    Decides who is first; comes from the study's seed, so a run repeats bit for bit.
+    """
+
+    seconds: dict[str, PositiveFloat] = Field(default_factory=dict)
+    """Median virtual seconds of one round's training, by site name; 1 for the others."""
+    sigma: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    """Standard deviation of the logarithm of a training's time; 0 for always the median."""
+
+
 class OptionsSection(Section):
     """`[simulation.options]`: what a data set's loader lets one choose. Unset: the loader's own.
 
@@ -198,6 +210,7 @@ class SimulationSection(Section):
     failures: FailuresSection = FailuresSection()
     labels: LabelsSection = LabelsSection()
     annotation: AnnotationSection | None = None
+    pace: PaceSection = PaceSection()
     partition: PartitionSection = PartitionSection()
     phantom: PhantomSection = PhantomSection()
     options: OptionsSection = OptionsSection()

@@ -7,6 +7,7 @@ from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
 from medfed.common.study.aggregation import AggregationSection
 from medfed.server.aggregation.fedavg import FedAvg
+from medfed.server.aggregation.fedbuff import FedBuff
 from medfed.server.aggregation.fednova import FedNova
 from medfed.server.aggregation.geometric_median import geometric_median
 from medfed.server.aggregation.krum import krum, multi_krum
@@ -28,6 +29,7 @@ def rule_for(
     weights: StateDict,
     parameters: Collection[str],
     steps: Mapping[str, float],
+    staleness: Mapping[str, int],
 ) -> Rule:
     """Return the rule of a round of `study` that starts from `weights`.
 
@@ -36,12 +38,18 @@ def rule_for(
         weights: Global weights before the round.
         parameters: Names of what has gradients.
         steps: By site, its `fednova.effective_steps`, where `normalises`.
+        staleness: By site, rounds since it was asked, with fedbuff.
     """
+    section = study.aggregation
     if normalises(study):
         return FedNova(weights, parameters, steps)
-    if study.aggregation.is_plugin:
-        return bounded(PluginRule(study, weights), study.aggregation)
-    return make_rule(study.aggregation, weights)
+    if section.is_plugin:
+        return bounded(PluginRule(study, weights), section)
+    if study.federation.algorithm == "fedbuff":
+        rate = study.federation.server_learning_rate
+        assert rate is not None  # FederationSection writes it out
+        return bounded(FedBuff(weights, rate, staleness), section)
+    return make_rule(section, weights)
 
 
 def make_rule(section: AggregationSection, weights: StateDict) -> Rule:

@@ -8,7 +8,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Doing = Literal[
-    "", "asked", "answered", "ok", "refused", "failed", "away", "late", "lost", "rejected"
+    "",
+    "asked",
+    "answered",
+    "ok",
+    "refused",
+    "failed",
+    "away",
+    "late",
+    "lost",
+    "rejected",
+    "training",
 ]
 """What a site does in a run's latest round: asked and answered while it is on, then how it went;
 "" for a site that has no part in it."""

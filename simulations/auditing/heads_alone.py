@@ -50,7 +50,7 @@ def check_absent(arm: ArmRecord) -> list[Finding]:
         for head in heads:
             check.problems += [f"{arm.name}/{site}: {what}." for what in _wrong(arm, head)]
         signed = {head.get("round_number") for head in heads}
-        missing = [str(n) for n in arm.released(site) if n not in signed]
+        missing = [str(n) for n in sorted(arm.used_in(site)) if n not in signed]
         # Without privacy a site need not keep a ledger.
         if missing and arm.study["privacy"]["unit"] != "none":
             check.problems.append(f"{arm.name}/{site}: no head for round {', '.join(missing)}.")
@@ -79,7 +79,7 @@ def _wrong(arm: ArmRecord, head: Table) -> list[str]:
         return [f"{name} is not signed by the key that it names"]
     except (ValueError, TypeError, KeyError, AssertionError) as error:
         return [f"{name} cannot be read ({error}): {json.dumps(head)[:80]}"]
-    early, late = arm.earliest(number), arm.latest(number)
+    early, late = arm.earliest(number), arm.answered_by(head["site"], number)
     checks = {
         f"{name} is of another run, {head['run']}": head["run"] == arm.run,
         f"{name} was signed before it can have begun": (

@@ -70,7 +70,7 @@ def _heads(arm: ArmRecord, entries: Entries) -> Check:
         signed = {head.get("round_number") for head in mine}
         check.problems += [
             f"{arm.name}/{site}: the coordinator signed no head for round {number}."
-            for number in arm.released(site)
+            for number in sorted(arm.used_in(site))
             if number not in signed
         ]
         check.looked_at += len(mine)
@@ -87,7 +87,7 @@ def _rounds(arm: ArmRecord, entries: Entries) -> Check:
     for site in sorted(sites | servers | set(entries)):
         own = entries.get(site, [])
         charged = [e["event"]["round_number"] for e in _of_run(arm, own) if _is_training(e)]
-        released = arm.released(site)
+        released = sorted(arm.used_in(site))
         private = arm.study["privacy"]["unit"] != "none"
         missing = [number for number in released if number not in charged]
         check.looked_at += len(released)
@@ -155,10 +155,11 @@ def _recomputed(
     noise is not charged again), up to the last that is as old as the round.
     """
     place = {entry["hash"]: index for index, entry in enumerate(entries)}
-    heads = [h["head"] for h in arm.signed(name) if h.get("round_number") == number]
+    charged = {used: named for named, used in arm.used_in(name).items()}.get(number, number)
+    heads = [h["head"] for h in arm.signed(name) if h.get("round_number") == charged]
     if heads and heads[-1] in place:
         return _epsilon(entries[: place[heads[-1]] + 1], delta)
-    last = max((i for i, e in enumerate(entries) if _is_of(arm, e, number)), default=-1)
+    last = max((i for i, e in enumerate(entries) if _is_of(arm, e, charged)), default=-1)
     value = _epsilon(entries[: last + 1], delta)
     end = arm.latest(number)
     if _agree(value, printed) or end is None:
@@ -184,17 +185,17 @@ def _times(arm: ArmRecord, entries: Entries) -> Check:
     check = Check("times of entries", "Each entry was written during its round.")
     tolerance = CLOCK_TOLERANCE if arm.deployed else _CLOCK_TOLERANCE
     for site, own in entries.items():
-        released = set(arm.released(site))
+        used = arm.used_in(site)
         for entry in filter(_is_training, _of_run(arm, own)):
             number, time = entry["event"]["round_number"], moment(entry["time"])
             check.looked_at += 1
-            early, late = arm.earliest(number), arm.latest(number)
+            early, late = arm.earliest(number), arm.latest(used.get(number, number))
             where = f"{arm.name}/{site}: entry {entry['index']} is dated {entry['time']},"
             if early is not None and time < early - tolerance:
                 check.problems.append(f"{where} before round {number} can have begun.")
             # A site that came too late may even have begun when the round was over.
-            if number in released and late is not None and time > late + tolerance:
-                check.problems.append(f"{where} after round {number} was over.")
+            if number in used and late is not None and time > late + tolerance:
+                check.problems.append(f"{where} after round {used[number]} was over.")
     return check
 
 

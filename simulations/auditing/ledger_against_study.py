@@ -21,7 +21,7 @@ def against_study(arm: ArmRecord, entries: dict[str, list[Table]]) -> Check:
         "Unit, noise, rate, steps, K and bound of each entry are the study's.",
     )
     for name, own in entries.items():
-        released = set(arm.released(name))
+        used = arm.used_in(name)
         last = {
             entry["event"]["round_number"]: entry["index"]
             for entry in own
@@ -38,8 +38,8 @@ def against_study(arm: ArmRecord, entries: dict[str, list[Table]]) -> Check:
                 continue
             number = event["round_number"]
             expected = _of_server(arm, number) if name == SERVER else _of_site(arm)
-            if number in released and entry["index"] == last[number]:
-                expected["noise"] = arm.printed(name, number)[1]
+            if number in used and entry["index"] == last[number]:
+                expected["noise"] = arm.printed(name, used[number])[1]
             check.problems += [
                 f"{where} says {key} = {event.get(key)}, the study or the round {value}."
                 for key, value in expected.items()

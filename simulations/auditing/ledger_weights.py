@@ -38,21 +38,52 @@ def check_weights(arm: ArmRecord, entries: dict[str, list[Table]]) -> Check:
             "vocabulary is missing): not checked."
         )
     starts = {1: first} | {number + 1: value for number, value in digests.items()}
+    check.problems += _first_turns(arm, starts)
     for site, own in entries.items():
         for entry in own:
             event = entry["event"]
             if (event["run"], event["kind"]) != (arm.run, "training"):
                 continue
-            if starts.get(event["round_number"]) is None:
+            number = event["round_number"]
+            sent = _sent_in_turn(arm, number, site)
+            if starts.get(number) is None or (arm.in_turn and not sent):
                 continue
             check.looked_at += 1
-            wrong = _wrong_with_release(arm, site, entry, starts, own)
+            if arm.in_turn:
+                wrong = _wrong_in_turn(arm, number, event["release"], sent)
+            else:
+                wrong = _wrong_with_release(arm, site, entry, starts, own)
             if wrong:
                 check.problems.append(
                     f"{arm.name}/{site}: entry {entry['index']}, round {event['round_number']}, "
                     f"{wrong}."
                 )
     return check
+
+
+def _sent_in_turn(arm: ArmRecord, number: int, site: str) -> set[str]:
+    """Return digests of the weights that a site was sent in its turn, as far as they are known."""
+    recorded = arm.rounds.get(number, {}).get("sites", {}).get(site, {}).get("start_sha256")
+    return arm.turns.get((number, site), set()) | ({recorded} if recorded else set())
+
+
+def _wrong_in_turn(arm: ArmRecord, number: int, release: str, sent: set[str]) -> str:
+    fits = any(release == _release(arm, number, weights, []) for weights in sent)
+    return "" if fits else "was trained from weights that it was not sent in its turn"
+
+
+def _first_turns(arm: ArmRecord, starts: dict[int, str | None]) -> list[str]:
+    """Return what is wrong with where rounds began: their first site goes on from the last one."""
+    wrong = []
+    for number, record in sorted(arm.rounds.items()):
+        [first, *_] = record.get("order") or [""]
+        sent = record["sites"].get(first, {}).get("start_sha256")
+        if sent and starts.get(number) not in (None, sent):
+            wrong.append(
+                f"{arm.name}: round {number} began from other weights than the round before it "
+                "ended in."
+            )
+    return wrong
 
 
 def _wrong_with_release(

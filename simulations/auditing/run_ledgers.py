@@ -31,6 +31,8 @@ class ArmRecord:
         server_state: Folder of the coordinator's own ledger, which it keeps under site-level
             privacy.
         attempts: By number, when a round was first begun; a round that failed is begun again.
+        turns: With cyclic, by round and site, digests of the weights that the site was sent, in
+            attempts that became no round too.
         deployed: Whether the sites are hospitals, which keep their ledgers and their own clocks.
     """
 
@@ -42,6 +44,7 @@ class ArmRecord:
     begun: datetime | None
     server_state: Path
     attempts: dict[int, datetime]
+    turns: dict[tuple[int, str], set[str]]
     deployed: bool
 
     @property
@@ -75,7 +78,16 @@ class ArmRecord:
     @property
     def corrected(self) -> bool:
         """Whether sites were sent corrections of their gradients."""
-        return bool(self.study.get("federation", {}).get("algorithm") == "scaffold")
+        return self._algorithm == "scaffold"
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether each site trained from what the one before made of the weights."""
+        return self._algorithm == "cyclic"
+
+    @property
+    def _algorithm(self) -> str:
+        return str(self.study.get("federation", {}).get("algorithm", ""))
 
     def state_folders(self) -> Iterator[tuple[str, Path]]:
         """Yield (name, state folder) of each ledger: the sites', then the coordinator's."""
@@ -101,6 +113,26 @@ class ArmRecord:
             for number, record in sorted(self.rounds.items())
             if record["sites"].get(name, {}).get("status") == "ok" and name in self.asked(number)
         ]
+
+    def used_in(self, name: str) -> dict[int, int]:
+        """Return the rounds of `released`, by the round that the ledger names for each.
+
+        With fedbuff that is the round in which the site was asked, which may be an earlier one.
+        """
+        return {
+            int(self.rounds[number]["sites"].get(name, {}).get("asked_in") or number): number
+            for number in self.released(name)
+        }
+
+    def answered_by(self, name: str, asked_in: int) -> datetime | None:
+        """Return when the round was over that took an update, by the round its ledger names.
+
+        None if unknown: with fedbuff an answer that no round took may have come in any.
+        """
+        taken = self.used_in(name).get(asked_in)
+        if taken is None and self._algorithm == "fedbuff":
+            return None
+        return self.latest(taken or asked_in)
 
     def printed(self, name: str, round_number: int) -> tuple[float | None, str]:
         """Return the epsilon and the source of noise that a round stated, of `released`."""
@@ -169,7 +201,11 @@ def _read_arm(folder: Path, *, deployed: bool) -> ArmRecord:
         events = _lines(folder / "events.jsonl") or ()
         plan = json.loads((folder / "plan.json").read_text("utf-8"))
         attempts: dict[int, datetime] = {}
+        turns: dict[tuple[int, str], set[str]] = {}
         for event in events:
+            if event["event"] == "turn":
+                turn = turns.setdefault((int(event["round"]), str(event["site"])), set())
+                turn.add(str(event["weights_sha256"]))
             if event["event"] == "round":
                 attempts.setdefault(int(event["round"]), moment(event["time"]))
         return ArmRecord(
@@ -181,6 +217,7 @@ def _read_arm(folder: Path, *, deployed: bool) -> ArmRecord:
             begun=moment(events[0]["time"]) if events else None,
             server_state=Path(plan.get("server_state") or folder / "server_state"),
             attempts=attempts,
+            turns=turns,
             deployed=deployed,
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

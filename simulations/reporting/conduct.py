@@ -19,8 +19,8 @@ from medfed.simulations.reporting.tables import (
 )
 
 _STATES = ("ok", "refused", "failed", "late", "rejected")
-# Of sites that are not on the same machine: shown where there are any.
-_CONNECTION_STATES = ("away", "lost")
+# Of sites that are not on the same machine, or not waited for: shown where there are any.
+_CONNECTION_STATES = ("away", "lost", "training")
 # A whole history of answers would bury the page.
 _MAX_REASONS = 6
 
@@ -91,7 +91,7 @@ def participation_table(run: RunData) -> Table:
             if not is_training(site):
                 continue
             answers.setdefault(name, Counter())[site.status] += 1
-            if site.status != "ok":
+            if site.status not in ("ok", "training"):
                 why = f" ({site.reason})" if site.reason else ""
                 reasons.setdefault(name, []).append(
                     f"round {record.round_number}: {site.status}{why}"

@@ -40,7 +40,7 @@ def captions(run: RunData) -> dict[str, str]:
     line = "ε spent by round. Sites that spent the same share a line."
     if run.deployed:
         return {
-            "convergence": "Held-out images of all sites together, by round.",
+            "convergence": f"Held-out images of all sites together, by round{_but_busy(run)}.",
             "epsilon": f"{spent}, and all other studies before them, as the site stated it.",
             "epsilon_figure": f"{line} Each site keeps its own budget, which the coordinator does "
             "not know, and refuses a round that would cross it.",
@@ -60,6 +60,12 @@ def captions(run: RunData) -> dict[str, str]:
         "again": "On CPU, the same study, seed, data and versions end in the same weights, bit for "
         "bit.",
     }
+
+
+def _but_busy(run: RunData) -> str:
+    if run.study.federation.algorithm != "fedbuff":
+        return ""
+    return "; before the last round of those alone that were not training: curves jump with them"
 
 
 def _names_words_with_noise(run: RunData) -> bool:

@@ -130,7 +130,8 @@ def _times(run: RunData) -> "Figure | None":
 
 
 def _participation(run: RunData) -> "Figure | None":
-    if not run.deployed:  # sites on one machine are not lost or late
+    # Sites on one machine are not lost or late, unless their time is virtual.
+    if not run.deployed and run.study.federation.algorithm != "fedbuff":
         return None
     rounds = [record.round_number for record in (run.federated.rounds if run.federated else ())]
     return participation(deployed.statuses(run.federated), rounds)

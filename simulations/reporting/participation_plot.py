@@ -17,13 +17,14 @@ STATUS_COLOURS = {
     "rejected": INK["green"],
     "away": INK["grey"],
     "lost": INK["yellow"],
+    "training": INK["sky"],
 }
 # A letter in each stretch says the same as its colour.
 _LETTERS = {
     **{status: status[0].upper() for status in STATUS_COLOURS},
     **{"ok": "", "rejected": "X", "lost": "LO"},
 }
-_DARK_LETTERS = ("lost", "away")
+_DARK_LETTERS = ("lost", "away", "training")
 
 
 def stretches(statuses: Mapping[int, str]) -> list[tuple[str, int, int]]:

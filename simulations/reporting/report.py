@@ -24,6 +24,7 @@ from medfed.simulations.reporting.headline import headline
 from medfed.simulations.reporting.heads import heads_introduction, heads_table
 from medfed.simulations.reporting.history import history_table
 from medfed.simulations.reporting.model_facts import model_rows, published
+from medfed.simulations.reporting.order import order_line, order_table
 from medfed.simulations.reporting.partition_words import partition_in_words
 from medfed.simulations.reporting.rendering import render
 from medfed.simulations.reporting.run_data import RunData, load_run
@@ -120,6 +121,8 @@ def _values(run: RunData, figures: dict[str, Drawing]) -> dict[str, Any]:
         "traffic": conduct.traffic_table(run),
         "times": conduct.time_table(run),
         "participation": conduct.participation_table(run),
+        "order": order_table(run),
+        "order_line": order_line(run),
         "captions": deployed.captions(run),
         **(_deployed(run) if run.deployed else {}),
         "reproduction": conduct.reproduction_rows(run),

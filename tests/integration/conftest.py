@@ -184,6 +184,33 @@ sample_rate = 0.3
 images_per_patient = 2
 target_delta = 1e-3
 """,
+    # Sites train one after the other, with noise of their own.
+    "cyclic": _COMMON.replace("[federation]", '[federation]\nalgorithm = "cyclic"')
+    + _LABELS
+    + """
+[training]
+rounds = 2
+local_steps = 3
+learning_rate = 0.1
+[privacy]
+unit = "patient"
+noise_multiplier = 1.0
+sample_rate = 0.3
+images_per_patient = 2
+target_delta = 1e-3
+""",
+    # A round is the first two updates, by a clock that nobody waits for.
+    "fedbuff": _COMMON.replace("[federation]", '[federation]\nalgorithm = "fedbuff"')
+    + _LABELS
+    + """
+[simulation.pace]
+seconds = { scanner-3 = 2.5 }
+[training]
+rounds = 2
+local_steps = 2
+[privacy]
+unit = "none"
+""",
     # Masks, augmentation, and a part of the network that is frozen and never travels.
     "masks": _COMMON
     + """

@@ -24,11 +24,14 @@ from medfed.simulations.study import Options, run_study
 
 KINDS = ("private", "plain")
 ALL_KINDS = (
-    *(*KINDS, "scaffold", "masks", "reports", "harmonised", "secure", "shared noise"),
-    *("scarce", "scarce private"),
+    *(*KINDS, "scaffold", "cyclic", "fedbuff", "masks", "reports", "harmonised", "secure"),
+    *("shared noise", "scarce", "scarce private"),
 )
 # On a real SuperLink a message takes seconds, and both masked kinds have the same five phases.
-DEPLOYED = (*KINDS, "scaffold", "masks", "reports", "harmonised", "shared noise", "scarce")
+DEPLOYED = (
+    *(*KINDS, "scaffold", "fedbuff", "masks", "reports", "harmonised", "shared noise"),
+    "scarce",
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)

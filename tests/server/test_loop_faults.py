@@ -658,3 +658,36 @@ def check(run: Path, *, finished: bool) -> None:
     if finished:
         assert done == [1, 2]
         assert arm.read_outcome() is not None
+
+
+def test_fedbuff_waits_for_nobody_and_takes_a_dead_sites_update_once_it_is_back(
+    federation: Federation, prepared: Callable[..., Path]
+) -> None:
+    run = prepared("federation.algorithm=fedbuff", "training.rounds=4")
+    buffered = Federation(federation.link, run)
+    buffered.add(*SITES)
+    node, evaluated = buffered.node("scanner-3"), threading.Event()
+    # It has charged and finished round 1, and nothing of it has left.
+    buffered.after = once(messages.TRAIN, 1, "scanner-3", lambda: die(node))
+
+    def steer(site: str, message: Message) -> None:
+        about = (site, message.metadata.message_type, message.metadata.group_id)
+        if about == ("scanner-1", messages.TRAIN, "3"):
+            node.start()
+        elif about == ("scanner-1", messages.TRAIN, "4"):
+            assert evaluated.wait(60)  # so that the last buffer is of the two others
+        elif about[:2] == ("scanner-3", messages.EVALUATE):
+            evaluated.set()
+
+    buffered.before = steer
+    buffered.run(virtual_seconds=None)
+    assert buffered.failed == []
+    first, second, *later = buffered.records
+    for record in (first, second):
+        assert sorted(record.order) == ["scanner-1", "scanner-2"]
+        assert record.under_way == {"scanner-3": 1}
+        assert record.seconds < 30
+    [taken] = [r for r in later if r.sites["scanner-3"].asked_in == 1 and "scanner-3" in r.order]
+    assert buffered.charged("scanner-3").count(1) == 1
+    assert (1, True) in buffered.updates("scanner-3")
+    assert taken.sites["scanner-3"].epsilon is not None
