@@ -80,6 +80,7 @@ def _round(run: Run, progress: Progress) -> str:
         update_bound=bound,
     )
     _keep(run, progress, record)
+    run.strategy.conversation.note_counted(number, record.sites)
     return ""
 
 

@@ -17,6 +17,7 @@ from medfed.simulations.reporting.cards import names_of
 from medfed.simulations.reporting.details import Plots, detail_of
 from medfed.simulations.reporting.dot_plots import ARM_SERIES, dot_plot
 from medfed.simulations.reporting.drawing import Drawing, draw
+from medfed.simulations.reporting.matrix import plot_matrix
 from medfed.simulations.reporting.participation_plot import participation
 from medfed.simulations.reporting.run_data import RunData
 from medfed.simulations.reporting.training_plots import Curve
@@ -37,6 +38,10 @@ def draw_figures(run: RunData) -> dict[str, Drawing]:
         "sites": (
             f"{first} and {second} of each site under the federated, pooled and own model.",
             partial(_sites, run),
+        ),
+        "matrix": (
+            f"{first} of every site's own model, and of all sites', on every site's images.",
+            partial(plot_matrix, run),
         ),
         "epsilon": ("Epsilon spent by round, with the budget.", partial(_epsilon, run)),
         "traffic": ("Bytes between the server and each site.", partial(_traffic, run)),
