@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from medfed.client import policy
 from medfed.client.annotating import annotated
+from medfed.client.compression import compressed
 from medfed.client.data.site_data import check_population
 from medfed.client.evaluation import evaluate_for_release
 from medfed.client.releases import COUNTS_OF_PLUGIN, Cost
@@ -140,7 +141,7 @@ def train(request: ModelRequest, site: SiteConfig, memory: Memory) -> Answer:
         exact = not request.study.privacy.enabled
         reply = TrainReply(
             site=site.name,
-            update=result.update,
+            update=compressed(result.update, here.model, request, site),
             num_examples=len(here.data.train) if exact else None,
             loss=result.loss if exact else None,
             epsilon=charge.epsilon,

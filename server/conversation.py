@@ -64,6 +64,7 @@ class Conversation:
         heads: The ledger heads that sites sent in the current round, by name.
         countersignatures: By name, what the next message to a site carries.
         order: Names of the sites whose updates were taken in the current round, as they came.
+        counted: By name, the last round in which a site's update counted, where sites need to know.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class Conversation:
         self.heads: dict[str, str] = {}
         self.countersignatures: Mapping[str, str] = {}
         self.order: list[str] = []
+        self.counted: dict[str, int] = {}
 
     def admit(self, site: Participant) -> None:
         """Listen to a site; through this node alone, if it had another one before."""
@@ -160,6 +162,7 @@ class Conversation:
                 parcels=parcels.get(site.name, b""),
                 weight=weights.get(site.name, 1),
                 correction=correction(site.name) if correction else None,
+                counted_round=self.counted.get(site.name, 0),
             ),
         )
 
@@ -225,10 +228,17 @@ class Conversation:
         record = self.round_of(site.name)
         record.status, record.reason, record.weight = "ok", "", weight
         self.order.append(site.name)
+        record.update_bytes = record.bytes_up  # it has sent nothing else in this round so far
         record.epsilon, record.noise = reply.epsilon, reply.noise
         # Round records leave the server, and no epsilon, a site's least, covers a site's own loss.
         record.loss = None if self._study.privacy.enabled else reply.loss
         record.seconds = time.perf_counter() - self._asked
+
+    def note_counted(self, round_number: int, sites: Mapping[str, SiteRound]) -> None:
+        """Note that a round counts, and with it the updates of it that were aggregated."""
+        if self._study.compression.keeps_residual:
+            used = (name for name, site in sites.items() if site.status == "ok" and site.weight)
+            self.counted.update(dict.fromkeys(used, round_number))
 
     def reject(self, name: str, reason: str) -> None:
         """Note that a site's reply cannot be used."""

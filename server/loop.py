@@ -91,6 +91,7 @@ def _round(run: Run, progress: Progress) -> str:
         clock_s=run.under_way.clock_s if run.under_way and run.under_way.is_virtual else None,
     )
     _keep(run, progress, record)
+    run.strategy.conversation.note_counted(number, record.sites)
     return ""
 
 

@@ -77,6 +77,8 @@ class SiteRound:
         reason: Code or message for anything but ok.
         bytes_down: Size of what the site was sent, training and evaluation.
         bytes_up: Size of what the site sent back.
+        update_bytes: Of these, what it took until its update counted; the rest are figures of
+            evaluation.
         weight: Weight in the mean.
         loss: Mean training loss; None under DP.
         epsilon: Spent by the site's data set so far; None without DP.
@@ -96,6 +98,7 @@ class SiteRound:
     reason: str = ""
     bytes_down: int = 0
     bytes_up: int = 0
+    update_bytes: int = 0
     weight: int = 0
     loss: float | None = None
     epsilon: float | None = None

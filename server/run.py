@@ -121,6 +121,8 @@ def begin(
     asynchronous = study.federation.algorithm == "fedbuff"
     strategy.summary()
     strategy.conversation.countersignatures = countersigner.latest
+    for record in arm.read_rounds() if study.compression.keeps_residual else ():
+        strategy.conversation.note_counted(record.round_number, record.sites)
     run = Run(
         grid=grid,
         study=study,

@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from medfed.common import messages
+from medfed.common import compression, messages
 from medfed.common.errors import UpdateError
 from medfed.common.messages import EvaluateReply, TrainReply
 from medfed.common.state_dicts import StateDict, digest
@@ -259,7 +259,7 @@ class FedAvgStrategy(Strategy):
         num_bytes = messages.num_bytes(message.content)
         name = self.conversation.name_of(message.metadata.src_node_id)
         try:
-            screen_size(num_bytes, self._weights)
+            screen_size(num_bytes, self._travelling())
         except UpdateError as error:
             if name:
                 self.conversation.round_of(name).bytes_up += num_bytes
@@ -271,7 +271,8 @@ class FedAvgStrategy(Strategy):
         try:
             self.conversation.note_head(site, reply.ledger_head)
             screen_statement(reply)
-            screen_update(reply.update, self._weights)
+            screen_update(reply.update, self._travelling())
+            update = self._decoded(reply.update)
             weight = site_weight(site, self._study, self._trainers)
             if weight is None:
                 weight = screen_examples(reply.num_examples)
@@ -279,13 +280,21 @@ class FedAvgStrategy(Strategy):
                 steps = self._steps_of(reply)
                 self._steps[site.name] = effective_steps(steps, self._study.training.momentum)
             variate = self._variate_of(site.name, reply)
-            rule.add(reply.update, weight, site.name)
+            rule.add(update, weight, site.name)
         except UpdateError as error:
             self.conversation.reject(site.name, str(error))
             return
         if self.variates is not None:
             self.variates.note(site.name, variate)
         self.conversation.accept(site, reply, weight)
+
+    def _travelling(self) -> StateDict:
+        """Return what an update looks like on its way."""
+        return compression.template(self._weights, self._parameters, self._study.compression)
+
+    def _decoded(self, travelled: StateDict) -> StateDict:
+        section = self._study.compression
+        return compression.decode(travelled, self._weights, self._parameters, section)
 
     def _variate_of(self, site: str, reply: TrainReply) -> StateDict:
         """Return what follows of a site's drift; empty but for scaffold."""

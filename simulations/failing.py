@@ -17,6 +17,7 @@ from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
 from medfed.common import messages
+from medfed.common.compression import compressed_names, decode, encode
 from medfed.common.errors import StudyError
 from medfed.common.messages import ModelRequest, TrainReply
 from medfed.common.seeding import numpy_rng
@@ -59,7 +60,11 @@ class FailingSites(ClientApp):
         reply = messages.unpack_reply(answer.content)
         if not isinstance(reply, TrainReply):
             return answer
-        poisoned = replace(reply, update=self._poisoned(reply.update, kind, site, request))
+        # What a site sends is small, what it poisons is its update.
+        section, names = request.study.compression, compressed_names(reply.update, request.weights)
+        update = decode(reply.update, request.weights, names, section)
+        update = encode(self._poisoned(update, kind, site, request), names, section)
+        poisoned = replace(reply, update=update)
         return Message(messages.pack_train_reply(poisoned), reply_to=message)
 
     def _factor(self, kind: str) -> float:

@@ -27,7 +27,7 @@ from medfed.client.site import load_site
 from medfed.common.download import cache_folder
 from medfed.common.errors import RunError
 from medfed.common.files import read_json, write_atomically, write_json
-from medfed.common.study import StatisticsSection, StudyConfig
+from medfed.common.study import CompressionSection, StatisticsSection, StudyConfig
 from medfed.common.study_file import load_study, study_to_toml
 from medfed.server.app import main as server_main
 from medfed.server.records import ArmFolder, RunPlan, now
@@ -263,12 +263,14 @@ def _alone(study: StudyConfig, *, is_pooled: bool) -> tuple[StudyConfig, str]:
     """Return what of a study a site that trains alone can do, and what that leaves out.
 
     Site-level privacy hides a site among others, secure aggregation an update among others.
-    Statistics are for a server that sees no data. Grey levels are brought to those of all sites:
-    one site alone knows no others, and whoever holds all data does it beforehand, site by site.
+    Statistics are for a server that sees no data. Alone, no update travels that could be made
+    small. Grey levels are brought to those of all sites: one site alone knows no others, and
+    whoever holds all data does it beforehand, site by site.
     """
     # What an algorithm does is about several sites: alone, training is training.
     changes: dict[str, Any] = {
         "statistics": StatisticsSection(),
+        "compression": CompressionSection(),
         "federation": study.federation.without_algorithm(),
     }
     left_out = []

@@ -48,6 +48,8 @@ class ModelRequest:
         total_weight: The weights of all participants together.
         correction: With scaffold, what this site adds to its gradients in training: c - c_i, by
             parameter; None without, and where the model is evaluated.
+        counted_round: The last round in which this site's update counted; 0 for none. With error
+            feedback (`client.compression`) that decides what it still owes.
     """
 
     study: StudyConfig
@@ -63,6 +65,7 @@ class ModelRequest:
     weight: int = 1
     total_weight: int = 1
     correction: StateDict | None = None
+    counted_round: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

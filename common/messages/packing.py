@@ -116,6 +116,7 @@ class ModelContents(Protocol):
         parcels: bytes = b"",
         weight: int = 1,
         correction: StateDict | None = None,
+        counted_round: int = 0,
     ) -> RecordDict:
         """Return a content with what is this site's own; the rest is everyone's."""
         ...
@@ -151,9 +152,11 @@ def pack_model(
         parcels: bytes = b"",
         weight: int = 1,
         correction: StateDict | None = None,
+        counted_round: int = 0,
     ) -> RecordDict:
         # Flower's records cannot tell the size of an empty text.
         own = present(countersignature=countersignature or None, parcels=parcels or None)
+        own |= present(counted_round=counted_round or None)
         packed = pack("model", {**values, **own, "weight": weight})
         packed["arrays"] = arrays
         if correction is not None:
@@ -180,6 +183,7 @@ def unpack_model_request(content: RecordDict) -> ModelRequest:
         weight=at_least_one(values, "weight"),
         total_weight=at_least_one(values, "total_weight"),
         correction=arrays_of(content, CORRECTION) if CORRECTION in content else None,
+        counted_round=at_least_one(values, "counted_round") if "counted_round" in values else 0,
     )
 
 

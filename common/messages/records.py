@@ -19,7 +19,17 @@ MESSAGE_VERSION = 4
 MAX_WORDS = 100_000
 MAX_NUMBERS = 100_000
 _Number = TypeVar("_Number", int, float)
-_ALLOWED_TYPES = ("float32", "float64", "float16", "int64", "int32", "uint32", "uint8", "bool")
+_ALLOWED_TYPES = (
+    "float32",
+    "float64",
+    "float16",
+    "int64",
+    "int32",
+    "int8",
+    "uint32",
+    "uint8",
+    "bool",
+)
 _STYPE = "safetensors"
 _DIGITS = 6
 

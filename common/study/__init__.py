@@ -2,6 +2,7 @@
 
 from medfed.common.study.augmentation import AugmentationSection
 from medfed.common.study.base import Fraction, Name, PositiveFloat, PositiveInt, Section
+from medfed.common.study.compression import CompressionSection
 from medfed.common.study.config import StudyConfig, StudySection, to_plain
 from medfed.common.study.data import ColumnSection, DataSection
 from medfed.common.study.federation import FederationSection
@@ -21,6 +22,7 @@ from medfed.common.study.training import (
 __all__ = [
     "AugmentationSection",
     "ColumnSection",
+    "CompressionSection",
     "ComputeSection",
     "DataSection",
     "EvaluationSection",

@@ -16,6 +16,7 @@ from medfed.common.study.aggregation import AggregationSection
 from medfed.common.study.algorithms import check_algorithm
 from medfed.common.study.augmentation import AugmentationSection
 from medfed.common.study.base import Name, Section
+from medfed.common.study.compression import CompressionSection, check_compression
 from medfed.common.study.data import DataSection
 from medfed.common.study.federation import FederationSection
 from medfed.common.study.model import (
@@ -68,6 +69,7 @@ class StudyConfig(Section):
     training: TrainingSection
     federation: FederationSection = FederationSection()
     aggregation: AggregationSection = AggregationSection()
+    compression: CompressionSection = CompressionSection()
     privacy: PrivacySection = PrivacySection()
     secure_aggregation: SecureAggregationSection = SecureAggregationSection()
     statistics: StatisticsSection = StatisticsSection()
@@ -90,6 +92,7 @@ class StudyConfig(Section):
         check_plugins(self)
         check_semi_supervised(self)
         check_simulation(self)
+        check_compression(self)
         return self
 
     @property

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from medfed.common.errors import RunError
 from medfed.common.files import write_atomically
 from medfed.common.study import to_plain
-from medfed.simulations.reporting import conduct, results, spending, training_plots
+from medfed.simulations.reporting import bytes_plot, conduct, results, spending, training_plots
 from medfed.simulations.reporting.arms import FEDERATED, POOLED
 from medfed.simulations.reporting.drawing import draw
 from medfed.simulations.reporting.figures import metric_curve
@@ -109,6 +109,7 @@ def _runs_table(names: Sequence[str], runs: Sequence[RunData]) -> Table:
         "ε @ δ",
         *scores,
         "Sent",
+        "Updates",
         "Time",
     )
     rows = tuple(_row(name, run, shown) for name, run in zip(names, runs, strict=True))
@@ -132,6 +133,7 @@ def _row(name: str, run: RunData, shown: Sequence["Figure"]) -> tuple[str, ...]:
         *_privacy(run),
         *map(figure, _scores(run, shown)),
         num_bytes(conduct.total_bytes(run.federated)),
+        num_bytes(conduct.update_bytes(run.federated)),
         seconds(sum(record.seconds for record in rounds)),
     )
 
@@ -160,7 +162,7 @@ def _privacy(run: RunData) -> tuple[str, str]:
 
 def _differing(names: Sequence[str], runs: Sequence[RunData]) -> Table:
     """Study keys whose values are not all equal; a key that a run lacks shows a dash."""
-    flat = [_flat(to_plain(run.shown_study)) for run in runs]
+    flat = [flattened(to_plain(run.shown_study)) for run in runs]
     keys = sorted(set().union(*flat))
     rows = tuple(
         (key, *(values.get(key, ABSENT) for values in flat))
@@ -171,12 +173,12 @@ def _differing(names: Sequence[str], runs: Sequence[RunData]) -> Table:
     return Table(("Study key", *names), rows, text=frozenset(range(len(names) + 1)))
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested tables as dotted keys with their values as text."""
+def flattened(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested tables as dotted keys with their values as text."""
     values: dict[str, str] = {}
     for key, value in table.items():
         if isinstance(value, dict):
-            values |= _flat(value, f"{prefix}{key}.")
+            values |= flattened(value, f"{prefix}{key}.")
         else:
             values[prefix + key] = (
                 ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
@@ -185,11 +187,18 @@ def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _page(names: Sequence[str], runs: Sequence[RunData], comparison: Comparison) -> str:
-    drawing = draw(
-        "compare",
-        f"{_titles(_leading(runs))} and loss by round, one line a run.",
-        partial(_overlay, names, runs),
-    )
+    leading = _titles(_leading(runs))
+    plots = {
+        "compare": (
+            f"{leading} and loss by round, one line a run.",
+            partial(_overlay, names, runs),
+        ),
+        "bytes": (
+            f"{leading} over the bytes of updates.",
+            partial(bytes_plot.plot_runs, names, runs),
+        ),
+    }
+    drawn = {name: draw(name, text, plot) for name, (text, plot) in plots.items()}
     notices = [
         f"{name}: {line}"
         for name, run in zip(names, runs, strict=True)
@@ -204,8 +213,8 @@ def _page(names: Sequence[str], runs: Sequence[RunData], comparison: Comparison)
     return render(
         "compare.html.j2",
         "medfed comparison",
-        figures={} if drawing is None else {"compare": drawing},
-        leading=_titles(_leading(runs)),
+        figures={name: drawing for name, drawing in drawn.items() if drawing is not None},
+        leading=leading,
         table_runs=comparison.runs,
         differing=comparison.differing,
         notices=notices,
@@ -246,7 +255,8 @@ def _csv(names: Sequence[str], runs: Sequence[RunData], differing: Table) -> str
     shown = _figures(runs)
     scores = [f"{one.key}_{arm}" for one in shown for arm in ARMS]
     writer.writerow(["run", "dataset", "sites", "algorithm", "rounds", "privacy_unit", "epsilon",
-                     "target_delta", "noise", *scores, "bytes", "seconds",
+                     "target_delta", "noise", *scores, "bytes",
+                     "update_bytes", "seconds",
                      *(row[0] for row in differing.rows)])  # fmt: skip
     for index, (name, run) in enumerate(zip(names, runs, strict=True)):
         rounds = run.federated.rounds if run.federated else ()
@@ -263,6 +273,7 @@ def _csv(names: Sequence[str], runs: Sequence[RunData], differing: Table) -> str
             "+".join(sorted(spending.noise_kinds(run))),
             *_scores(run, shown),
             conduct.total_bytes(run.federated),
+            conduct.update_bytes(run.federated),
             sum(record.seconds for record in rounds),
             *(row[index + 1] for row in differing.rows),
         ])  # fmt: skip

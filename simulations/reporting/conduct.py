@@ -40,6 +40,11 @@ def total_bytes(arm: Arm | None) -> int:
     return sum(down + up for down, up in traffic(arm).values())
 
 
+def update_bytes(arm: Arm | None) -> int:
+    """Return the bytes of all updates that sites sent: what `[compression]` makes smaller."""
+    return sum(site.update_bytes for r in (arm.rounds if arm else ()) for site in r.sites.values())
+
+
 def traffic_table(run: RunData) -> Table:
     """Return bytes by site, with a last row for all."""
     totals = traffic(run.federated)

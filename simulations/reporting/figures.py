@@ -18,6 +18,7 @@ from medfed.simulations.reporting.cards import names_of
 from medfed.simulations.reporting.details import Plots, detail_of
 from medfed.simulations.reporting.dot_plots import ARM_SERIES, dot_plot
 from medfed.simulations.reporting.drawing import Drawing, draw, some_of
+from medfed.simulations.reporting.matrix import plot_matrix
 from medfed.simulations.reporting.participation_plot import participation
 from medfed.simulations.reporting.run_data import RunData
 from medfed.simulations.reporting.training_plots import Curve
@@ -42,6 +43,10 @@ def draw_figures(run: RunData) -> dict[str, Drawing]:
         "labels": (
             "Patients with labels by round, and the leading figure over them.",
             partial(scarce.plot_labels, run),
+        ),
+        "matrix": (
+            f"{first} of every site's own model, and of all sites', on every site's images.",
+            partial(plot_matrix, run),
         ),
         "epsilon": ("Epsilon spent by round, with the budget.", partial(_epsilon, run)),
         "traffic": ("Bytes between the server and each site.", partial(_traffic, run)),

@@ -23,12 +23,13 @@ from medfed.simulations.reporting.figures import draw_figures
 from medfed.simulations.reporting.headline import headline
 from medfed.simulations.reporting.heads import heads_introduction, heads_table
 from medfed.simulations.reporting.history import history_table
+from medfed.simulations.reporting.matrix import matrix_csv, matrix_table
 from medfed.simulations.reporting.model_facts import model_rows, published
 from medfed.simulations.reporting.order import order_line, order_table
 from medfed.simulations.reporting.partition_words import partition_in_words
 from medfed.simulations.reporting.rendering import render
 from medfed.simulations.reporting.run_data import RunData, load_run
-from medfed.simulations.reporting.tables import Table, whole
+from medfed.simulations.reporting.tables import Table, to_markdown, whole
 from medfed.simulations.reporting.uncertainty import (
     intervals_table,
     subgroups_table,
@@ -60,6 +61,8 @@ _SECTIONS = (
 def write_report(run_folder: Path) -> Path:
     """Write `report.html`, `figures/*.svg` and `figures/*.png` into the run folder.
 
+    With local arms also `matrix.csv` and `matrix.md`: every site's model at every site.
+
     The page opens offline: styles, figures and images are inside it. The same run folder gives the
     same bytes.
 
@@ -75,6 +78,9 @@ def write_report(run_folder: Path) -> Path:
     path = run_folder / "report.html"
     try:
         write_figures(run_folder / "figures", figures)
+        if matrix := matrix_table(run):
+            write_atomically(run_folder / "matrix.csv", matrix_csv(run).encode())
+            write_atomically(run_folder / "matrix.md", to_markdown(matrix).encode())
         write_atomically(path, page.encode())
     except OSError as error:
         raise RunError(
@@ -203,6 +209,7 @@ def _quality(run: RunData) -> dict[str, Any]:
         "resamples": whole(run.uncertainty.get("resamples")),
         "bootstrapped": whole(run.uncertainty.get("num_patients")),
         "sites": deployed.sites_table(run) if run.deployed else results.sites_table(run),
+        "matrix": matrix_table(run),
         "note": detail.note,
         "baseline_notes": results.baseline_notes(run),
         "withholding": results.withholding_sites(run),

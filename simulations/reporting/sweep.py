@@ -6,7 +6,7 @@ from pathlib import Path
 from medfed.common.errors import RunError
 from medfed.common.files import write_atomically
 from medfed.common.study_file import study_to_toml
-from medfed.simulations.reporting import sweep_plots
+from medfed.simulations.reporting import bytes_plot, sweep_plots
 from medfed.simulations.reporting.drawing import draw
 from medfed.simulations.reporting.rendering import render
 from medfed.simulations.reporting.report import write_figures
@@ -18,13 +18,13 @@ from medfed.simulations.reporting.sweep_tables import (
     shown_figures,
     target_table,
     to_latex,
-    to_markdown,
 )
-from medfed.simulations.reporting.tables import Table
+from medfed.simulations.reporting.tables import Table, to_markdown
 
 _FIGURES = {
     "cells": ("Every cell's arms: mean and standard deviation over seeds.", sweep_plots.plot_cells),
     "against-key": ("The federated model over what varies.", sweep_plots.plot_against_key),
+    "bytes": ("The federated model over the bytes of updates.", bytes_plot.plot_cells),
     "privacy": ("The federated model over epsilon.", sweep_plots.plot_against_epsilon),
 }
 

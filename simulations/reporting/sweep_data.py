@@ -60,6 +60,10 @@ class CellRuns:
         """Return the bytes that each run's federated arm sent, both ways."""
         return self.values(lambda run: float(conduct.total_bytes(run.federated)))
 
+    def update_bytes(self) -> Values:
+        """Return the bytes of the updates in each run's federated arm."""
+        return self.values(lambda run: float(conduct.update_bytes(run.federated)))
+
     def reaching(self, shown: "Figure", target: float) -> "tuple[Reached | None, ...]":
         """Return when the federated model was first as good as `target`, None where it was not."""
 

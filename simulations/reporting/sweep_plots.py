@@ -91,28 +91,70 @@ def plot_against_key(sweep: SweepData) -> "Figure | None":
 
 
 def plot_against_epsilon(sweep: SweepData) -> "Figure | None":
-    """Draw the federated figure over the epsilon that was spent: what privacy cost."""
+    """Draw the federated figure over the epsilon that was spent: what privacy cost.
+
+    Cells that differ in settings of privacy alone are a line; bars are standard deviations over
+    seeds, of the figure and of epsilon. Cells without DP are dashed lines.
+    """
     shown = shown_figures(sweep)
-    points = [
-        (cell, summarise(cell.epsilon()).mean, summarise(cell.by_arm(shown[0].key, "federated")))
-        for cell in sweep.cells
-        if shown
-    ]
-    known = [(cell, epsilon, value) for cell, epsilon, value in points if epsilon is not None]
-    if len({round(epsilon, 6) for _, epsilon, _ in known}) < 2:
+    lines: dict[str, list[tuple[Summary, Summary]]] = {}
+    free: list[Summary] = []
+    for cell in sweep.cells if shown else ():
+        spent = summarise(cell.epsilon())
+        value = summarise(cell.by_arm(shown[0].key, "federated"))
+        if spent.mean is not None:
+            lines.setdefault(_besides_privacy(cell), []).append((spent, value))
+        elif value.mean is not None:
+            free.append(value)
+    known = sorted(spent.mean or 0.0 for points in lines.values() for spent, _ in points)
+    if len({round(epsilon, 6) for epsilon in known}) < 2:
         return None
     figure, axes = new_figure(7.5, 4.2)
-    values = sorted(epsilon for _, epsilon, _ in known)
-    for number, (cell, epsilon, value) in enumerate(known):
-        x = _moved(epsilon, values, 0.012 * (number - (len(known) - 1) / 2), is_log=False)
-        _line(axes, [(x, value)], _row_label(cell), number)
-    free = [value.mean for _, epsilon, value in points if epsilon is None and value.mean]
-    for level in free:
-        axes.axhline(level, color=INK["muted"], linestyle="--", linewidth=1)
+    if known[0] > 0 and known[-1] / known[0] >= 20:
+        axes.set_xscale("log")
+    for number, (label, points) in enumerate(lines.items()):
+        _curve(axes, points, label, number)
+    for value in free:
+        axes.axhline(value.mean, color=INK["muted"], linestyle="--", linewidth=1)
     axes.set_xlabel("\u03b5 spent")
     axes.set_ylabel(shown[0].title + (" (dashed: without DP)" if free else ""))
-    axes.legend()
+    if len(lines) > 1:
+        axes.legend()
     return figure
+
+
+def _besides_privacy(cell: CellRuns) -> str:
+    """A cell's settings but for those that decide epsilon."""
+    rest = {k: v for k, v in cell.cell.settings.items() if not _decides_epsilon(k)}
+    names = short_keys(list(rest))
+    return ", ".join(f"{names[key]} {value}" for key, value in rest.items())
+
+
+def _decides_epsilon(key: str) -> bool:
+    return key.startswith("privacy.") or key == "simulation.max_epsilon"
+
+
+def _curve(
+    axes: "Axes", points: Sequence[tuple[Summary, Summary]], label: str, number: int
+) -> None:
+    """One line over epsilon, with the spread of both."""
+    drawn = sorted(
+        (spent.mean, value.mean, spent.deviation or 0.0, value.deviation or 0.0)
+        for spent, value in points
+        if spent.mean is not None and value.mean is not None
+    )
+    xs, ys, x_errors, y_errors = zip(*drawn, strict=True) if drawn else ((), (), (), ())
+    axes.errorbar(
+        xs,
+        ys,
+        xerr=x_errors,
+        yerr=y_errors,
+        marker=_MARKERS[number % len(_MARKERS)],
+        color=CYCLE[number % len(CYCLE)],
+        label=short(label, 40),
+        capsize=3,
+        **HALO,
+    )
 
 
 def _moved(x: float, values: Sequence[float], share: float, *, is_log: bool) -> float:

@@ -47,19 +47,19 @@ def cells_table(sweep: SweepData) -> Table:
     shown = shown_figures(sweep)
     scores = tuple(f"{one.title} {arm}" for one in shown for arm in ARMS)
     worst = tuple(f"{one.title} worst site" for one in shown[:1])
-    columns = ("Cell", *names.values(), "Seeds", *scores, *worst, "ε", "Sent")
+    columns = ("Cell", *names.values(), "Seeds", *scores, *worst, "ε", "Sent", "Updates")
     rows = []
     for cell in sweep.cells:
         figures = [summarise(cell.by_arm(one.key, arm)).text() for one in shown for arm in ARMS]
         figures += [summarise(cell.worst_site(one)).text() for one in shown[:1]]
-        sent = summarise(cell.num_bytes()).mean
+        sent = [summarise(of).mean for of in (cell.num_bytes(), cell.update_bytes())]
         rows.append(
             (
                 *_beginning(cell, names),
                 f"{cell.count} of {len(sweep.seeds)}",
                 *figures,
                 summarise(cell.epsilon()).text(2),
-                ABSENT if sent is None else num_bytes(round(sent)),
+                *(ABSENT if one is None else num_bytes(round(one)) for one in sent),
             )
         )
     return Table(columns, tuple(rows), text=frozenset(range(len(names) + 1)))
@@ -121,7 +121,9 @@ def runs_csv(sweep: SweepData) -> str:
     writer = csv.writer(text, lineterminator="\n")
     scores = [f"{one.key}_{arm}" for one in shown for arm in ARMS]
     worst = [f"{one.key}_worst_site" for one in shown]
-    writer.writerow(["cell", "seed", "run", *keys, *scores, *worst, "epsilon", "bytes"])
+    writer.writerow(
+        ["cell", "seed", "run", *keys, *scores, *worst, "epsilon", "bytes", "update_bytes"]
+    )
     for cell in sweep.cells:
         for index, (seed, run) in enumerate(zip(sweep.seeds, cell.runs, strict=True)):
             if run is None:
@@ -129,17 +131,10 @@ def runs_csv(sweep: SweepData) -> str:
             row: list[Any] = [value for one in shown for value in results.by_arm(run, one.key)]
             row += [cell.worst_site(one)[index] for one in shown]
             row += [spending.stated_epsilon(run), conduct.total_bytes(run.federated)]
+            row.append(conduct.update_bytes(run.federated))
             settings = [cell.cell.settings[key] for key in keys]
             writer.writerow([cell.cell.name, seed, run.folder.name, *settings, *row])
     return text.getvalue()
-
-
-def to_markdown(table: Table) -> str:
-    """Return a table for a README or an issue."""
-    align = ["---" if i in table.text else "---:" for i in range(len(table.columns))]
-    lines = [table.columns, align, *table.rows]
-    escaped = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
-    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
 
 
 def to_latex(table: Table) -> str:

@@ -29,6 +29,14 @@ class Table:
         return bool(self.rows)
 
 
+def to_markdown(table: Table) -> str:
+    """Return a table for a README or an issue."""
+    align = ["---" if i in table.text else "---:" for i in range(len(table.columns))]
+    lines = [table.columns, align, *table.rows]
+    escaped = [[str(cell).replace("|", "\\|") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
+
+
 def figure(value: float | None, digits: int = 3) -> str:
     """A figure with `digits` decimals, or a dash."""
     return ABSENT if value is None else f"{value:.{digits}f}"

@@ -21,9 +21,8 @@ from medfed.simulations.reporting.sweep_tables import (
     shown_figures,
     target_table,
     to_latex,
-    to_markdown,
 )
-from medfed.simulations.reporting.tables import Table
+from medfed.simulations.reporting.tables import Table, to_markdown
 from medfed.simulations.study import Options
 from medfed.simulations.sweep import cells_of, planned_runs, start_sweep, study_of
 

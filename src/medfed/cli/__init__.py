@@ -73,6 +73,10 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one value of the study."),
 ]
+Track = Annotated[
+    str | None,
+    typer.Option(metavar="TOOL", help="Also write settings and figures to mlflow or tensorboard."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")]
 
@@ -136,6 +140,7 @@ def simulate(
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a data set with unreadable images.")
     ] = False,
+    track: Track = None,
     quiet: Quiet = False,
     verbose: Verbose = False,
 ) -> None:
@@ -144,7 +149,9 @@ def simulate(
 
     _log_to_stderr(verbose)
     run_simulation(
-        SimulateRequest(study, data, tuple(overrides or ()), out, resume, grid, workers, strict),
+        SimulateRequest(
+            study, data, tuple(overrides or ()), out, resume, grid, workers, strict, track
+        ),
         quiet=quiet,
     )
 
@@ -152,6 +159,7 @@ def simulate(
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
+    track: Track = None,
 ) -> None:
     """Rebuild a run's report from its folder alone."""
     from medfed.simulations.reporting.report import write_report
@@ -160,6 +168,10 @@ def report(
 
     write = write_sweep_report if (run / SWEEP_FILE).exists() else write_report
     typer.echo(write(run))
+    if track is not None:
+        from medfed.simulations.tracking import track as write_to
+
+        typer.echo(write_to(run, track))
 
 
 @app.command()

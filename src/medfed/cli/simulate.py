@@ -23,6 +23,7 @@ from medfed.simulations.reporting.report import write_report
 from medfed.simulations.reporting.run_data import load_run
 from medfed.simulations.study import GridName, Options, read_run, run_study, start_study
 from medfed.simulations.sweep import SWEEP_FILE, start_sweep
+from medfed.simulations.tracking import check_tool, track
 
 log = logging.getLogger(__name__)
 
@@ -39,23 +40,26 @@ class SimulateRequest:
     grid: str
     workers: int
     strict: bool
+    track: str | None
 
 
 def run_simulation(request: SimulateRequest, *, quiet: bool) -> None:
     """Run the request to its end and print the run folder and its report."""
     if request.grid not in ("local", "ray"):
         raise StudyError(f"Expected --grid local or ray, got {request.grid!r}.")
+    if request.track is not None:
+        check_tool(request.track)
     options = Options(
         grid=cast(GridName, request.grid), workers=request.workers, strict=request.strict
     )
     console = Console(stderr=True, quiet=quiet)
     if request.resume is not None and (request.resume / SWEEP_FILE).exists():
         _refuse_others(request)
-        finish_sweep(request.resume, options, console)
+        finish_sweep(request.resume, options, console, request.track)
         return
     run, study = _open(request, options)
     if study.sweep is not None:
-        finish_sweep(run, options, console)
+        finish_sweep(run, options, console, request.track)
         return
     try:
         with logging_into(run), show_progress(run, study, console) as preparing:
@@ -75,6 +79,8 @@ def run_simulation(request: SimulateRequest, *, quiet: bool) -> None:
         )
     lines = [] if quiet else ["", *_summary(run), ""]
     lines += [f"Run folder  {run}", f"Report      {report}"]
+    if request.track is not None:
+        lines.append(f"Tracked     {track(run, request.track)}")
     Console(stderr=False, soft_wrap=True, highlight=False).print("\n".join(lines), markup=False)
 
 

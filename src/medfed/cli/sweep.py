@@ -13,10 +13,11 @@ from medfed.common.study import StudyConfig
 from medfed.simulations.reporting.sweep import write_sweep_report
 from medfed.simulations.study import Options, Preparing
 from medfed.simulations.sweep import PlannedRun, planned_runs, run_sweep
+from medfed.simulations.tracking import track
 
 
-def finish_sweep(folder: Path, options: Options, console: Console) -> None:
-    """Run what is not finished, write the page and print where it is.
+def finish_sweep(folder: Path, options: Options, console: Console, tool: str | None) -> None:
+    """Run what is not finished, write the page and print where it is; track if there is a `tool`.
 
     Raises:
         RunError: Runs failed; says which and why. The page holds the others.
@@ -36,6 +37,8 @@ def finish_sweep(folder: Path, options: Options, console: Console) -> None:
     failures = run_sweep(folder, options, watch)
     report = write_sweep_report(folder)
     lines = [f"Run folder  {folder}", f"Report      {report}"]
+    if tool is not None:
+        lines.append(f"Tracked     {track(folder, tool)}")
     Console(stderr=False, soft_wrap=True, highlight=False).print("\n".join(lines), markup=False)
     if failures:
         listed = "\n".join(f"  {name}: {why}" for name, why in failures.items())

@@ -31,6 +31,7 @@ SECTIONS = [
 FIGURES = {
     "convergence",
     "sites",
+    "matrix",
     "epsilon",
     "traffic",
     "times",
@@ -152,7 +153,8 @@ def test_report_is_the_same_bytes_again_and_changes_nothing_else(make_run: MakeR
     write_report(run)
     assert _files(run) == once
     added = {name for name in once if name not in before}
-    assert all(name == "report.html" or name.startswith("figures/") for name in added)
+    beside = {"report.html", "matrix.csv", "matrix.md"}
+    assert all(name in beside or name.startswith("figures/") for name in added)
     assert {name: once[name] for name in before} == before
 
 

@@ -18,7 +18,7 @@ from medfed.simulations.reporting.spending import ledger_checks
 from medfed.simulations.reporting.tables import ABSENT
 
 MakeRun = Callable[..., Path]
-COMMON = {"convergence", "sites", "epsilon", "traffic", "times", "partition"}
+COMMON = {"convergence", "sites", "matrix", "epsilon", "traffic", "times", "partition"}
 
 
 def _sums(run: Path) -> dict[str, Any]:
