@@ -27,6 +27,7 @@ from medfed.server.conversation import Absence, Conversation
 from medfed.server.participants import Participant, draw_participants, site_weight
 from medfed.server.screening import (
     screen_examples,
+    screen_loss,
     screen_size,
     screen_statement,
     screen_sums,
@@ -55,6 +56,7 @@ class FedAvgStrategy(Strategy):
     Attributes:
         conversation: What was said in the current round, and what each site did.
         sums: The released metric sums of the last evaluation, by name.
+        global_sums: With personal models, those of the global model.
         absent: Sites that are not asked anything now, by name, and why.
         variates: With scaffold, what each site drifts by.
     """
@@ -86,8 +88,10 @@ class FedAvgStrategy(Strategy):
         self._weights: StateDict = {}
         self._parameters = frozenset(parameters)
         self._steps: dict[str, float] = {}
+        self._losses: dict[str, float] = {}
         self.variates = variates
         self.sums: dict[str, MetricSums] = {}
+        self.global_sums: dict[str, MetricSums] = {}
         self.conversation = Conversation(
             study,
             run,
@@ -168,7 +172,7 @@ class FedAvgStrategy(Strategy):
             new = self._privacy.release(noisy, self._weights, server_round)
             return messages.pack_arrays(new), MetricRecord()
         section = self._study.aggregation
-        rule = rule_for(self._study, self._weights, self._parameters, self._steps)
+        rule = rule_for(self._study, self._weights, self._parameters, self._steps, self._losses)
         self._fold_all(rule, replies)
         if rule.num_updates < section.min_updates:
             log.warning(
@@ -188,7 +192,7 @@ class FedAvgStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return one evaluation message for each evaluating site."""
-        self.sums = {}
+        self.sums, self.global_sums = {}, {}
         asked = [site for site in self._evaluators if site.name not in self.absent]
         return self.conversation.model_messages(messages.EVALUATE, server_round, arrays, asked)
 
@@ -201,6 +205,7 @@ class FedAvgStrategy(Strategy):
                 continue
             try:
                 screen_sums(reply.sums, self._task.sum_shapes())
+                self._note_global(site, reply)
             except UpdateError as error:
                 self.conversation.reject(site.name, str(error))
                 continue
@@ -209,6 +214,28 @@ class FedAvgStrategy(Strategy):
         if not self.sums:
             return None
         return MetricRecord(dict(pooled_metrics(self._task, list(self.sums.values()))))
+
+    def _note_global(self, site: Participant, reply: EvaluateReply) -> None:
+        """Note the global model's sums, where a site uses a personal one.
+
+        Raises:
+            UpdateError: They are none, or there where there is no other model.
+        """
+        if reply.global_sums is None:
+            return
+        if not self._study.federation.has_personal_models:
+            raise UpdateError("Expected sums of one model, got those of two.")
+        screen_sums(reply.global_sums, self._task.sum_shapes())
+        self.global_sums[site.name] = reply.global_sums
+        found = self._task.metrics(reply.global_sums)
+        self.conversation.round_of(site.name).global_metrics = found
+
+    @property
+    def global_metrics(self) -> dict[str, float] | None:
+        """With personal models, the global model's figures over all held-out images."""
+        if not self.global_sums:
+            return None
+        return dict(pooled_metrics(self._task, list(self.global_sums.values())))
 
     def summary(self) -> None:
         """Log what this strategy does."""
@@ -258,6 +285,8 @@ class FedAvgStrategy(Strategy):
             if normalises(self._study):
                 steps = self._steps_of(reply)
                 self._steps[site.name] = effective_steps(steps, self._study.training.momentum)
+            if self._study.federation.algorithm == "qfedavg":
+                self._losses[site.name] = screen_loss(reply.loss)
             variate = self._variate_of(site.name, reply)
             rule.add(reply.update, weight, site.name)
         except UpdateError as error:

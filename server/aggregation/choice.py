@@ -12,6 +12,7 @@ from medfed.server.aggregation.geometric_median import geometric_median
 from medfed.server.aggregation.krum import krum, multi_krum
 from medfed.server.aggregation.median import coordinate_median
 from medfed.server.aggregation.norm_bound import NormBounded
+from medfed.server.aggregation.qfedavg import QFedAvg
 from medfed.server.aggregation.robust import Combine, RobustRule
 from medfed.server.aggregation.rule import Rule
 from medfed.server.aggregation.trimmed_mean import trimmed_mean
@@ -27,6 +28,7 @@ def rule_for(
     weights: StateDict,
     parameters: Collection[str],
     steps: Mapping[str, float],
+    losses: Mapping[str, float],
 ) -> Rule:
     """Return the rule of a round of `study` that starts from `weights`.
 
@@ -35,7 +37,12 @@ def rule_for(
         weights: Global weights before the round.
         parameters: Names of what has gradients.
         steps: By site, its `fednova.effective_steps`, where `normalises`.
+        losses: By site, the loss that it states, with qfedavg.
     """
+    q = study.federation.fairness_q
+    if q is not None:
+        rate = study.training.learning_rate
+        return QFedAvg(weights, parameters, losses, q=q, learning_rate=rate)
     if normalises(study):
         return FedNova(weights, parameters, steps)
     return make_rule(study.aggregation, weights)

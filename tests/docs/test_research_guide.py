@@ -35,12 +35,13 @@ def test_every_command_of_the_guide_does_what_it_says(
         captured = capfd.readouterr()
         assert not ended.value.code, f"{line}\n{captured.out}\n{captured.err}"
         said[line] = captured.out
-    assert len(said) == 10
+    assert len(said) == 11
     assert "noise_multiplier = 1.2" in said["medfed study show study.toml"]
     assert (tmp_path / "partition.png").stat().st_size > 5_000
     page = (tmp_path / "runs" / "first" / "report.html").read_text()
     assert "How sure the figures are" in page
     assert "<h3>Subgroups</h3>" in page
+    assert "Federated, global model" in (tmp_path / "runs" / "ditto" / "report.html").read_text()
     swept = tmp_path / "runs" / "sweep"
     assert "8 of 8 runs are finished" in (swept / "report.html").read_text()
     kept = {path.name for path in swept.iterdir()}

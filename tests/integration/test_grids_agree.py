@@ -23,9 +23,12 @@ from medfed.common import messages
 from medfed.simulations.study import Options, run_study
 
 KINDS = ("private", "plain")
-ALL_KINDS = (*KINDS, "scaffold", "masks", "reports", "harmonised", "secure", "shared noise")
+ALL_KINDS = (
+    *(*KINDS, "scaffold", "ditto", "fedbn", "masks", "reports", "harmonised", "secure"),
+    "shared noise",
+)
 # On a real SuperLink a message takes seconds, and both masked kinds have the same five phases.
-DEPLOYED = (*KINDS, "scaffold", "masks", "reports", "harmonised", "shared noise")
+DEPLOYED = (*KINDS, "scaffold", "ditto", "fedbn", "masks", "reports", "harmonised", "shared noise")
 
 
 @pytest.mark.parametrize("kind", KINDS)
