@@ -14,7 +14,8 @@ from medfed.client import policy
 from medfed.client.annotating import annotated
 from medfed.client.compression import compressed
 from medfed.client.data.site_data import check_population
-from medfed.client.evaluation import evaluate_for_release
+from medfed.client.evaluation import Evaluation, evaluate_for_release
+from medfed.client.personal import own_part, own_weights
 from medfed.client.releases import COUNTS_OF_PLUGIN, Cost
 from medfed.client.replies import KeptReply, ReplyJournal, identify
 from medfed.client.scaffold import check_correction
@@ -48,7 +49,8 @@ from medfed.common.messages import (
     WordsReply,
     WordsRequest,
 )
-from medfed.common.state_dicts import check_fits, digest
+from medfed.common.models import shared_names
+from medfed.common.state_dicts import StateDict, check_fits, digest
 from medfed.common.study import StudyConfig
 
 log = logging.getLogger(__name__)
@@ -196,22 +198,27 @@ def _withheld(why: str) -> dict[str, str]:
 
 
 def evaluate(request: ModelRequest, site: SiteConfig) -> Answer:
-    """Return the global model's metric sums over held-out images, as far as they may leave."""
+    """Return the metric sums over held-out images, as far as they may leave.
+
+    They are the global model's, or that of it which this site uses (`client.personal`).
+    """
     _keep_countersignature(request, site)
     if not site.policy.release_evaluation:
         reply = EvaluateReply(site=site.name, sums=None)
         why = {"evaluation": "policy.release_evaluation is off"}
         return Answer(reply, withheld=why)
     here = _workspace(request, site)
-    found = evaluate_for_release(
-        here.model,
-        request.weights,
-        here.data.test,
-        here.task,
-        _round(request, site),
-        site.policy,
-    )
-    reply = EvaluateReply(site=site.name, sums=found.sums)
+
+    def evaluated(weights: StateDict) -> Evaluation:
+        this = _round(request, site)
+        return evaluate_for_release(
+            here.model, weights, here.data.test, here.task, this, site.policy
+        )
+
+    found = evaluated(own_weights(here, request, site))
+    with_global = request.study.federation.has_personal_models
+    of_global = evaluated(request.weights).sums if with_global else None
+    reply = EvaluateReply(site=site.name, sums=found.sums, global_sums=of_global)
     own = (found.sums or ()) if request.study.task.plugin else ()
     return Answer(reply, dict.fromkeys(own, COUNTS_OF_PLUGIN), found.withheld)
 
@@ -229,25 +236,28 @@ def _keep_countersignature(request: ModelRequest, site: SiteConfig) -> None:
 
 def _trained(here: Workspace, request: ModelRequest, site: SiteConfig) -> TrainingResult:
     """Train with noise where this site is to add it; else the server does, or nobody."""
-    if not request.study.privacy.at_sites:
-        return train_without_privacy(
+    data, this = here.data.train, _round(request, site)
+    with own_part(here, request, site) as beside:
+        if not request.study.privacy.at_sites:
+            return train_without_privacy(
+                here.model,
+                request.weights,
+                data,
+                here.task,
+                this,
+                unlabelled=here.data.unlabelled,
+                beside=beside,
+            )
+        return train_with_privacy(
             here.model,
             request.weights,
-            here.data.train,
+            data,
             here.task,
-            _round(request, site),
+            this,
+            seeded=site.policy.allow_seeded_noise,
+            public_num_patients=site.data.public_num_patients,
             unlabelled=here.data.unlabelled,
         )
-    return train_with_privacy(
-        here.model,
-        request.weights,
-        here.data.train,
-        here.task,
-        _round(request, site),
-        seeded=site.policy.allow_seeded_noise,
-        public_num_patients=site.data.public_num_patients,
-        unlabelled=here.data.unlabelled,
-    )
 
 
 def _cost_of_update(spend: Spend, charge: policy.Charge, site: SiteConfig) -> Cost:
@@ -277,7 +287,8 @@ def _workspace(request: ModelRequest, site: SiteConfig) -> Workspace:
         said = _said(request.study, site, request.run)
         tables = harmonising_tables(said, request.study, request.reference)
     here = workspace(site, request.study, request.words, tables)
-    check_fits(here.network.start, request.weights)
+    names = shared_names(here.model, request.study)
+    check_fits({name: here.network.start[name] for name in names}, request.weights)
     if here.network.frozen_sha256 != request.frozen_sha256:
         raise StudyError(
             "The frozen part of the model differs from the coordinator's: another weights file, "

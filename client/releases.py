@@ -98,7 +98,8 @@ _COSTS: Mapping[str, Mapping[str, Cost]] = {
         "loss": Cost("none", "exact mean over training images, no DP"),
     },
     "sums": {
-        name: _COUNTS
+        whose + name: _COUNTS
+        for whose in ("", "global ")  # as messages name those of the global model
         for name in (
             "count", "loss", "matrix", "confusion", "correct", "scores", "calibration",
             "dice", "dice_present", "hd95", "surface_dice", "pixels", "volume", "detection",

@@ -14,6 +14,7 @@ from torch import nn
 
 from medfed.client.batches import BatchLoader
 from medfed.client.data.site_data import ImageSet, groups_of
+from medfed.client.fairness import loss_of
 from medfed.client.gradient_terms import GradientTerms
 from medfed.client.guessing import GuessingLoader
 from medfed.client.plain_steps import make_optimizer, plain_steps
@@ -22,7 +23,7 @@ from medfed.common.models import set_training_mode, trained_state
 from medfed.common.seeding import numpy_rng, torch_rng
 from medfed.common.state_dicts import StateDict, difference, write_state
 from medfed.common.study import StudyConfig, TrainingSection
-from medfed.common.tasks import Task
+from medfed.common.tasks import Batch, Task
 
 if TYPE_CHECKING:
     from medfed.client.privacy.dp_sgd import PatientBatch
@@ -33,6 +34,18 @@ class Uniform(Protocol):
 
     def random(self, size: int) -> npt.NDArray[np.float64]:
         """Return `size` independent uniforms."""
+        ...
+
+
+class Beside(Protocol):
+    """A personal model that is trained beside the global one (`client.personal`)."""
+
+    def step(self, batch: Batch) -> None:
+        """Take one step; the global model takes its own on the same batch after it."""
+        ...
+
+    def state(self) -> StateDict:
+        """Return what of it is kept."""
         ...
 
 
@@ -52,7 +65,10 @@ class Round:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What training made: new minus old weights. `loss` is None under DP: it is not for release."""
+    """What training made: new minus old weights, and the mean loss of its steps.
+
+    With qfedavg `loss` is that of the weights it began with. It is None under DP: not for release.
+    """
 
     update: StateDict
     loss: float | None
@@ -65,14 +81,19 @@ def train_without_privacy(
     task: Task,
     this: Round,
     unlabelled: ImageSet | None = None,
+    beside: Beside | None = None,
 ) -> TrainingResult:
     """Train from `weights` by plain mini-batches; the update is new minus `weights`.
 
     Steps and passes are those over `data`, the labelled images. With semi-supervised learning each
-    step also sees some of the `unlabelled`.
+    step also sees some of the `unlabelled`. `beside` sees every batch first.
     """
     training = this.study.training
     write_state(model, weights)
+    counts_by = None
+    if this.study.federation.algorithm == "qfedavg":
+        names = (this.round_number, this.site)
+        counts_by = loss_of(model, data, task, this.study, this.device, names=names)
     set_training_mode(model)
     guessing = _guessing(model, task, data, unlabelled, this, balanced=True)
     loss = task if guessing is None else guessing.loss
@@ -83,12 +104,16 @@ def train_without_privacy(
     others = _others(len(data), unlabelled, this) if guessing else None
     for own in _batches(len(data), training, this):
         chosen = own if others is None else np.concatenate([own, next(others)])
-        losses_B = step(loader.training_batch(np.repeat(chosen, multiplicity), views))
+        batch = loader.training_batch(np.repeat(chosen, multiplicity), views)
+        if beside is not None:
+            beside.step(batch)
+        losses_B = step(batch)
         total += losses_B.sum()
         count += len(losses_B)
         if guessing:
             guessing.follow()
-    return TrainingResult(difference(trained_state(model), weights), float(total) / count)
+    mean_loss = float(total) / count if counts_by is None else counts_by
+    return TrainingResult(difference(trained_state(model), weights), mean_loss)
 
 
 def train_with_privacy(

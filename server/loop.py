@@ -81,6 +81,7 @@ def _round(run: Run, progress: Progress) -> str:
         seconds=time.perf_counter() - clock,
         sites=dict(sorted(run.strategy.conversation.sites.items())),
         metrics=metrics,
+        global_metrics=run.strategy.global_metrics if metrics else None,
         weights_sha256=digest(progress.weights),
         average_sha256=progress.average_sha256,
         site_epsilon=run.privacy.epsilon if run.privacy else None,

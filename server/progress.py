@@ -6,7 +6,7 @@ from flwr.app import ArrayRecord
 from torch import nn
 
 from medfed.common import messages
-from medfed.common.models import build_model, trained_parameters, trained_state
+from medfed.common.models import build_model, shared_state, trained_parameters
 from medfed.common.state_dicts import StateDict, digest
 from medfed.common.study import StudyConfig
 from medfed.common.tasks import make_task
@@ -21,9 +21,9 @@ class Progress:
     """The state of a run between two rounds.
 
     Attributes:
-        model: Holds what is frozen; what trains of it is in `weights`.
+        model: Holds what does not travel; what does is in `weights`.
         arrays: `weights`, packed.
-        weights: What trains, after the last round: sites go on from it.
+        weights: What trains and travels, after the last round: sites go on from it.
         round_number: The last complete round.
         average: Moving average of `weights` over the rounds, in float64; None without.
         moments: Of the server's optimiser (`aggregation.fedopt`); empty without.
@@ -79,7 +79,7 @@ def resume(
     """Return where the arm stands, and bring its round records in line with the checkpoint."""
     model = build_model(study, make_task(study, words).num_outputs)
     if checkpoint is None:
-        weights = trained_state(model)
+        weights = shared_state(model, study)
         arm.rewrite_rounds([])
         return Progress(model, messages.pack_arrays(weights), weights, 0)
     last = checkpoint.record

@@ -10,7 +10,8 @@
     server_state/    the server's key, and its ledger under site-level privacy; never shared
     checkpoint/      state.json (with the last round's record) and the weights after it
     final_sums.json  metric sums of the last evaluation, of all sites that released the same
-    model.safetensors  the final global weights (with federation.ema_decay, their average)
+    model.safetensors  the final global weights (with federation.ema_decay, their average); with
+                      fedbn, normalisations as they were before the first round: sites keep theirs
     outcome.json     finished or failed, and why
 """
 
@@ -87,6 +88,7 @@ class SiteRound:
             sees it. A site states no time of its own: under DP it would tell of the patients that
             were sampled.
         metrics: Figures on the site's held-out images, if it released them.
+        global_metrics: The same of the global model, where `metrics` are of a personal one.
         ignored: What else came in its name and was not used: duplicates, replays, forgeries.
         correction_sha256: With scaffold, digest of the correction that it was sent: an auditor
             compares it with the release in its ledger.
@@ -105,6 +107,7 @@ class SiteRound:
     noise: str = "none"
     seconds: float = 0.0
     metrics: dict[str, float] | None = None
+    global_metrics: dict[str, float] | None = None
     ignored: list[str] = field(default_factory=list)
     correction_sha256: str = ""
     start_sha256: str = ""
@@ -121,6 +124,7 @@ class RoundRecord:
         seconds: Wall time of the round, evaluation included.
         sites: By name, sorted.
         metrics: Figures over all sites' held-out images together; None if not evaluated.
+        global_metrics: The same of the global model, where `metrics` are of each site's own.
         weights_sha256: `common.state_dicts.digest` of the new global weights, from which the sites
             go on.
         average_sha256: The same of their moving average, which was evaluated; empty without.
@@ -138,6 +142,7 @@ class RoundRecord:
     seconds: float
     sites: dict[str, SiteRound] = field(default_factory=dict)
     metrics: dict[str, float] | None = None
+    global_metrics: dict[str, float] | None = None
     weights_sha256: str = ""
     average_sha256: str = ""
     site_epsilon: float | None = None

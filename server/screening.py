@@ -97,6 +97,17 @@ def screen_examples(num_examples: int | None) -> int:
     return num_examples
 
 
+def screen_loss(loss: float | None) -> float:
+    """Return a site's stated loss, by which its update counts.
+
+    Raises:
+        UpdateError: Missing, negative or not finite.
+    """
+    if loss is None or not 0 <= loss < math.inf:
+        raise UpdateError(f"Expected a loss >= 0 to count by, got {loss}.")
+    return loss
+
+
 def screen_sums(sums: MetricSums, shapes: dict[str, tuple[int, ...]]) -> None:
     """Check a site's metric sums: names, shapes, whole numbers that are not absurd.
 

@@ -33,6 +33,7 @@ from medfed.server.participants import (
 from medfed.server.released_sums import ReleasedSums
 from medfed.server.screening import (
     screen_examples,
+    screen_loss,
     screen_size,
     screen_statement,
     screen_sums,
@@ -61,6 +62,7 @@ class FedAvgStrategy(Strategy):
     Attributes:
         conversation: What was said in the current round, and what each site did.
         sums: What sites released of the last evaluation.
+        global_sums: With personal models, the same of the global model.
         absent: Sites that are not asked anything now, by name, and why.
         training: With fedbuff, names of sites that are busy: they are not asked for figures.
         variates: With scaffold, what each site drifts by.
@@ -95,8 +97,10 @@ class FedAvgStrategy(Strategy):
         self._staleness: Mapping[str, int] = {}
         self._parameters = frozenset(parameters)
         self._steps: dict[str, float] = {}
+        self._losses: dict[str, float] = {}
         self.variates = variates
         self.sums = ReleasedSums()
+        self.global_sums = ReleasedSums()
         self.conversation = Conversation(
             study,
             run,
@@ -186,7 +190,14 @@ class FedAvgStrategy(Strategy):
             new = self._privacy.release(noisy, self._weights, server_round)
             return messages.pack_arrays(new), MetricRecord()
         section = self._study.aggregation
-        rule = rule_for(self._study, self._weights, self._parameters, self._steps, self._staleness)
+        rule = rule_for(
+            self._study,
+            self._weights,
+            self._parameters,
+            self._steps,
+            self._staleness,
+            self._losses,
+        )
         self._fold_all(rule, replies)
         if rule.num_updates < section.min_updates:
             log.warning(
@@ -206,7 +217,7 @@ class FedAvgStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return one evaluation message for each evaluating site."""
-        self.sums = ReleasedSums()
+        self.sums, self.global_sums = ReleasedSums(), ReleasedSums()
         others = self.absent.keys() | self.training
         present = [site for site in self._evaluators if site.name not in others]
         asked = draw_evaluators(present, self._study, server_round)
@@ -221,6 +232,7 @@ class FedAvgStrategy(Strategy):
                 continue
             try:
                 screen_sums(reply.sums, self._task.sum_shapes())
+                self._note_global(site, reply)
             except UpdateError as error:
                 self.conversation.reject(site.name, str(error))
                 continue
@@ -229,6 +241,28 @@ class FedAvgStrategy(Strategy):
         if not self.sums:
             return None
         return MetricRecord(dict(pooled_metrics(self._task, self.sums.parts)))
+
+    def _note_global(self, site: Participant, reply: EvaluateReply) -> None:
+        """Note the global model's sums, where a site uses a personal one.
+
+        Raises:
+            UpdateError: They are none, or there where there is no other model.
+        """
+        if reply.global_sums is None:
+            return
+        if not self._study.federation.has_personal_models:
+            raise UpdateError("Expected sums of one model, got those of two.")
+        screen_sums(reply.global_sums, self._task.sum_shapes())
+        self.global_sums.add(site.name, reply.global_sums)
+        found = self._task.metrics(reply.global_sums)
+        self.conversation.round_of(site.name).global_metrics = found
+
+    @property
+    def global_metrics(self) -> dict[str, float] | None:
+        """With personal models, the global model's figures over all held-out images."""
+        if not self.global_sums:
+            return None
+        return dict(pooled_metrics(self._task, self.global_sums.parts))
 
     def summary(self) -> None:
         """Log what this strategy does."""
@@ -279,6 +313,8 @@ class FedAvgStrategy(Strategy):
             if normalises(self._study):
                 steps = self._steps_of(reply)
                 self._steps[site.name] = effective_steps(steps, self._study.training.momentum)
+            if self._study.federation.algorithm == "qfedavg":
+                self._losses[site.name] = screen_loss(reply.loss)
             variate = self._variate_of(site.name, reply)
             rule.add(update, weight, site.name)
         except UpdateError as error:

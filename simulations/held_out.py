@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from medfed.client.data.site_data import ImageSet, load_site_data
+from medfed.client.own_parts import OwnParts
+from medfed.client.personal import combined
 from medfed.client.site import load_site
 from medfed.client.statistics import harmonised_data
 from medfed.common.errors import SiteRefusal
-from medfed.common.models import build_model
+from medfed.common.models import build_model, local_names, shared_names, trained_parameters
 from medfed.common.state_dicts import read_state, write_state
 from medfed.common.study import StudyConfig
 from medfed.common.tasks import Task, make_task
@@ -39,6 +41,40 @@ def final_model(arm: Path, study: StudyConfig, task: Task) -> nn.Module:
     # As many threads as at a site: their number decides how sums are rounded.
     torch.set_num_threads(study.compute.threads)
     return model.eval()
+
+
+class FinalModels:
+    """The model that each site of a finished arm uses: with personal models, each its own.
+
+    Args:
+        arm: The arm's folder.
+        study: Its study.
+        task: Its task.
+        device: Where to run it.
+    """
+
+    def __init__(
+        self, arm: Path, study: StudyConfig, task: Task, device: torch.device | str = "cpu"
+    ) -> None:
+        self._arm, self._study = arm, study
+        self._model = final_model(arm, study, task).to(device)
+        self._global = read_state(self._model)
+        self._last = 0
+        if study.federation.keeps_at_sites:
+            self._last = max(record.round_number for record in ArmFolder(arm).read_rounds())
+
+    def of(self, site: str) -> nn.Module:
+        """Return a site's model, in evaluation mode; it is the same network for all."""
+        study, weights = self._study, self._global
+        if not study.federation.keeps_at_sites:
+            return self._model
+        local = local_names(self._model, study)
+        start = {name: weights[name] for name in local or shared_names(self._model, study)}
+        folder = load_site(self._arm / "sites" / site / "site.toml").state_folder
+        run = ArmFolder(self._arm).read_plan().run
+        part = OwnParts(folder, run, study.digest()).after(self._last, start) or start
+        write_state(self._model, combined(study, weights, part, trained_parameters(self._model)))
+        return self._model
 
 
 def held_out_images(arm: Path, study: StudyConfig) -> Iterator[tuple[str, ImageSet]]:

@@ -34,8 +34,8 @@ class ModelRequest:
         study: The whole study.
         run: The run's identifier.
         round_number: 1-based.
-        weights: What trains of the global model.
-        frozen_sha256: Hash of all the rest of it, which every site has by itself.
+        weights: What trains of the global model and travels.
+        frozen_sha256: Hash of what does not train of it, which every site has by itself.
         words: The vocabulary of a report task.
         reference: With data.harmonise, the grey levels that all sites' images are brought to:
             quantile functions, channel after channel (`common.harmonisation`); empty without.
@@ -157,7 +157,7 @@ class TrainReply:
         site: The site's name.
         update: New minus global weights; under secure aggregation one masked vector, `MASKED`.
         num_examples: Training images; None under DP, where it is private.
-        loss: Mean training loss; None under DP.
+        loss: Mean training loss; with qfedavg that of the weights that were sent; None under DP.
         epsilon: What this data set has spent in all, after this round; None without DP.
         noise: secure, seeded or none.
         ledger_head: Hash of the last entry of the site's ledger, for the server to countersign.
@@ -182,10 +182,17 @@ class SecureReply:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateReply:
-    """A site's metric sums over its held-out images; None where its policy releases none."""
+    """A site's metric sums over its held-out images; None where its policy releases none.
+
+    Attributes:
+        site: The site's name.
+        sums: Of the model that the site uses.
+        global_sums: Of the global model, where the site uses a personal one.
+    """
 
     site: str
     sums: MetricSums | None
+    global_sums: MetricSums | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

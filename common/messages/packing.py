@@ -43,6 +43,8 @@ from medfed.common.study import StudyConfig
 from medfed.common.study_file import parse_study_json
 
 CORRECTION = "correction"
+# Before the name of each sum that is the global model's, where a site uses a personal one.
+_OF_GLOBAL = "global "
 
 
 def pack_join_request(request: JoinRequest) -> RecordDict:
@@ -243,7 +245,9 @@ def pack_evaluate_reply(reply: EvaluateReply) -> RecordDict:
     """Pack an `EvaluateReply`."""
     content = pack("sums", {"site": reply.site})
     if reply.sums is not None:
-        content["arrays"] = pack_arrays(cast(StateDict, reply.sums))
+        of_global = reply.global_sums or {}
+        sums = {**reply.sums, **{_OF_GLOBAL + name: array for name, array in of_global.items()}}
+        content["arrays"] = pack_arrays(cast(StateDict, sums))
     return content
 
 
@@ -298,6 +302,17 @@ def unpack_reply(content: RecordDict) -> Reply:
     if kind == "secure reply":
         return SecureReply(site=site, payload=bytes_of(values, "payload"))
     if kind == "sums":
-        sums = arrays_of(content) if "arrays" in content else None
-        return EvaluateReply(site=site, sums=cast(MetricSums | None, sums))
+        return _unpack_sums(site, content)
     raise MessageError(f"Expected a reply of a known kind, got {kind!r}.")
+
+
+def _unpack_sums(site: str, content: RecordDict) -> EvaluateReply:
+    if "arrays" not in content:
+        return EvaluateReply(site=site, sums=None)
+    sums, of_global = {}, {}
+    for name, array in cast(MetricSums, arrays_of(content)).items():
+        if name.startswith(_OF_GLOBAL):
+            of_global[name.removeprefix(_OF_GLOBAL)] = array
+        else:
+            sums[name] = array
+    return EvaluateReply(site=site, sums=sums, global_sums=of_global or None)

@@ -26,6 +26,7 @@ from medfed.common.models.pretrained import (
 )
 from medfed.common.models.report_lstm import ReportModel
 from medfed.common.models.segmenters import build_segmenter
+from medfed.common.models.shared import local_names, shared_names, shared_state
 from medfed.common.models.standardisation import standardise_weights
 from medfed.common.seeding import derive_seed
 from medfed.common.state_dicts import StateDict, read_state
@@ -37,7 +38,10 @@ __all__ = [
     "check_model",
     "frozen_state_digest",
     "load_pretrained",
+    "local_names",
     "set_training_mode",
+    "shared_names",
+    "shared_state",
     "trained_names",
     "trained_parameters",
     "trained_state",
@@ -75,7 +79,7 @@ def build_model(
 
 
 def check_model(study: StudyConfig) -> None:
-    """Check that the study's network can be built, and that its weights and `freeze` fit it.
+    """Check that the study's network can be built, and that weights, `freeze`, algorithm fit it.
 
     Takes no memory for the network unless there are weights to compare it with.
 
@@ -85,10 +89,12 @@ def check_model(study: StudyConfig) -> None:
     # Any number of outputs: those of a report depend on words that are not agreed yet.
     num_outputs = len(study.task.classes) or 8
     if study.model.weights:
-        build_model(study, num_outputs)
+        local_names(build_model(study, num_outputs), study)
         return
     with torch.device("meta"):
-        _choose_what_trains(_build(study, num_outputs), study)
+        model = _build(study, num_outputs)
+        _choose_what_trains(model, study)
+    local_names(model, study)
 
 
 def load_pretrained(
@@ -109,7 +115,7 @@ def load_pretrained(
 
 
 def trained_state(model: nn.Module) -> StateDict:
-    """Return copies of what training changes: all that is sent and aggregated."""
+    """Return copies of what training changes."""
     return read_state(model, trained_names(model))
 
 

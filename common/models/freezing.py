@@ -61,6 +61,20 @@ def trained_parameters(model: nn.Module) -> tuple[str, ...]:
     return tuple(name for name in trained_names(model) if name in parameters)
 
 
+def normalisation_names(model: nn.Module) -> tuple[str, ...]:
+    """Return those of `trained_names` that are of normalisations: scale, shift and statistics."""
+    found = {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in model.named_modules()
+        if isinstance(module, _NORMS)
+        for name in (
+            *(name for name, _ in module.named_parameters(recurse=False)),
+            *(name for name, _ in module.named_buffers(recurse=False)),
+        )
+    }
+    return tuple(name for name in trained_names(model) if name in found)
+
+
 def frozen_state_digest(model: nn.Module) -> str:
     """Return the SHA-256 of all that training does not change: names, types, shapes and bytes."""
     trained = set(trained_names(model))

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from medfed.common.study.own_parts import check_own_parts
+
 if TYPE_CHECKING:
     from medfed.common.study.config import StudyConfig
 
@@ -17,7 +19,9 @@ def check_algorithm(study: "StudyConfig") -> None:
     if study.federation.keeps_order:
         _check_order(study)
         return
-    if algorithm not in ("fednova", "scaffold"):
+    if study.federation.keeps_at_sites:
+        check_own_parts(study)
+    if algorithm not in ("fednova", "scaffold", "qfedavg"):
         return
     asked = f'federation.algorithm = "{algorithm}"'
     if study.training.optimizer != "sgd":
@@ -33,10 +37,14 @@ def check_algorithm(study: "StudyConfig") -> None:
             "bound on its update is none on that",
             "scaffold": "the mean of what sites drift by corrects every site, so one that lies "
             "moves all the others past the rule",
+            "qfedavg": "an update counts by the loss that its site states, so a bound on it is "
+            "none on that",
         }[algorithm]
         raise ValueError(f"{asked} with aggregation ({bound}): {why}. Remove one of the two.")
     if algorithm == "fednova":
         _check_fednova(study, asked)
+    elif algorithm == "qfedavg":
+        _check_qfedavg(study, asked)
     else:
         _check_scaffold(study, asked)
 
@@ -53,6 +61,20 @@ def _check_fednova(study: "StudyConfig", asked: str) -> None:
             f"training.local_epochs with {asked} and {why}: the server would have to be told each "
             "site's number of images. Set training.local_steps instead; all sites then take the "
             "same number of steps, which is fedavg."
+        )
+
+
+def _check_qfedavg(study: "StudyConfig", asked: str) -> None:
+    if study.privacy.enabled:
+        raise ValueError(
+            f'{asked} with privacy.unit = "{study.privacy.unit}": what a site sends counts by its '
+            "exact loss over its training images, which no noise covers. Set privacy.unit = "
+            '"none", or federation.algorithm = "fedavg".'
+        )
+    if study.secure_aggregation.enabled:
+        raise ValueError(
+            f"{asked} with secure_aggregation.enabled = true: a server that sees only the sum "
+            "cannot weigh one site's update by its loss. Remove one of the two."
         )
 
 

@@ -61,8 +61,8 @@ def check_compression(study: "StudyConfig") -> None:
         raise ValueError(
             f'{asked} with error_feedback and federation.algorithm = "fedbuff": a site goes on '
             "from what it owed after the last round that its update counted in, and here an update "
-            "counts in a later round than it was made in. Set compression.error_feedback = false "
-            'or compression.update = "fp16".'
+            "counts in a later round than it was made in. Turn compression.error_feedback off, or "
+            "take fp16."
         )
     if section.update == "top_k" and study.aggregation.robust:
         raise ValueError(

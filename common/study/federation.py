@@ -17,11 +17,15 @@ Algorithm = Literal[
     "scaffold",
     "cyclic",
     "fedbuff",
+    "fedbn",
+    "ditto",
+    "apfl",
+    "qfedavg",
 ]
 
 # Each algorithm's own parameters, with what they are where a study does not say: Reddi et al. 2020,
-# section 5 (Adam, Yogi, Adagrad), Hsu et al. 2019 (momentum), Li et al. 2018, section 5 (mu). A
-# buffer of 2 goes with the default quorum.
+# section 5 (Adam, Yogi, Adagrad), Hsu et al. 2019 (momentum), Li et al. 2018, section 5 (mu). The
+# papers of ditto, apfl and qfedavg search for theirs. A buffer of 2 goes with the default quorum.
 _ADAPTIVE = {"server_learning_rate": 0.01, "server_momentum": 0.9, "server_tau": 1e-3}
 _PARAMETERS: dict[str, dict[str, float]] = {
     "fedavgm": {"server_learning_rate": 1.0, "server_momentum": 0.9},
@@ -30,6 +34,9 @@ _PARAMETERS: dict[str, dict[str, float]] = {
     "fedadagrad": {**_ADAPTIVE, "server_momentum": 0.0},
     "fedprox": {"proximal_mu": 0.01},
     "fedbuff": {"server_learning_rate": 1.0, "buffer_size": 2},
+    "ditto": {"ditto_lambda": 0.1},
+    "apfl": {"apfl_alpha": 0.5},
+    "qfedavg": {"fairness_q": 1.0},
 }
 _NAMES = sorted({name for own in _PARAMETERS.values() for name in own})
 
@@ -42,7 +49,9 @@ class FederationSection(Section):
     update); fedprox (sites are held near the global weights); fednova (for sites that take
     different numbers of steps); scaffold (sites' drift is corrected); cyclic (within a round the
     weights go from site to site); fedbuff (sites train at their own pace, and a round takes the
-    first buffer_size updates). docs/adr/0021 and 0023 say which goes with what."""
+    first buffer_size updates); fedbn (normalisation stays at each site), ditto, apfl (each site has
+    a personal model beside the global one); qfedavg (sites with a higher loss count for more).
+    docs/adr/0021, 0022 and 0023 say which goes with what."""
     server_learning_rate: PositiveFloat | None = None
     """fedavgm, fedadam, fedyogi, fedadagrad, fedbuff: the server's step size. Unset: 1.0 for
     fedavgm and fedbuff, 0.01 for the others, where it is about how far a weight moves in a
@@ -58,6 +67,13 @@ class FederationSection(Section):
     """fedprox: weight of mu / 2 * ||w - w_global||^2 in a site's loss; 0 is fedavg. Unset: 0.01."""
     buffer_size: PositiveInt | None = None
     """fedbuff: updates that make a round, of different sites; at most min_sites. Unset: 2."""
+    ditto_lambda: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """ditto: weight of lambda / 2 * ||v - w_global||^2 in the loss of a site's personal model v; 0
+    trains it alone. Unset: 0.1."""
+    apfl_alpha: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """apfl: share of a site's own weights in its personal model; the rest is global. Unset: 0.5."""
+    fairness_q: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """qfedavg: a site's update counts by its loss to this power; 0 is fedavg. Unset: 1.0."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)
     """Evaluate and publish an exponential moving average of the global weights, which smooths the
     noise of DP; 0.9 averages about ten rounds, 0 is off. Sites go on from the latest weights."""
@@ -126,6 +142,16 @@ class FederationSection(Section):
     def counts_sites_once(self) -> bool:
         """Whether the algorithm knows no weights of sites."""
         return self.keeps_order or self.algorithm == "scaffold"
+
+    @property
+    def keeps_at_sites(self) -> bool:
+        """Whether each site keeps a part of its model, which never travels, between rounds."""
+        return self.algorithm in ("fedbn", "ditto", "apfl")
+
+    @property
+    def has_personal_models(self) -> bool:
+        """Whether each site has a whole model of its own beside the global one."""
+        return self.algorithm in ("ditto", "apfl")
 
     def without_algorithm(self) -> "FederationSection":
         """Return the same with fedavg: what a site that trains alone can do."""

@@ -117,7 +117,7 @@ def _check_rule(study: "StudyConfig") -> None:
             f'{asked} with privacy.unit = "site": its noise is for the mean of clipped updates. '
             'Remove the rule, or set privacy.unit = "patient", which noises at the sites.'
         )
-    if study.federation.algorithm in ("scaffold", "fednova"):
+    if study.federation.algorithm in ("scaffold", "fednova", "qfedavg", "cyclic", "fedbuff"):
         raise ValueError(
             f'{asked} with federation.algorithm = "{study.federation.algorithm}", which has a rule '
             "of its own. Remove one of the two."

@@ -76,6 +76,11 @@ def check_semi_supervised(study: "StudyConfig") -> None:
             f"{asked} is for classification, the task is {study.task.type}: a guess about one view "
             "of an image holds for another only where nothing in it has a place. Remove it."
         )
+    if study.federation.has_personal_models:
+        raise ValueError(
+            f'{asked} with federation.algorithm = "{study.federation.algorithm}": a personal model '
+            "is trained on labels alone. Remove one of the two."
+        )
     if section.strong.multiplicity > 1:
         raise ValueError(
             "semi_supervised.strong.multiplicity above 1: versions of an image are counted in "

@@ -14,6 +14,7 @@ from medfed.server.aggregation.krum import krum, multi_krum
 from medfed.server.aggregation.median import coordinate_median
 from medfed.server.aggregation.norm_bound import NormBounded
 from medfed.server.aggregation.plugin import PluginRule
+from medfed.server.aggregation.qfedavg import QFedAvg
 from medfed.server.aggregation.robust import Combine, RobustRule
 from medfed.server.aggregation.rule import Rule
 from medfed.server.aggregation.trimmed_mean import trimmed_mean
@@ -30,6 +31,7 @@ def rule_for(
     parameters: Collection[str],
     steps: Mapping[str, float],
     staleness: Mapping[str, int],
+    losses: Mapping[str, float],
 ) -> Rule:
     """Return the rule of a round of `study` that starts from `weights`.
 
@@ -39,16 +41,20 @@ def rule_for(
         parameters: Names of what has gradients.
         steps: By site, its `fednova.effective_steps`, where `normalises`.
         staleness: By site, rounds since it was asked, with fedbuff.
+        losses: By site, the loss that it states, with qfedavg.
     """
-    section = study.aggregation
+    section, q = study.aggregation, study.federation.fairness_q
+    if q is not None:
+        rate = study.training.learning_rate
+        return QFedAvg(weights, parameters, losses, q=q, learning_rate=rate)
     if normalises(study):
         return FedNova(weights, parameters, steps)
     if section.is_plugin:
         return bounded(PluginRule(study, weights), section)
     if study.federation.algorithm == "fedbuff":
-        rate = study.federation.server_learning_rate
-        assert rate is not None  # FederationSection writes it out
-        return bounded(FedBuff(weights, rate, staleness), section)
+        step = study.federation.server_learning_rate
+        assert step is not None  # FederationSection writes it out
+        return bounded(FedBuff(weights, step, staleness), section)
     return make_rule(section, weights)
 
 

@@ -147,13 +147,14 @@ def _initial_weights(arm: ArmRecord) -> str | None:
 
 @lru_cache(maxsize=8)
 def _weights_of(study_text: str, words: tuple[str, ...]) -> str | None:
-    from medfed.common.models import build_model, trained_state
+    from medfed.common.models import build_model, shared_state
     from medfed.common.state_dicts import digest
     from medfed.common.study import StudyConfig
     from medfed.common.tasks import make_task
 
     try:
         study = StudyConfig.model_validate_json(study_text)
-        return digest(trained_state(build_model(study, make_task(study, words).num_outputs)))
+        model = build_model(study, make_task(study, words).num_outputs)
+        return digest(shared_state(model, study))
     except (MedfedError, ValueError, OSError):
         return None

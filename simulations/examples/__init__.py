@@ -24,7 +24,7 @@ from medfed.common.text import tokenise
 from medfed.simulations.examples.classification import classification_rows
 from medfed.simulations.examples.report import report_rows
 from medfed.simulations.examples.segmentation import segmentation_rows
-from medfed.simulations.held_out import final_model, held_out_images, task_of
+from medfed.simulations.held_out import FinalModels, held_out_images, task_of
 
 NUM_EXAMPLES = 16
 
@@ -43,7 +43,7 @@ def write_examples(run: Path, study: StudyConfig) -> None:
     """
     arm = run / "arms" / "federated"
     task = task_of(arm, study)
-    model = final_model(arm, study, task)
+    models = FinalModels(arm, study, task)
     folder = run / "examples"
     folder.mkdir(exist_ok=True)
     share = -(-NUM_EXAMPLES // len(list((arm / "sites").glob("*/site.toml"))))
@@ -53,7 +53,7 @@ def write_examples(run: Path, study: StudyConfig) -> None:
         if len(table) >= NUM_EXAMPLES or not is_own_task(task, study):
             break
         chosen = _draw(held_out, study, name)[: min(share, NUM_EXAMPLES - len(table))]
-        loader = BatchLoader(held_out, task, study, torch.device("cpu"))
+        loader, model = BatchLoader(held_out, task, study, torch.device("cpu")), models.of(name)
         with torch.inference_mode():
             rows = _ROWS[study.task.type](model, task, loader, held_out, np.sort(chosen), study)
         for row in rows:

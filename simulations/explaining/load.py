@@ -90,6 +90,11 @@ def load_trained(run: Path) -> Trained:
             f"`medfed simulate --resume {run}`."
         )
     study = load_study(study_file)
+    if study.federation.algorithm == "fedbn":
+        raise RunError(
+            f"{run} was trained by fedbn: its global model has no normalisations of its own, each "
+            "site keeps its own. Name a run of another algorithm."
+        )
     task = make_task(study, _words(arm, study))
     # What training started from is overwritten, and its file may be gone.
     section = study.model.model_copy(update={"weights": "", "weights_sha256": ""})

@@ -91,6 +91,16 @@ class Arm:
         return (record.metrics or {}) if record is not None else {}
 
     @property
+    def final_global_metrics(self) -> Mapping[str, float]:
+        """With personal models, `final_metrics` of the global one; else empty."""
+        return (self.evaluated[-1].global_metrics or {}) if self.evaluated else {}
+
+    def site_global_metrics(self, site: str) -> Mapping[str, float]:
+        """With personal models, `site_metrics` of the global one; else empty."""
+        record = self.evaluated[-1].sites.get(site) if self.evaluated else None
+        return (record.global_metrics or {}) if record is not None else {}
+
+    @property
     def state(self) -> str:
         """In words: finished, stopped early, failed, not started, or how far it got."""
         done, reason = len(self.rounds), (self.outcome or {}).get("reason", "")

@@ -76,14 +76,30 @@ def model_rows(run: "RunData") -> tuple[tuple[str, str], ...]:
     rows = [("Network", _network(study)), ("Input", _input(study.data))]
     if size is not None:
         sent = f"{whole(size.trained)} numbers ({num_bytes(size.trained * _NUMBER_BYTES)})"
-        rows += [("Trains and is sent", sent), ("Frozen", _frozen(size))]
+        rows += [("Trains and is sent", sent), ("Frozen", _frozen(size, study))]
     rows += [("What trains", _trains(study)), ("Weights start from", _weights(study))]
     rows.append(("Augmentation", _changes(study)))
     if study.augmentation.enabled and study.augmentation.multiplicity > 1:
         rows.append(("Versions of an image in a step", _versions(study)))
     if study.federation.ema_decay:
         rows.append(("Published", published(study)))
+    if study.federation.keeps_at_sites:
+        rows.append(("Each site's own", sites_own(study)))
     return tuple(rows)
+
+
+def sites_own(study: StudyConfig) -> str:
+    """Say what of the model each site has for itself, of a study where it has something."""
+    if study.federation.algorithm == "fedbn":
+        return (
+            "normalisations with their statistics: figures are of the global weights with those of "
+            "the site. They never travel; model.safetensors has them as before the first round"
+        )
+    return (
+        f"a personal model ({study.federation.algorithm}), which never travels: figures of the "
+        "federated arm are of these, each on its own site's images. model.safetensors is the "
+        "global model, whose figures stand beside them"
+    )
 
 
 def published(study: StudyConfig) -> str:
@@ -143,11 +159,13 @@ def _input(data: DataSection) -> str:
     return "; ".join(parts)
 
 
-def _frozen(size: ModelSize) -> str:
+def _frozen(size: ModelSize, study: StudyConfig) -> str:
     if size.frozen is None:
         return "counted when the run has finished"
     if not size.frozen:
         return "nothing"
+    if study.federation.algorithm == "fedbn":
+        return f"{whole(size.frozen)} numbers never travel, each site's own among them"
     return f"{whole(size.frozen)} numbers; they never travel, their hash is compared at every site"
 
 

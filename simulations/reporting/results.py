@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from medfed.common.tasks import Figure
 
 ARMS = ("federated", "pooled", "local")
+# Where "Federated" is each site's personal model.
+GLOBAL_MODEL = "Federated, global model"
 # What stands beside the leading figure, site by site: the first that the task has.
 _BESIDE = ("balanced_accuracy", "hd95", "bleu4", "rouge_l")
 
@@ -129,6 +131,9 @@ def comparison_table(run: RunData) -> Table:
         if arm is not None and arm.final_metrics:
             on_own = [own_site_mean(run, arm, one.key) for one in own]
             rows.append(row(arm_title(name), arm.final_metrics, on_own))
+        if arm is not None and arm.final_global_metrics:
+            found = [[arm.site_global_metrics(s).get(o.key) for s in run.site_names] for o in own]
+            rows.append(row(GLOBAL_MODEL, arm.final_global_metrics, [mean(one) for one in found]))
     trained = {site: arm for site, arm in run.local_arms.items() if arm.final_metrics}
     if trained:
         means = {one.key: local_mean(run, one.key) for one in shown}

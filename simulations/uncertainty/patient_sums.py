@@ -20,7 +20,7 @@ from medfed.common.metrics import MetricSums, add_sums
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import parse_study_json
 from medfed.common.tasks import Task
-from medfed.simulations.held_out import final_model, held_out_images, task_of
+from medfed.simulations.held_out import FinalModels, held_out_images, task_of
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ def patient_sums(arm: Path, columns: Sequence[str]) -> PatientSums:
     study = parse_study_json((arm / "study.json").read_text(encoding="utf-8"))
     task = task_of(arm, study)
     device = _device(study)
-    model = final_model(arm, study, task).to(device)
+    models = FinalModels(arm, study, task, device)
     rows: list[sparse.csr_array] = []
     sites: list[str] = []
     values: dict[str, list[str]] = {column: [] for column in columns}
     with torch.inference_mode():
         for name, images in held_out_images(arm, study):
-            loader = BatchLoader(images, task, study, device)
+            loader, model = BatchLoader(images, task, study, device), models.of(name)
             known = {column: images.column(column) for column in columns}
             for positions in images.groups:
                 # Images that keep their own size come one at a time, each in windows.

@@ -87,10 +87,12 @@ REPLIES: dict[str, tuple[Reply, Callable[[Any], RecordDict], dict[str, set[str]]
     ),
     "sums": (
         EvaluateReply(
-            site="one", sums={"count": np.array(3), "scores": np.zeros((2, 2, 4), np.int64)}
+            site="one",
+            sums={"count": np.array(3), "scores": np.zeros((2, 2, 4), np.int64)},
+            global_sums={"count": np.array(3)},
         ),
         messages.pack_evaluate_reply,
-        {"sums": {"count", "scores"}},
+        {"sums": {"count", "scores"}, "global_sums": {"global count"}},
     ),
     "secure reply": (
         SecureReply(site="one", payload=b"keys"),

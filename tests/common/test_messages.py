@@ -179,6 +179,22 @@ def test_replies_survive_the_wire(reply: messages.Reply) -> None:
     assert messages.unpack_reply(packers[type(reply)](reply)) == reply
 
 
+def test_sums_of_two_models_survive_the_wire_apart() -> None:
+    sums = [{"count": np.array(n), "scores": np.full((2, 3), n)} for n in (3, 5)]
+    reply = EvaluateReply(site="s", sums=sums[0], global_sums=sums[1])
+    back = messages.unpack_reply(messages.pack_evaluate_reply(reply))
+    assert isinstance(back, EvaluateReply)
+    for found, expected in zip((back.sums, back.global_sums), sums, strict=True):
+        assert found is not None
+        assert {n: a.tolist() for n, a in found.items()} == {
+            n: a.tolist() for n, a in expected.items()
+        }
+    alone = EvaluateReply(site="s", sums=sums[0])
+    back = messages.unpack_reply(messages.pack_evaluate_reply(alone))
+    assert isinstance(back, EvaluateReply)
+    assert back.global_sums is None
+
+
 def packed(*, dtype: str = "uint8", stype: str = "safetensors", data: bytes) -> RecordDict:
     content = messages.pack_train_reply(train_reply({"w": np.zeros(2, np.float32)}))
     array = Array(dtype=dtype, shape=(len(data),), stype=stype, data=data)

@@ -12,7 +12,12 @@ from medfed.common.study_file import parse_study, parse_study_json, study_to_tom
 
 ALGORITHMS = [
     "fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad", "fedprox", "fednova", "scaffold",
+    "fedbn", "ditto", "apfl", "qfedavg",
 ]  # fmt: skip
+
+
+RESNET = {"name": "resnet18"}
+WITHOUT_NUMBERS = ("fedavg", "fednova", "scaffold", "fedbn")
 
 
 def study(federation: dict[str, Any], **sections: dict[str, Any]) -> StudyConfig:
@@ -22,11 +27,13 @@ def study(federation: dict[str, Any], **sections: dict[str, Any]) -> StudyConfig
         "training": {"local_steps": 5, "momentum": 0.0},
         "federation": federation,
         "privacy": {"unit": "none"},
+        "model": RESNET,
     }
     return parse_study({**table, **sections}, "study.toml")
 
 
 SECURE = {"secure_aggregation": {"enabled": True}}
+PER_PATIENT = {"privacy": {"unit": "patient"}}
 PER_SITE = {"privacy": {"unit": "site", "site": {"expected_sites": 5}}}
 EPOCHS = {"training": {"local_epochs": 1, "momentum": 0.0}}
 ADAM = {"training": {"local_steps": 5, "optimizer": "adam", "momentum": 0.0}}
@@ -69,6 +76,30 @@ ADAM = {"training": {"local_steps": 5, "optimizer": "adam", "momentum": 0.0}}
         ({"algorithm": "scaffold"}, SECURE, ["scaffold", "only the sum"]),
         ({"algorithm": "scaffold"}, PER_SITE, ["scaffold", "no noise", '"patient"']),
         ({"algorithm": "scaffold", "weighting": "examples"}, {}, ['"examples"', '"uniform"']),
+        ({"algorithm": "fedbn"}, {"model": {"name": "cnn"}}, ["the cnn, which has no norm"]),
+        ({"algorithm": "fedbn"}, PER_SITE, ["fedbn", 'unit = "site"', '"patient"']),
+        *(
+            ({"algorithm": algorithm, "ema_decay": 0.9}, {}, [algorithm, "ema_decay = 0.9"])
+            for algorithm in ("fedbn", "ditto", "apfl")
+        ),
+        *(
+            ({"algorithm": algorithm}, privacy, [algorithm, unit, "no epsilon would", '"fedbn"'])
+            for algorithm in ("ditto", "apfl")
+            for unit, privacy in (("patient", PER_PATIENT), ("site", PER_SITE))
+        ),
+        ({"algorithm": "ditto", "ditto_lambda": -1.0}, {}, ["federation.ditto_lambda"]),
+        ({"algorithm": "ditto", "apfl_alpha": 0.5}, {}, ["apfl_alpha = 0.5", "to apfl"]),
+        ({"algorithm": "apfl", "apfl_alpha": 1.0}, {}, ["federation.apfl_alpha"]),
+        ({"algorithm": "qfedavg", "fairness_q": -1.0}, {}, ["federation.fairness_q"]),
+        ({"algorithm": "qfedavg"}, ADAM, ["qfedavg", '"sgd"']),
+        ({"algorithm": "qfedavg"}, SECURE, ["qfedavg", "only the sum"]),
+        ({"algorithm": "qfedavg"}, PER_PATIENT, ["qfedavg", "exact loss"]),
+        ({"algorithm": "qfedavg"}, PER_SITE, ["qfedavg", "exact loss"]),
+        (
+            {"algorithm": "qfedavg"},
+            {"aggregation": {"max_norm": 1.0}},
+            ["qfedavg", "(max_norm)", "loss that its site states"],
+        ),
     ],
 )
 def test_study_refuses_what_does_not_go_together(
@@ -87,7 +118,7 @@ def test_study_states_every_parameter_and_survives_writing(algorithm: str) -> No
     assert parse_study_json(this.to_json()) == this
     for name, value in this.federation.parameters.items():
         assert f"{name} = {value}" in study_to_toml(this)
-    assert bool(this.federation.parameters) == (algorithm not in ("fedavg", "fednova", "scaffold"))
+    assert bool(this.federation.parameters) == (algorithm not in WITHOUT_NUMBERS)
 
 
 def test_stated_parameters_stand_beside_the_defaults_of_the_others() -> None:
@@ -118,6 +149,20 @@ def test_equal_steps_of_all_sites_go_with_everything_in_fednova() -> None:
         assert study({"algorithm": "fednova"}, **sections).federation.algorithm == "fednova"
 
 
+@pytest.mark.parametrize("algorithm", ["fedbn", "ditto", "apfl"])
+def test_what_sites_keep_goes_with_any_rule_and_with_masks(algorithm: str) -> None:
+    robust = {"rule": "median", "num_byzantine": 1}
+    for sections in (SECURE, {"aggregation": {"max_norm": 1.0}}, {"aggregation": robust}):
+        this = study({"algorithm": algorithm, "min_sites": 5}, **sections)
+        assert this.federation.keeps_at_sites
+    assert this.federation.has_personal_models == (algorithm != "fedbn")
+
+
+def test_normalisations_of_the_sites_are_trained_with_their_noise() -> None:
+    for unit in ("patient", "record"):
+        assert study({"algorithm": "fedbn"}, privacy={"unit": unit}).privacy.at_sites
+
+
 def test_scaffold_counts_every_site_once() -> None:
     assert study({"algorithm": "scaffold"}).weighting == "uniform"
     assert study({"algorithm": "fednova"}).weighting == "examples"
@@ -134,5 +179,6 @@ def test_steps_are_passes_in_batches(examples: int, steps: int) -> None:
 def test_keys_print_the_algorithms(capsys: pytest.CaptureFixture[str]) -> None:
     print_keys()
     printed = capsys.readouterr().out
-    for text in (*ALGORITHMS, "proximal_mu = (unset)", "server_tau = (unset)"):
+    numbers = ("proximal_mu", "server_tau", "ditto_lambda", "apfl_alpha", "fairness_q")
+    for text in (*ALGORITHMS, *(f"{name} = (unset)" for name in numbers)):
         assert text in printed

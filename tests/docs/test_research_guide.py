@@ -39,7 +39,7 @@ def test_every_command_of_the_guide_does_what_it_says(
         captured = capfd.readouterr()
         assert not ended.value.code, f"{line}\n{captured.out}\n{captured.err}"
         said[line] = captured.out
-    assert len(said) == 19
+    assert len(said) == 20
     assert "noise_multiplier = 1.2" in said["medfed study show study.toml"]
     assert (tmp_path / "partition.png").stat().st_size > 5_000
     page = (tmp_path / "runs" / "first" / "report.html").read_text()
@@ -50,6 +50,7 @@ def test_every_command_of_the_guide_does_what_it_says(
     assert (active_run / "figures" / "labels.svg").exists()
     hostile_page = (tmp_path / "runs" / "hostile" / "report.html").read_text()
     assert "the trigger taken for the target" in hostile_page
+    assert "Federated, global model" in (tmp_path / "runs" / "ditto" / "report.html").read_text()
     swept = tmp_path / "runs" / "sweep"
     assert "8 of 8 runs are finished" in (swept / "report.html").read_text()
     kept = {path.name for path in swept.iterdir()}

@@ -28,6 +28,8 @@ def facts(run: Path) -> dict[str, Any]:
         for site in record["sites"].values():
             del site["seconds"]
         found[f"round {record['round_number']}"] = record
+    for kept in sorted((arm / "sites").glob("*/state/personal/*/*")):
+        found[f"{kept.name} of {kept.parents[3].name}"] = _sha256(kept)
     for ledger in sorted((arm / "sites").glob("*/state/ledger.jsonl")):
         spends = [entry.spend for entry in Ledger(ledger.parent).entries()]
         found[f"ledger of {ledger.parent.parent.name}"] = spends

@@ -211,6 +211,37 @@ local_steps = 2
 [privacy]
 unit = "none"
 """,
+    # Each site keeps a model of its own, and sends figures of it and of the global one.
+    "ditto": _COMMON.replace("[federation]", '[federation]\nalgorithm = "ditto"')
+    + _LABELS
+    + """
+[training]
+rounds = 2
+local_steps = 3
+batch_size = 8
+[privacy]
+unit = "none"
+""",
+    # Normalisations stay at the sites, trained with noise.
+    "fedbn": _COMMON.replace("[federation]", '[federation]\nalgorithm = "fedbn"')
+    + """
+[task]
+type = "segmentation"
+classes = ["nodule", "effusion", "cardiomegaly"]
+[model]
+name = "unet"
+widths = [4, 8, 16]
+[training]
+rounds = 2
+local_steps = 2
+learning_rate = 0.1
+[privacy]
+unit = "patient"
+noise_multiplier = 1.0
+sample_rate = 0.3
+images_per_patient = 2
+target_delta = 1e-3
+""",
     # Masks, augmentation, and a part of the network that is frozen and never travels.
     "masks": _COMMON
     + """

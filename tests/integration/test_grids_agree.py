@@ -24,12 +24,13 @@ from medfed.simulations.study import Options, run_study
 
 KINDS = ("private", "plain")
 ALL_KINDS = (
-    *(*KINDS, "scaffold", "cyclic", "fedbuff", "masks", "reports", "harmonised", "secure"),
-    *("shared noise", "scarce", "scarce private"),
+    *(*KINDS, "scaffold", "cyclic", "fedbuff", "ditto", "fedbn", "masks", "reports", "harmonised"),
+    *("secure", "shared noise", "scarce", "scarce private"),
 )
-# On a real SuperLink a message takes seconds, and both masked kinds have the same five phases.
+# On a real SuperLink a message takes seconds, both masked kinds have the same five phases, and what
+# fedbn keeps at a site is kept as ditto's.
 DEPLOYED = (
-    *(*KINDS, "scaffold", "fedbuff", "masks", "reports", "harmonised", "shared noise"),
+    *(*KINDS, "scaffold", "fedbuff", "ditto", "masks", "reports", "harmonised", "shared noise"),
     "scarce",
 )
 

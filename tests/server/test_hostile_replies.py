@@ -191,6 +191,29 @@ def test_round_goes_on_without_a_bad_reply_and_its_record_says_why(
     assert strategy.num_updates == 2
 
 
+@pytest.mark.parametrize("algorithm", ["fedavg", "ditto"])
+def test_sums_of_a_second_model_count_only_where_there_is_one(algorithm: str) -> None:
+    strategy, requests = ask(2, federation={"algorithm": algorithm})
+    sums = {"count": np.array(3, dtype=np.int64), "loss": np.array(9, dtype=np.int64)}
+    bad = {**sums, "loss": np.array(9.0)} if algorithm == "ditto" else sums
+    replies = [
+        EvaluateReply(site="site-2", sums=sums, global_sums=bad),
+        EvaluateReply(site="site-3", sums=sums, global_sums=sums if bad is not sums else None),
+    ]
+    strategy.aggregate_evaluate(
+        1,
+        [
+            Message(messages.pack_evaluate_reply(reply), reply_to=asked)
+            for reply, asked in zip(replies, requests, strict=True)
+        ],
+    )
+    assert set(strategy.sums) == {"site-3"}
+    assert strategy.conversation.sites["site-2"].status == "rejected"
+    assert set(strategy.global_sums) == ({"site-3"} if algorithm == "ditto" else set())
+    figures = strategy.global_metrics
+    assert figures == (strategy.conversation.sites["site-3"].global_metrics if figures else None)
+
+
 def test_pickled_objects_are_not_executed(
     asked: tuple[FedAvgStrategy, list[Message]], tmp_path: Path
 ) -> None:

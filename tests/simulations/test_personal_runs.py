@@ -1,0 +1,259 @@
+"""fedbn, ditto, apfl and qfedavg in whole runs: kept through kills, reported, and what leaves."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from medfed.client.own_parts import OwnParts
+from medfed.client.releases import read_releases
+from medfed.common.errors import RunError
+from medfed.common.ledger import Ledger
+from medfed.common.models import build_model, local_names
+from medfed.common.state_dicts import read_state
+from medfed.common.study_file import load_study
+from medfed.server import loop
+from medfed.server.records import ArmFolder
+from medfed.simulations.auditing.findings import Status
+from medfed.simulations.auditing.ledger_part import audit_run_ledgers
+from medfed.simulations.explaining.load import load_trained
+from medfed.simulations.reporting.report import write_report
+from medfed.simulations.study import Options, prepare_run, run_study, start_study
+
+MASKS = """
+[study]
+name = "personal"
+seed = 3
+[task]
+type = "segmentation"
+classes = ["nodule", "effusion", "cardiomegaly"]
+[data]
+image_size = 16
+[model]
+name = "unet"
+norm = "batch"
+widths = [4, 8]
+[training]
+rounds = 3
+local_steps = 2
+batch_size = 8
+[federation]
+min_sites = 2
+[privacy]
+unit = "none"
+[simulation]
+dataset = "phantom"
+arms = ["federated"]
+resamples = 20
+max_epsilon = 50
+[simulation.phantom]
+num_patients = 80
+num_scanners = 3
+max_images_per_patient = 1
+[simulation.partition]
+method = "natural"
+column = "scanner"
+"""
+LABELS = MASKS.replace('type = "segmentation"\nclasses = [', 'classes = ["normal", ').replace(
+    'name = "unet"\nnorm = "batch"\nwidths = [4, 8]', 'name = "cnn"'
+)
+PRIVATE = (
+    "model.norm=group",
+    "privacy.unit=patient",
+    "privacy.noise_multiplier=1.0",
+    "privacy.sample_rate=0.3",
+    "privacy.expected_batch_size=4",
+    "privacy.target_delta=1e-3",
+)
+BEFORE, AFTER, AT_A_SITE = "before the checkpoint", "after the checkpoint", "once a site has kept"
+Run = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def prepare(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Makes a prepared run; an override without a section is federation's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDFED_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+        def make(*overrides: str, text: str = MASKS) -> Path:
+            parent = tmp_path_factory.mktemp("run")
+            (parent / "study.toml").write_text(text)
+            named = [o if "." in o.partition("=")[0] else f"federation.{o}" for o in overrides]
+            start_study(load_study(parent / "study.toml", named), parent / "run", None, Options())
+            prepare_run(parent / "run")
+            return parent / "run"
+
+        yield make
+
+
+@pytest.fixture(scope="module")
+def serial(prepare: Run) -> Run:
+    """Runs a study to its end, one site after the other; each once."""
+
+    @cache
+    def run(*overrides: str, text: str = MASKS) -> Path:
+        folder = prepare(*overrides, text=text)
+        run_study(folder, Options(workers=1))
+        return folder
+
+    return run
+
+
+def arm(folder: Path) -> ArmFolder:
+    return ArmFolder(folder / "arms" / "federated")
+
+
+def kept(folder: Path) -> dict[str, str]:
+    """What lies at the sites, by site and round."""
+    return {
+        f"{path.parents[3].name} {path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted((arm(folder).folder / "sites").glob("*/state/personal/*/*"))
+    }
+
+
+def bits(folder: Path) -> tuple[Any, ...]:
+    """Weights after each round, all figures, the model, and what lies at the sites."""
+    records = arm(folder).read_rounds()
+    model = (arm(folder).folder / "model.safetensors").read_bytes()
+    figures = [(record.metrics, record.global_metrics) for record in records]
+    return [record.weights_sha256 for record in records], figures, model, kept(folder)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "moment"),
+    [
+        ("fedbn", BEFORE),
+        ("ditto", AT_A_SITE),
+        *(
+            pytest.param(algorithm, moment, marks=pytest.mark.slow)
+            for algorithm in ("fedbn", "ditto", "apfl")
+            for moment in (BEFORE, AFTER, AT_A_SITE)
+            if (algorithm, moment) not in (("fedbn", BEFORE), ("ditto", AT_A_SITE))
+        ),
+    ],
+)
+def test_threads_killed_and_resumed_end_in_the_bits_of_one_serial_run(
+    prepare: Run, serial: Run, monkeypatch: pytest.MonkeyPatch, algorithm: str, moment: str
+) -> None:
+    # Not all sites take part in a round: what some keep is a round older than others'.
+    changes = (f"algorithm={algorithm}", "fraction=0.7")
+    folder = prepare(*changes)
+    save, keep = loop.save_checkpoint, OwnParts.keep
+
+    def die_at_the_server(*arguments: Any) -> None:
+        if arguments[1].record.round_number == 2 and moment != AT_A_SITE:
+            if moment == AFTER:
+                save(*arguments)
+            raise KeyboardInterrupt
+        save(*arguments)
+
+    def die_at_a_site(self: OwnParts, round_number: int, part: Any) -> None:
+        keep(self, round_number, part)
+        if round_number == 2 and moment == AT_A_SITE:
+            raise OSError("The disk is full: nothing can be answered.")
+
+    monkeypatch.setattr(loop, "save_checkpoint", die_at_the_server)
+    monkeypatch.setattr(OwnParts, "keep", die_at_a_site)
+    with pytest.raises((KeyboardInterrupt, RunError)):
+        run_study(folder, Options(workers=1))
+    monkeypatch.setattr(loop, "save_checkpoint", save)
+    monkeypatch.setattr(OwnParts, "keep", keep)
+    run_study(folder, Options(workers=2))
+    assert bits(folder) == bits(serial(*changes))
+    assert kept(folder)
+
+
+def test_normalisations_stay_at_the_sites(serial: Run) -> None:
+    folder = serial("algorithm=fedbn", "fraction=0.7")
+    study = load_study(folder / "study.toml")
+    model = build_model(study, 3)
+    local, start = local_names(model, study), read_state(model)
+    sent = json.loads((arm(folder).checkpoint / "state.json").read_text())["names"]
+    assert local
+    assert set(local).isdisjoint(sent)
+    published = load_file(arm(folder).folder / "model.safetensors")
+    for name, array in start.items():
+        assert np.array_equal(published[name], array) == (name in local), name
+    newest = [max(found.iterdir()) for found in arm(folder).folder.glob("sites/*/state/personal/*")]
+    assert len(newest) >= 2
+    parts = [load_file(path) for path in newest]
+    assert all(set(part) == set(local) for part in parts)
+    running = next(name for name in local if name.endswith("running_mean"))
+    assert not np.array_equal(parts[0][running], parts[1][running])
+    with pytest.raises(RunError, match="normalisations of its own"):
+        load_trained(folder)
+
+
+@pytest.mark.parametrize(
+    "algorithm", ["fedbn", "ditto", pytest.param("apfl", marks=pytest.mark.slow)]
+)
+def test_bootstrap_and_figures_are_of_the_same_models(serial: Run, algorithm: str) -> None:
+    folder = serial(f"algorithm={algorithm}", "fraction=0.7")
+    said = json.loads((folder / "uncertainty.json").read_text())["figures"]
+    metrics = arm(folder).read_rounds()[-1].metrics or {}
+    assert said["dice"]["arms"]["federated"]["value"] == pytest.approx(metrics["dice"], abs=1e-6)
+
+
+@pytest.mark.parametrize("algorithm", ["ditto", pytest.param("apfl", marks=pytest.mark.slow)])
+def test_personal_models_leave_the_global_one_as_fedavg_has_it(serial: Run, algorithm: str) -> None:
+    plain, own = serial("fraction=0.7"), serial(f"algorithm={algorithm}", "fraction=0.7")
+    assert bits(own)[0] == bits(plain)[0]
+    assert bits(own)[2] == bits(plain)[2]
+    for one, other in zip(arm(own).read_rounds(), arm(plain).read_rounds(), strict=True):
+        assert one.global_metrics == other.metrics
+        assert one.metrics != other.metrics
+        assert other.global_metrics is None
+        for name, site in one.sites.items():
+            assert site.global_metrics == other.sites[name].metrics
+            assert site.bytes_down == pytest.approx(other.sites[name].bytes_down, abs=100)
+    page = write_report(own).read_text()
+    assert "Federated, global model" in page
+    assert f"a personal model ({algorithm})" in page
+    released = read_releases(next(arm(own).folder.glob("sites/*/state")))[0]
+    names = {quantity.name for one in released for quantity in one.quantities}
+    assert {"update", "global count"} <= names
+
+
+@pytest.mark.slow
+def test_noise_is_charged_as_without_local_normalisations(prepare: Run, serial: Run) -> None:
+    plain, own = serial(*PRIVATE), serial(*PRIVATE, "algorithm=fedbn")
+    threaded = prepare(*PRIVATE, "algorithm=fedbn")
+    run_study(threaded, Options(workers=2))
+    assert bits(threaded) == bits(own)
+    for site in sorted((arm(plain).folder / "sites").iterdir()):
+        one, other = (
+            [
+                entry.spend.event
+                for entry in Ledger(folder / "sites" / site.name / "state").entries()
+            ]
+            for folder in (arm(plain).folder, arm(own).folder)
+        )
+        assert one == other
+        assert len(one) == 3
+    found = audit_run_ledgers(own, delta=1e-3).findings
+    assert [(f.check, f.detail) for f in found if f.status is Status.FAIL] == []
+
+
+def test_qfedavg_counts_by_the_loss_of_the_weights_that_were_sent(serial: Run) -> None:
+    # Weights that hardly move: the mean loss of a pass is that of the weights that were sent.
+    still = LABELS.replace("local_steps = 2", "local_epochs = 1\nlearning_rate = 1e-6")
+    plain, own = serial(text=still), serial("algorithm=qfedavg", text=still)
+    first = [arm(folder).read_rounds()[0] for folder in (plain, own)]
+    for name, site in first[1].sites.items():
+        assert site.loss == pytest.approx(first[0].sites[name].loss, rel=1e-4)
+        assert site.loss != first[0].sites[name].loss
+
+
+def test_qfedavg_without_a_power_is_fedavg(serial: Run) -> None:
+    plain, fair = serial(text=LABELS), serial("algorithm=qfedavg", text=LABELS)
+    none = serial("algorithm=qfedavg", "fairness_q=0", text=LABELS)
+    models = [load_file(arm(f).folder / "model.safetensors") for f in (plain, none, fair)]
+    for name, array in models[0].items():
+        np.testing.assert_allclose(models[1][name], array, atol=1e-5)
+    assert any(not np.allclose(models[2][n], array, atol=1e-4) for n, array in models[0].items())
