@@ -4,9 +4,10 @@
     over a patient's images -> clip to max_grad_norm -> sum -> + N(0, (noise_multiplier *
     max_grad_norm)^2) -> / public expected batch -> optimiser step
 
-`torch.func.vmap(grad)` writes `p.grad_sample`, in chunks that bound memory; an optimiser derived
-from Opacus's `DPOptimizer` clips, accumulates, noises and steps. An empty sample is legal and steps
-with noise only.
+Clipped sums of chunks that bound memory are made by book-keeping, or from gradients by
+`torch.func.vmap(grad)` where `keeps_books` says that a network is not fit for it (ADR 27); an
+optimiser derived from Opacus's `DPOptimizer` adds the noise and steps. An empty sample is legal and
+steps with noise only.
 
 Reference: Abadi et al. 2016, https://arxiv.org/abs/1607.00133; groups of records per user:
 McMahan et al. 2018, https://arxiv.org/abs/1710.06963.
@@ -14,44 +15,38 @@ McMahan et al. 2018, https://arxiv.org/abs/1710.06963.
 Shapes: P patients in a chunk, K images a patient (padded), [P, K] mask of real images.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, cast
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
+from medfed.client.privacy.book_keeping import BookKeeping, keeps_books
+from medfed.client.privacy.clipping import (
+    Clipping,
+    LossPerImage,
+    PatientBatch,
+    clip_factors,
+    clipped_sums,
+)
 from medfed.client.privacy.noise import NoiseSource
 
 if TYPE_CHECKING:
     from medfed.client.privacy.recorded_sums import RecordedSums
 
-LossPerImage = Callable[[Tensor, Tensor], Tensor]
-"""(outputs [B, ...], targets [B, ...]) -> losses [B]; must not couple the images."""
-
-Clipping = Literal["flat", "automatic"]
-
-# Gamma of the paper, its default: a shorter gradient than this gets less than its full weight.
-_AUTOMATIC_STABILITY = 0.01
-
-
-@dataclass(frozen=True)
-class PatientBatch:
-    """Patients of one chunk, padded to the same number of images.
-
-    Attributes:
-        inputs: What the model is called with, each [P, K, ...].
-        targets_PK: Targets of each image, [P, K, ...].
-        mask_PK: 1.0 for a real image, 0.0 for padding; each row has at least one 1.
-    """
-
-    inputs: tuple[Tensor, ...]
-    targets_PK: Tensor
-    mask_PK: Tensor
-
-    def __len__(self) -> int:
-        return self.mask_PK.shape[0]
+__all__ = [
+    "Clipping",
+    "LossPerImage",
+    "NoisyOptimizer",
+    "PatientBatch",
+    "clip_factors",
+    "clipped_sums",
+    "dp_step",
+    "gradient_function",
+    "patient_gradients",
+    "sum_function",
+]
 
 
 class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus ships no types
@@ -87,7 +82,7 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus ships no types
             loss_reduction="mean",
         )
         self._noise = noise
-        self._clipping: Clipping = clipping
+        self.clipping: Clipping = clipping
 
     def clip_and_accumulate(self) -> None:
         """Add the clipped gradients in `p.grad_sample` to the sum."""
@@ -96,7 +91,7 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus ships no types
         if num_patients == 0 and parameters[0].summed_grad is not None:
             return  # The empty chunk that ends a step.
         gradients = [p.grad_sample for p in parameters]
-        clipped = clipped_sums(gradients, self.max_grad_norm, self._clipping)
+        clipped = clipped_sums(gradients, self.max_grad_norm, self.clipping)
         for parameter, part in zip(parameters, clipped, strict=True):
             if parameter.summed_grad is None:
                 parameter.summed_grad = part
@@ -108,56 +103,12 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus ships no types
         std = self.noise_multiplier * self.max_grad_norm
         for parameter in self.params:
             drawn = self._noise.normal_like(parameter.summed_grad)
-            parameter.grad = parameter.summed_grad + std * drawn
+            # In the memory of the noise: fresh pages for a large network cost as much as drawing.
+            parameter.grad = drawn.mul_(std).add_(parameter.summed_grad)
 
     def scale_grad(self) -> None:
         """Divide `p.grad` by the public expected batch, once for all chunks of a step."""
         torch._foreach_div_([p.grad for p in self.params], self.expected_batch_size)
-
-
-def clipped_sums(
-    gradients: Sequence[Tensor], max_grad_norm: float, clipping: Clipping
-) -> list[Tensor]:
-    """Return the sum over patients of their clipped gradients; one not finite counts as zero.
-
-    Clipping cannot bound that one: its factor is 0 or NaN, and 0 * inf is NaN, so a single patient
-    would turn the whole release into NaN and be seen by it.
-
-    Args:
-        gradients: Of each parameter, [P, *parameter.shape].
-        max_grad_norm: L2 bound on one patient's part, over all parameters together.
-        clipping: flat or automatic; see `clip_factors`.
-    """
-    rows = [
-        gradient.flatten(1) if gradient.dim() > 1 else gradient[:, None] for gradient in gradients
-    ]
-    norms_P = torch.stack([row.norm(2, dim=1) for row in rows], dim=1).norm(2, dim=1)
-    factors_P = clip_factors(norms_P, max_grad_norm, clipping)
-    # A norm is finite only if everything in it is.
-    finite_P = norms_P.isfinite()
-    # A GPU need not be waited for: there it costs less to do it than to ask.
-    if norms_P.device.type != "cpu" or not finite_P.all():
-        factors_P = torch.where(finite_P, factors_P, 0.0)
-        rows = [torch.where(finite_P[:, None], row, 0.0) for row in rows]
-    return [
-        (factors_P @ row).view(gradient.shape[1:])
-        for row, gradient in zip(rows, gradients, strict=True)
-    ]
-
-
-def clip_factors(norms_P: Tensor, max_grad_norm: float, clipping: Clipping) -> Tensor:
-    """Return what each patient's gradient is multiplied by; its norm is then <= `max_grad_norm`.
-
-    flat: longer gradients are cut to the bound (Abadi et al. 2016). automatic (AUTO-S): every
-    gradient of norm n is scaled to bound * n / (n + 0.01), so that the bound no longer chooses
-    among patients and stands beside the learning rate as one factor.
-
-    Reference: Bu et al. 2022, equation 4.1, https://arxiv.org/abs/2206.07136
-    """
-    if clipping == "automatic":
-        return max_grad_norm / (norms_P + _AUTOMATIC_STABILITY)
-    # The constant is Opacus's: a gradient of zero stays one.
-    return (max_grad_norm / (norms_P + 1e-6)).clamp(max=1.0)
 
 
 def patient_gradients(
@@ -203,6 +154,26 @@ def gradient_function(
     return of
 
 
+def sum_function(
+    model: nn.Module, loss_per_image: LossPerImage, max_grad_norm: float, clipping: Clipping
+) -> Callable[[PatientBatch], dict[str, Tensor]]:
+    """Return what adds up the clipped gradients of a chunk, by the name of the parameter.
+
+    By book-keeping where `keeps_books` allows it, else by `torch.func.vmap`: which of the two
+    depends on nothing but the model, so that all grids and deployments of a study agree.
+    """
+    if keeps_books(model):
+        return BookKeeping(model, loss_per_image, max_grad_norm, clipping)
+    gradients_of = gradient_function(model, loss_per_image)
+
+    def of(batch: PatientBatch) -> dict[str, Tensor]:
+        gradients = gradients_of(batch)
+        sums = clipped_sums(list(gradients.values()), max_grad_norm, clipping)
+        return dict(zip(gradients, sums, strict=True))
+
+    return of
+
+
 def dp_step(
     model: nn.Module,
     optimizer: NoisyOptimizer,
@@ -226,14 +197,11 @@ def dp_step(
         for name, total in recorded.of(chunks).items():
             parameters[name].summed_grad = total
     else:
-        gradients_of = gradient_function(model, loss_per_image)
+        sum_of = sum_function(model, loss_per_image, optimizer.max_grad_norm, optimizer.clipping)
         for chunk in chunks:
-            gradients = gradients_of(chunk)
-            for name, parameter in parameters.items():
-                parameter.grad_sample = gradients[name]
-            optimizer.clip_and_accumulate()
-            for parameter in parameters.values():
-                parameter.grad_sample = None
+            for name, part in sum_of(chunk).items():
+                total = parameters[name].summed_grad
+                parameters[name].summed_grad = part if total is None else total.add_(part)
     # The empty chunk makes Opacus add noise and step, whether or not anyone was sampled.
     for parameter in parameters.values():
         parameter.grad_sample = parameter.new_empty((0, *parameter.shape))

@@ -17,8 +17,7 @@ from medfed.client.privacy.dp_sgd import (
     Clipping,
     LossPerImage,
     PatientBatch,
-    clipped_sums,
-    gradient_function,
+    sum_function,
 )
 from medfed.client.recording import Recorded, Recorder, recorder
 from medfed.common.study import StudyConfig
@@ -31,7 +30,7 @@ _MULTIPLE = 8
 
 
 class RecordedSums:
-    """Adds up what `clipped_sums` returns for each chunk, in memory of its own.
+    """Adds up what `sum_function` makes of each chunk, in memory of its own.
 
     Args:
         model: The network, in its training mode.
@@ -50,9 +49,7 @@ class RecordedSums:
         clipping: Clipping,
         record: Recorder | None,
     ) -> None:
-        self._gradients_of = gradient_function(model, loss_per_image)
-        self._max_grad_norm = max_grad_norm
-        self._clipping = clipping
+        self._sum_of = sum_function(model, loss_per_image, max_grad_norm, clipping)
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self._totals = {
             name: torch.zeros_like(p, requires_grad=False) for name, p in trained.items()
@@ -69,11 +66,8 @@ class RecordedSums:
         return self._totals
 
     def _add(self, mask_PK: Tensor, targets_PK: Tensor, *inputs: Tensor) -> Tensor:
-        gradients = self._gradients_of(PatientBatch(inputs, targets_PK, mask_PK))
-        named = [gradients[name] for name in self._totals]
-        parts = clipped_sums(named, self._max_grad_norm, self._clipping)
-        for total, part in zip(self._totals.values(), parts, strict=True):
-            total += part
+        for name, part in self._sum_of(PatientBatch(inputs, targets_PK, mask_PK)).items():
+            self._totals[name] += part
         return mask_PK
 
 

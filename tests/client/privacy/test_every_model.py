@@ -8,7 +8,7 @@ Shapes: P patients, K images a patient.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +23,14 @@ from medfed.client.batches import BatchLoader
 from medfed.client.data.prepare import prepare_store
 from medfed.client.data.records import SourceDataset, SourceRecord
 from medfed.client.data.site_data import ImageSet
-from medfed.client.privacy.dp_sgd import NoisyOptimizer, PatientBatch, dp_step, patient_gradients
+from medfed.client.privacy.book_keeping import BookKeeping, keeps_books
+from medfed.client.privacy.dp_sgd import (
+    NoisyOptimizer,
+    PatientBatch,
+    clipped_sums,
+    dp_step,
+    patient_gradients,
+)
 from medfed.common.models import build_model, set_training_mode
 from medfed.common.study import StudyConfig
 from medfed.common.tasks import Task, make_task
@@ -321,6 +328,36 @@ def test_per_patient_gradients_equal_a_plain_loop(
     assert error.max() <= 1e-4, error
     for name, buffer in here.model.named_buffers():
         assert torch.equal(buffer, buffers[name]), name
+
+
+@pytest.mark.parametrize("case", ALL)
+def test_book_keeping_makes_the_sum_of_per_patient_gradients(
+    case: Case, ready: Callable[[Case], Ready]
+) -> None:
+    here = ready(case)
+    standardised = case.model.get("weight_standardisation", False)
+    assert keeps_books(here.model) == (not standardised or "low_rank" in case.model)
+    if not keeps_books(here.model):
+        return
+    single, loss = here.patients(3), here.task.loss_per_image
+    here.model.double()
+    batch = doubled(single)
+    gradients = patient_gradients(here.model, loss, batch)
+    bound = float(flat(gradients).norm(dim=1).median())
+
+    def error(sums: Iterable[Tensor]) -> float:
+        return (
+            float(torch.cat([part.double().flatten() for part in sums]).sub(exact).norm()) / bound
+        )
+
+    exact = torch.cat([p.flatten() for p in clipped_sums(list(gradients.values()), bound, "flat")])
+    assert error(BookKeeping(here.model, loss, bound, "flat")(batch).values()) <= 1e-10
+    if not case.deep:
+        here.model.float()
+        gradients = patient_gradients(here.model, loss, single)
+        theirs = error(clipped_sums(list(gradients.values()), bound, "flat"))
+        ours = error(BookKeeping(here.model, loss, bound, "flat")(single).values())
+        assert ours <= 1e-5 + 2 * theirs
 
 
 class NoNoise:
