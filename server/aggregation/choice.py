@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from functools import partial
+from types import MappingProxyType
 
 from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
@@ -29,9 +30,9 @@ def rule_for(
     study: StudyConfig,
     weights: StateDict,
     parameters: Collection[str],
-    steps: Mapping[str, float],
-    staleness: Mapping[str, int],
-    losses: Mapping[str, float],
+    steps: Mapping[str, float] = MappingProxyType({}),
+    staleness: Mapping[str, int] = MappingProxyType({}),
+    losses: Mapping[str, float] = MappingProxyType({}),
 ) -> Rule:
     """Return the rule of a round of `study` that starts from `weights`.
 

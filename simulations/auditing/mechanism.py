@@ -86,6 +86,8 @@ def _of_training(setting: Setting, steps: int, *, built_in: bool) -> PartResult:
         found, counts[source] = check_sampling(setting, seeded=seeded)
         findings += found
     findings += check_clipping(setting)
+    for finding in check_clipping(replace(setting, by_books=False)):
+        findings.append(replace(finding, check=f"{finding.check} (networks of other packages)"))
     found, scores = check_attacks(setting, steps)
     findings += found
     figures = _figures(setting, noises["secure"], counts["secure"], scores)

@@ -3,14 +3,15 @@
 A patient's image lights one pixel; the model is one weight a pixel (and one number that no image
 reaches), its loss is its output. So a patient's gradient is the patient's image, every coordinate
 of what is released belongs to one canary or to nobody, and the whole release is known but for the
-noise. Everything from sampling patients to the optimiser's step is `client.training`'s own:
-nothing of it is copied here, so a fault anywhere on the way shows.
+noise. There are two models: the trainer adds up clipped gradients in two ways, and chooses by the
+model (`client.privacy.book_keeping`). Everything from sampling patients to the optimiser's step is
+`client.training`'s own: nothing of it is copied here, so a fault anywhere on the way shows.
 
 Shapes: R releases, D coordinates.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from medfed.client.data.site_data import ImageSet
 from medfed.client.data.store import Store
+from medfed.client.privacy.book_keeping import keeps_books
 from medfed.client.training import Round, train_with_privacy
 from medfed.common.metrics import Families, MetricSums
 from medfed.common.state_dicts import read_state
@@ -60,6 +62,32 @@ class Probe(nn.Module):
         """Return the weighted sum of each image's pixels, [B]."""
         weights = torch.cat([self.upper, self.lower])
         return (images_B1HW[:, 0] * weights).sum(dim=(1, 2)) + 0.0 * self.silent
+
+
+class BookProbe(nn.Module):
+    """The same of linear layers, whose clipped gradients the trainer adds up by book-keeping.
+
+    Of the image that lights one pixel, the layers see which column it is in and answer for the row.
+    """
+
+    images_apart = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.upper = nn.Linear(SIZE, SIZE // 4, bias=False)
+        self.lower = nn.Linear(SIZE, SIZE - SIZE // 4, bias=False)
+        self.silent = nn.Linear(1, 1, bias=False)
+        for parameter in self.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, images_B1HW: Tensor) -> Tensor:
+        """Return the weighted sum of each image's pixels, [B]."""
+        images_BHW = images_B1HW[:, 0]
+        columns_BW, lit_BH = images_BHW.sum(dim=1), (images_BHW.sum(dim=2) > 0).float()
+        rows_BH = torch.cat([self.upper(columns_BW), self.lower(columns_BW)], dim=1)
+        nothing_B = self.silent(torch.zeros_like(columns_BW[:, :1]))[:, 0]
+        outputs_B: Tensor = (rows_BH * lit_BH).sum(dim=1) + nothing_B
+        return outputs_B
 
 
 class ProbeTask:
@@ -104,11 +132,14 @@ class Setting:
         privacy: The study's own section, or a variation of it for one check.
         seed: Root seed of seeded noise and sampling.
         public_num_patients: What the site would state; None for the study's expected batch.
+        by_books: Whether clipped gradients are added up by book-keeping, as for medfed's networks,
+            or one patient at a time by vmap, as for those of other packages.
     """
 
     privacy: PrivacySection
     seed: int = 0
     public_num_patients: int | None = None
+    by_books: bool = True
 
     @property
     def divisor(self) -> float:
@@ -120,7 +151,7 @@ class Setting:
     def with_privacy(self, **values: object) -> "Setting":
         """Return the setting with some of the privacy section's values replaced."""
         privacy = PrivacySection.model_validate({**self.privacy.model_dump(), **values})
-        return Setting(privacy, self.seed, self.public_num_patients)
+        return replace(self, privacy=privacy)
 
 
 def release(
@@ -150,7 +181,9 @@ def release(
             "privacy": setting.privacy.model_dump(),
         }
     )
-    model = Probe()
+    model = BookProbe() if setting.by_books else Probe()
+    if keeps_books(model) != setting.by_books:
+        raise AssertionError("The trainer does not add up the probe's gradients as it is to.")
     result = train_with_privacy(
         model,
         read_state(model),
@@ -160,9 +193,7 @@ def release(
         seeded=seeded,
         public_num_patients=setting.public_num_patients,
     )
-    flat = np.concatenate(
-        [result.update[name].reshape(-1) for name in ("upper", "lower", "silent")]
-    )
+    flat = np.concatenate([result.update[name].reshape(-1) for name in result.update])
     return -flat.astype(np.float64) * setting.divisor / setting.privacy.max_grad_norm
 
 

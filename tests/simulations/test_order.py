@@ -26,6 +26,7 @@ from medfed.client.training import Round, train_without_privacy
 from medfed.common import messages
 from medfed.common.ledger import Ledger
 from medfed.common.models import build_model, trained_state
+from medfed.common.models.cnn import lay_out_for_cpu
 from medfed.common.seeding import numpy_rng
 from medfed.common.state_dicts import StateDict, digest
 from medfed.common.study import StudyConfig
@@ -139,7 +140,9 @@ class Twin:
         self.first = trained_state(self.model())
 
     def model(self) -> torch.nn.Module:
-        return build_model(self.study, self.task.num_outputs)
+        model = build_model(self.study, self.task.num_outputs)
+        lay_out_for_cpu(model)
+        return model
 
     def update(self, name: str, number: int, weights: StateDict) -> StateDict:
         site = load_site(self.folder / "sites" / name / "site.toml")

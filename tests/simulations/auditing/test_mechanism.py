@@ -5,13 +5,14 @@ of patients. What is not sabotaged is the installed code.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import medfed.client.training as training
-from medfed.client.privacy.dp_sgd import NoisyOptimizer
+from medfed.client.privacy import book_keeping, dp_sgd
 from medfed.common.noise import SecureNoise, SecureUniform, SeededNoise
 from medfed.common.study import PrivacySection
 from medfed.simulations.auditing import sampling_checks
@@ -76,7 +77,7 @@ def test_noise_that_spares_a_parameter_is_found(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         SecureNoise,
         "normal_like",
-        lambda self, like: torch.zeros(()) if like.dim() == 0 else real(self, like),
+        lambda self, like: torch.zeros_like(like) if like.numel() == 1 else real(self, like),
     )
     findings, _ = check_noise(setting(), seeded=False)
     assert "noise standard deviation" in failed(findings)
@@ -168,31 +169,51 @@ def _draw_by(monkeypatch: pytest.MonkeyPatch, draw: Callable[[int], np.ndarray])
     )
 
 
+@pytest.mark.parametrize("by_books", [True, False], ids=["books", "vmap"])
 @pytest.mark.parametrize("clipping", ["flat", "automatic"])
 @pytest.mark.parametrize("unit", ["patient", "record"])
-def test_clipping_and_divisor_pass_as_they_are(clipping: str, unit: str):
-    assert failed(check_clipping(setting(clipping=clipping, unit=unit))) == set()
+def test_clipping_and_divisor_pass_as_they_are(clipping: str, unit: str, by_books: bool):
+    asked = replace(setting(clipping=clipping, unit=unit), by_books=by_books)
+    assert failed(check_clipping(asked)) == set()
 
 
+@pytest.mark.parametrize("by_books", [True, False], ids=["books", "vmap"])
 @pytest.mark.parametrize("limit", [1, 4])
-def test_clipping_passes_whatever_the_limit_of_images(limit: int):
-    assert failed(check_clipping(setting(images_per_patient=limit, max_grad_norm=0.3))) == set()
+def test_clipping_passes_whatever_the_limit_of_images(limit: int, by_books: bool):
+    asked = replace(setting(images_per_patient=limit, max_grad_norm=0.3), by_books=by_books)
+    assert failed(check_clipping(asked)) == set()
 
 
-def _sum_unclipped(self: NoisyOptimizer) -> None:
-    for parameter in self.params:
-        total = parameter.grad_sample.sum(dim=0)
-        earlier = parameter.summed_grad
-        parameter.summed_grad = total if earlier is None else earlier + total
+def _unclipped(gradients: list[torch.Tensor], *_: object) -> list[torch.Tensor]:
+    return [gradient.sum(dim=0) for gradient in gradients]
 
 
-def test_missing_clipping_is_found(fewer_releases: None, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(NoisyOptimizer, "clip_and_accumulate", _sum_unclipped)
-    findings = failed(check_clipping(setting()))
+@pytest.mark.parametrize("by_books", [True, False], ids=["books", "vmap"])
+def test_missing_clipping_is_found(
+    by_books: bool, fewer_releases: None, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        book_keeping, "clip_factors", lambda norms_P, *_: torch.full_like(norms_P, 1.0)
+    )
+    monkeypatch.setattr(dp_sgd, "clipped_sums", _unclipped)
+    asked = replace(setting(), by_books=by_books)
+    findings = failed(check_clipping(asked))
     assert "removal sensitivity: one loud image" in findings
-    assert "removal sensitivity: an image without a finite gradient" in findings
-    sampled, _ = check_sampling(setting(), seeded=False)
+    sampled, _ = check_sampling(asked, seeded=False)
     assert "size of a contribution" in failed(sampled)
+
+
+@pytest.mark.parametrize("by_books", [True, False], ids=["books", "vmap"])
+def test_a_gradient_that_is_not_finite_and_is_added_is_found(
+    by_books: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(dp_sgd, "clipped_sums", _unclipped)
+    real = book_keeping.torch.where
+    monkeypatch.setattr(
+        book_keeping.torch, "where", lambda kept, one, other: real(kept, one, float("nan"))
+    )
+    found = failed(check_clipping(replace(setting(), by_books=by_books)))
+    assert "removal sensitivity: an image without a finite gradient" in found
 
 
 def test_clipping_of_each_image_instead_of_each_patient_is_found(monkeypatch: pytest.MonkeyPatch):

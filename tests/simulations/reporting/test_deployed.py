@@ -168,7 +168,7 @@ def test_report_of_a_deployed_run_shows_no_budget_of_a_simulation(
     page = read_page(write_report(deployed))
     assert "each site's own" in page.text
     assert "dashed line is the budget" not in page.text
-    assert "dataset =" not in page.text
+    assert "[simulation" not in page.text
 
 
 @pytest.mark.parametrize(
