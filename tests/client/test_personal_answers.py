@@ -83,6 +83,7 @@ def ask(site: Path, round_number: int) -> TrainReply | Refusal:
     return answer
 
 
+@pytest.mark.slow
 def test_update_and_part_are_of_one_training_whenever_a_site_dies(
     site: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

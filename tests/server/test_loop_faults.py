@@ -618,7 +618,7 @@ class Serving:
         assert self.process.wait(60) == 0
 
 
-@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 47])
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 97])
 def test_a_server_killed_at_any_moment_goes_on_and_no_site_pays_twice(
     prepared: Callable[..., Path], every: int
 ) -> None:

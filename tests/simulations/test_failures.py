@@ -30,6 +30,7 @@ def sha256_of(run: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+@pytest.mark.slow
 def test_sites_drop_out_as_the_seed_says_and_the_rest_go_on(medfed, tiny, tmp_path) -> None:  # type: ignore[no-untyped-def]
     failing = (*BASE, "--set", "simulation.failures.drop_out=0.4")
     medfed("simulate", tiny, "--out", tmp_path / "one", *failing, "--workers", 1)

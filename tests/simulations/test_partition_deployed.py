@@ -62,6 +62,7 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudyConfig:
     return load_study(tmp_path / "study.toml")
 
 
+@pytest.mark.slow
 def test_trial_sites_with_shift_and_noise_end_in_the_weights_of_the_simulation(
     study: StudyConfig, tmp_path: Path
 ) -> None:

@@ -218,6 +218,7 @@ def test_mean_falls_when_one_site_sends_five_times_the_negative(ended: Run) -> N
     assert ended(PHANTOM, 1, attack="scaled sign flip").auroc < ended(PHANTOM, 1).auroc - 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attack", [*ATTACKS, "flipped labels"])
 def test_multi_krum_keeps_auroc_when_one_site_is_hostile(ended: Run, attack: str) -> None:
     poisoned = ended(PHANTOM, 1, attack=attack, rule="multi_krum")

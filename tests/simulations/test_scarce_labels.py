@@ -141,6 +141,7 @@ def test_defaults_of_a_method_are_written_out(tiny: Path) -> None:
     assert StudyConfig.model_validate_json(study.to_json()) == study
 
 
+@pytest.mark.slow
 def test_annotator_labels_so_many_patients_a_visit_and_a_kill_changes_nothing(
     prepare: Prepare, monkeypatch: pytest.MonkeyPatch
 ) -> None:

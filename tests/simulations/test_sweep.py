@@ -116,6 +116,7 @@ def test_the_first_seed_of_every_cell_comes_before_the_second(swept: Path, tmp_p
         planned_runs(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_sweep_runs_ordinary_runs_and_sums_them_up(medfed, swept, tmp_path) -> None:  # type: ignore[no-untyped-def]
     sweep = tmp_path / "sweep"
     done = medfed("simulate", swept, "--out", sweep, *QUICK)

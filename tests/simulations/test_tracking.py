@@ -129,6 +129,7 @@ def test_a_sweep_is_a_run_of_the_tool_for_each_of_its_runs_where_the_user_says(
     assert rates == {"c001-s3": "0.1", "c002-s3": "0.02"}
 
 
+@pytest.mark.slow
 def test_a_run_without_track_loads_neither_tool() -> None:
     code = (
         "import sys, medfed.cli, medfed.cli.simulate; "

@@ -133,6 +133,7 @@ def test_subgroups_are_judged_on_their_own_patients() -> None:
     assert found["m"]["figures"]["accuracy"]["high"] > 0.25
 
 
+@pytest.mark.slow
 def test_a_run_says_how_sure_its_figures_are(medfed, tiny, tmp_path) -> None:  # type: ignore[no-untyped-def]
     run = tmp_path / "run"
     settings = (
