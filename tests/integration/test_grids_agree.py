@@ -78,7 +78,7 @@ def test_ray_agrees_with_local_grid(
         env={**os.environ, "FLWR_HOME": str(run.parent / "flower")},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=540,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-5000:]
