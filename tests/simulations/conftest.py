@@ -1,12 +1,14 @@
 """A study small enough to run in seconds, and the `medfed` command as a user runs it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from medfed.cli import main
+from medfed.common.study_file import load_study
+from medfed.simulations.study import Options, prepare_run, start_study
 
 TINY = """
 [study]
@@ -90,3 +92,20 @@ def medfed(
         return Done(int(got), captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def prepared_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Path]]:
+    """Makes a prepared run of a study's text and overrides; a module's runs share their stores."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEDFED_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+        def make(text: str, overrides: Sequence[str] = ()) -> Path:
+            parent = tmp_path_factory.mktemp("run")
+            (parent / "study.toml").write_text(text)
+            study = load_study(parent / "study.toml", list(overrides))
+            start_study(study, parent / "run", None, Options())
+            prepare_run(parent / "run")
+            return parent / "run"
+
+        yield make

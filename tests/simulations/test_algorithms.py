@@ -17,7 +17,7 @@ from medfed.server.records import ArmFolder
 from medfed.simulations.auditing.findings import Status
 from medfed.simulations.auditing.ledger_part import audit_run_ledgers
 from medfed.simulations.reporting.report import write_report
-from medfed.simulations.study import Options, prepare_run, run_study, start_study
+from medfed.simulations.study import Options, run_study
 
 STUDY = """
 [study]
@@ -68,20 +68,13 @@ def overridden(*overrides: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def prepare(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def prepare(prepared_run: Run) -> Run:
     """Makes a prepared run of the study above; an override without a section is federation's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEDFED_CACHE", str(tmp_path_factory.mktemp("cache")))
 
-        def make(*overrides: str, text: str = STUDY) -> Path:
-            parent = tmp_path_factory.mktemp("run")
-            (parent / "study.toml").write_text(text)
-            study = load_study(parent / "study.toml", overridden(*overrides))
-            start_study(study, parent / "run", None, Options())
-            prepare_run(parent / "run")
-            return parent / "run"
+    def make(*overrides: str, text: str = STUDY) -> Path:
+        return prepared_run(text, overridden(*overrides))
 
-        yield make
+    return make
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from medfed.common.study_file import load_study, parse_study_json
 from medfed.server import loop
 from medfed.server.records import ArmFolder
 from medfed.simulations.reporting.sweep import write_sweep_report
-from medfed.simulations.study import Options, prepare_run, run_study, start_study
+from medfed.simulations.study import Options, run_study
 from medfed.simulations.sweep import run_sweep, start_sweep
 
 STUDY = """
@@ -63,20 +63,13 @@ Run = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def prepare(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def prepare(prepared_run: Run) -> Run:
     """Makes a prepared run of the study above."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEDFED_CACHE", str(tmp_path_factory.mktemp("cache")))
 
-        def make(*overrides: str) -> Path:
-            parent = tmp_path_factory.mktemp("run")
-            (parent / "study.toml").write_text(STUDY)
-            study = load_study(parent / "study.toml", list(overrides))
-            start_study(study, parent / "run", None, Options())
-            prepare_run(parent / "run")
-            return parent / "run"
+    def make(*overrides: str) -> Path:
+        return prepared_run(STUDY, overrides)
 
-        yield make
+    return make
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ with the site's own function, and add up in NumPy.
 
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from math import exp
@@ -30,7 +30,7 @@ from medfed.common.models.cnn import lay_out_for_cpu
 from medfed.common.seeding import numpy_rng
 from medfed.common.state_dicts import StateDict, digest
 from medfed.common.study import StudyConfig
-from medfed.common.study_file import load_study, parse_study_json
+from medfed.common.study_file import parse_study_json
 from medfed.common.tasks import make_task
 from medfed.server import loop
 from medfed.server.records import ArmFolder, RoundRecord
@@ -38,7 +38,7 @@ from medfed.simulations.auditing.findings import Status
 from medfed.simulations.auditing.ledger_part import audit_run_ledgers
 from medfed.simulations.reporting.order import order_table
 from medfed.simulations.reporting.run_data import load_run
-from medfed.simulations.study import Options, prepare_run, run_study, start_study
+from medfed.simulations.study import Options, run_study
 
 STUDY = """
 [study]
@@ -87,19 +87,13 @@ Run = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def prepare(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEDFED_CACHE", str(tmp_path_factory.mktemp("cache")))
+def prepare(prepared_run: Run) -> Run:
+    """Makes a prepared run of the study above."""
 
-        def make(*overrides: str) -> Path:
-            parent = tmp_path_factory.mktemp("run")
-            (parent / "study.toml").write_text(STUDY)
-            study = load_study(parent / "study.toml", list(overrides))
-            start_study(study, parent / "run", None, Options())
-            prepare_run(parent / "run")
-            return parent / "run"
+    def make(*overrides: str) -> Path:
+        return prepared_run(STUDY, overrides)
 
-        yield make
+    return make
 
 
 @pytest.fixture(scope="module")

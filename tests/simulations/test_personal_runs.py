@@ -24,7 +24,7 @@ from medfed.simulations.auditing.findings import Status
 from medfed.simulations.auditing.ledger_part import audit_run_ledgers
 from medfed.simulations.explaining.load import load_trained
 from medfed.simulations.reporting.report import write_report
-from medfed.simulations.study import Options, prepare_run, run_study, start_study
+from medfed.simulations.study import Options, run_study
 
 MASKS = """
 [study]
@@ -76,20 +76,14 @@ Run = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def prepare(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def prepare(prepared_run: Run) -> Run:
     """Makes a prepared run; an override without a section is federation's."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEDFED_CACHE", str(tmp_path_factory.mktemp("cache")))
 
-        def make(*overrides: str, text: str = MASKS) -> Path:
-            parent = tmp_path_factory.mktemp("run")
-            (parent / "study.toml").write_text(text)
-            named = [o if "." in o.partition("=")[0] else f"federation.{o}" for o in overrides]
-            start_study(load_study(parent / "study.toml", named), parent / "run", None, Options())
-            prepare_run(parent / "run")
-            return parent / "run"
+    def make(*overrides: str, text: str = MASKS) -> Path:
+        named = [o if "." in o.partition("=")[0] else f"federation.{o}" for o in overrides]
+        return prepared_run(text, named)
 
-        yield make
+    return make
 
 
 @pytest.fixture(scope="module")
