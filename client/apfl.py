@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from medfed.client.plain_steps import make_optimizer
+from medfed.client.optimizers import make_optimizer
 from medfed.common.models import set_training_mode, trained_state
 from medfed.common.state_dicts import StateDict, write_state
 from medfed.common.study import StudyConfig

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from medfed.client.gradient_terms import GradientTerms
+from medfed.client.optimizers import make_optimizer
 from medfed.client.recording import Recorded, recorder
 from medfed.common.state_dicts import StateDict
-from medfed.common.study import StudyConfig, TrainingSection
+from medfed.common.study import StudyConfig
 from medfed.common.tasks import Batch, ImageLoss
 
 # Each thread has its own network, one at a time (client.workspace).
@@ -98,24 +99,3 @@ def plain_steps(
         _local.kept = kept
     kept.steps.begin(correction)
     return kept.steps
-
-
-def make_optimizer(
-    model: nn.Module, training: TrainingSection, device: torch.device
-) -> torch.optim.Optimizer:
-    """Return the study's local optimiser over the parameters that train."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if training.optimizer == "adam":
-        return torch.optim.Adam(
-            parameters,
-            lr=training.learning_rate,
-            weight_decay=training.weight_decay,
-            # Its count of steps is on the GPU then, where a recorded step can raise it.
-            capturable=device.type == "cuda",
-        )
-    return torch.optim.SGD(
-        parameters,
-        lr=training.learning_rate,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-    )

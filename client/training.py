@@ -17,7 +17,8 @@ from medfed.client.data.site_data import ImageSet, groups_of
 from medfed.client.fairness import loss_of
 from medfed.client.gradient_terms import GradientTerms
 from medfed.client.guessing import GuessingLoader
-from medfed.client.plain_steps import make_optimizer, plain_steps
+from medfed.client.optimizers import make_optimizer
+from medfed.client.plain_steps import plain_steps
 from medfed.client.plugins import check_only_parameters_moved
 from medfed.common.models import set_training_mode, trained_state
 from medfed.common.seeding import numpy_rng, torch_rng

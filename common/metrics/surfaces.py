@@ -7,7 +7,6 @@ both figures share one pair of distance maps.
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 Mask = npt.NDArray[np.bool_]
 Distances = npt.NDArray[np.float64]
@@ -24,6 +23,8 @@ def surface_distances(one: Mask, other: Mask, spacing: float = 1.0) -> tuple[Dis
     Returns:
         From `one` to `other`, and back; one number a surface pixel.
     """
+    from scipy import ndimage  # takes a seventh of a second to import, and only masks need it
+
     either = one | other
     # Nothing lies outside the box that holds both, so distances in it are those in the image.
     box = tuple(slice(int(at.min()), int(at.max()) + 1) for at in (np.nonzero(either)))
@@ -36,6 +37,8 @@ def surface_distances(one: Mask, other: Mask, spacing: float = 1.0) -> tuple[Dis
 
 def _nearest(surface: Mask, spacing: float) -> Distances:
     """Distance of every pixel to the nearest one of `surface`."""
+    from scipy import ndimage
+
     return np.asarray(ndimage.distance_transform_edt(~surface), dtype=np.float64) * spacing
 
 

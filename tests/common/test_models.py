@@ -57,13 +57,16 @@ def test_state_survives_writing_into_another_model() -> None:
     assert digest(read_state(other)) == digest(read_state(one))
 
 
-def test_layout_for_cpu_changes_no_weight_and_next_to_no_output() -> None:
+@pytest.mark.parametrize("channels", [1, 3])
+def test_layout_for_cpu_changes_no_weight_and_next_to_no_output(channels: int) -> None:
     torch.manual_seed(0)
-    plain, laid_out = Cnn(3, 28, 4), Cnn(3, 28, 4)
+    plain, laid_out = Cnn(channels, 28, 4), Cnn(channels, 28, 4)
     laid_out.load_state_dict(plain.state_dict())
     lay_out_for_cpu(laid_out)
-    kernels = [layer.weight for layer in laid_out.features if isinstance(layer, nn.Conv2d)]
-    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
     assert digest(read_state(laid_out)) == digest(read_state(plain))
-    images = torch.randn(5, 3, 28, 28)
+    images = torch.randn(5, channels, 28, 28)
+    features = images
+    for layer in laid_out.features:
+        features = layer(features)
+        assert features.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(laid_out(images), plain(images), atol=1e-6)

@@ -1,5 +1,7 @@
 """The `medfed` command. Heavy imports are inside the commands, so that --help answers at once."""
 
+import atexit
+import gc
 import logging
 import os
 import sys
@@ -86,6 +88,8 @@ def main() -> None:
     # Flower would otherwise call home, and ask for updates, when a grid starts.
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    # Python ends with a search of all objects for cycles: half a second of torch's modules.
+    atexit.register(gc.freeze)
     try:
         app()
     except MedfedError as error:

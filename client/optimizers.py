@@ -1,0 +1,53 @@
+"""The local optimisers: torch's own, without its compiler.
+
+torch marks their methods as not to be compiled, and imports the whole compiler to be able to say
+so when the first of them is called: a second and a half in every process, for nothing.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from medfed.common.study import TrainingSection
+
+
+def _plain(method: Callable[..., Any]) -> Any:
+    """Return torch's method as it is written, without what wraps it."""
+    return inspect.unwrap(method)
+
+
+class _WithoutCompiler(torch.optim.Optimizer):
+    add_param_group = _plain(torch.optim.Optimizer.add_param_group)
+    zero_grad = _plain(torch.optim.Optimizer.zero_grad)
+
+
+class _Sgd(_WithoutCompiler, torch.optim.SGD):
+    step = torch.no_grad()(_plain(torch.optim.SGD.step))
+
+
+class _Adam(_WithoutCompiler, torch.optim.Adam):
+    step = torch.no_grad()(_plain(torch.optim.Adam.step))
+
+
+def make_optimizer(
+    model: nn.Module, training: TrainingSection, device: torch.device
+) -> torch.optim.Optimizer:
+    """Return the study's local optimiser over the parameters that train."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    if training.optimizer == "adam":
+        return _Adam(
+            parameters,
+            lr=training.learning_rate,
+            weight_decay=training.weight_decay,
+            # Its count of steps is on the GPU then, where a recorded step can raise it.
+            capturable=device.type == "cuda",
+        )
+    return _Sgd(
+        parameters,
+        lr=training.learning_rate,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+    )
