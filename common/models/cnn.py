@@ -62,5 +62,5 @@ def lay_out_for_cpu(model: nn.Module) -> None:
         if isinstance(module, Cnn):
             for layer in module.features:
                 if isinstance(layer, nn.Conv2d):
-                    # contiguous() would leave a kernel of one channel with strides of either layout.
+                    # contiguous() would leave a kernel of one channel with either strides.
                     layer.weight.data = layer.weight.data.clone(memory_format=torch.channels_last)

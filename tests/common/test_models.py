@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 
 from medfed.common.models import build_model
 from medfed.common.models.cnn import Cnn, lay_out_for_cpu
