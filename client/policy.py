@@ -256,12 +256,11 @@ def _num_parameters(study: StudyConfig, num_outputs: int) -> int:
     Raises:
         StudyError: It cannot be built.
     """
-    import torch
-
     from medfed.common.models import build_model
+    from medfed.common.models.without_weights import without_weights
 
     bare = study.model.model_copy(update={"weights": "", "weights_sha256": "", "freeze": "none"})
-    with torch.device("meta"):
+    with without_weights():
         model = build_model(study.model_copy(update={"model": bare}), num_outputs)
     return sum(part.numel() for part in (*model.parameters(), *model.buffers()))
 

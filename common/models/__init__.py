@@ -28,6 +28,7 @@ from medfed.common.models.report_lstm import ReportModel
 from medfed.common.models.segmenters import build_segmenter
 from medfed.common.models.shared import local_names, shared_names, shared_state
 from medfed.common.models.standardisation import standardise_weights
+from medfed.common.models.without_weights import without_weights
 from medfed.common.seeding import derive_seed
 from medfed.common.state_dicts import StateDict, read_state
 from medfed.common.study import StudyConfig
@@ -91,7 +92,7 @@ def check_model(study: StudyConfig) -> None:
     if study.model.weights:
         local_names(build_model(study, num_outputs), study)
         return
-    with torch.device("meta"):
+    with without_weights():
         model = _build(study, num_outputs)
         _choose_what_trains(model, study)
     local_names(model, study)

@@ -14,9 +14,10 @@ DP-SGD: De et al. 2022, https://arxiv.org/abs/2204.13650
 import math
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from medfed.common.models.without_weights import without_weights
 
 # Keeps the variance through a ReLU whose inputs are standard normal.
 _GAIN = math.sqrt(2 / (1 - 1 / math.pi))
@@ -117,7 +118,7 @@ def _standardised_convolution(child: Any) -> nn.Module:
     if child.transposed:
         more["output_padding"] = child.output_padding
     # On no device: its own first weights are never used, nor drawn.
-    with torch.device("meta"):
+    with without_weights():
         made: Any = _STANDARDISED[type(child)](
             child.in_channels,
             child.out_channels,
