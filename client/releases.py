@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from medfed.common.errors import ReleaseError
-from medfed.common.files import sync_folder
+from medfed.common.files import sync_folder, to_disk
 
 RELEASES_FILE = "releases.jsonl"
 
@@ -162,7 +162,7 @@ def write_release(folder: Path, release: Release) -> None:
             line = b"\n" + line  # what a power cut tore stays a line of its own
         file.write(line)
         file.flush()
-        os.fsync(file.fileno())
+        to_disk(file.fileno())
     if is_new:
         sync_folder(folder)
 

@@ -4,13 +4,12 @@ A site whose ledger loses entries later cannot deny the heads that the server ho
 cannot deny those that the site holds: each goes back to its site with the next message.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
 from medfed.common.errors import UpdateError
-from medfed.common.files import sync_folder, write_atomically
+from medfed.common.files import sync_folder, to_disk, write_atomically
 from medfed.common.ledger import GENESIS, Countersignature, ServerKey
 
 HEADS_FILE = "heads.jsonl"
@@ -83,7 +82,7 @@ class Countersigner:
         with self._path.open("a", encoding="utf-8") as file:
             file.write("".join(signed.to_json() + "\n" for signed in new))
             file.flush()
-            os.fsync(file.fileno())
+            to_disk(file.fileno())
         if is_first:
             sync_folder(self._path.parent)
         self._kept += new

@@ -16,14 +16,13 @@
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from medfed.common.errors import RunError
-from medfed.common.files import read_json, write_atomically, write_json
+from medfed.common.files import read_json, to_disk, write_atomically, write_json
 
 STATISTICS_FILE = "statistics.json"
 
@@ -216,7 +215,7 @@ class ArmFolder:
         with (self.folder / "rounds.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(record.to_dict()) + "\n")
             file.flush()
-            os.fsync(file.fileno())
+            to_disk(file.fileno())
 
     def write_outcome(self, state: Literal["finished", "failed"], reason: str = "") -> None:
         """Write how the arm ended."""

@@ -4,7 +4,6 @@ Each side keeps what the other could deny. Format: the package's docstring.
 """
 
 import json
-import os
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +12,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from medfed.common.errors import LedgerError
-from medfed.common.files import sync_folder, write_atomically
+from medfed.common.files import sync_folder, to_disk, write_atomically
 from medfed.common.ledger.chain import canonical, read_time, write_time
 from medfed.common.ledger.keys import alone, load_key, make_key, public_hex
 
@@ -175,7 +174,7 @@ def keep(folder: Path, signed: Countersignature, ledger: bytes) -> None:
         with path.open("ab") as file:
             file.write(line)
             file.flush()
-            os.fsync(file.fileno())
+            to_disk(file.fileno())
     if not content:
         sync_folder(folder)
 

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from medfed.common.errors import LedgerError
-from medfed.common.files import sync_folder
+from medfed.common.files import sync_folder, to_disk
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def make_key(path: Path) -> None:
     with os.fdopen(handle, "wb") as file:
         file.write(pem)
         file.flush()
-        os.fsync(file.fileno())
+        to_disk(file.fileno())
     draft.replace(path)
     sync_folder(path.parent)
 

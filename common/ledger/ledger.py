@@ -1,7 +1,6 @@
 """A data set's ledger: opened alone, appended to, sealed. Format: the package's docstring."""
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from medfed.common.errors import LedgerError
-from medfed.common.files import sync_folder
+from medfed.common.files import sync_folder, to_disk
 from medfed.common.ledger.chain import Entry, make_line, parse
 from medfed.common.ledger.countersigning import Countersignature, keep
 from medfed.common.ledger.keys import alone, load_key, make_key, public_pem
@@ -204,7 +203,7 @@ def _write_through(path: Path, content: bytes) -> None:
     with path.open("ab") as file:
         file.write(content)
         file.flush()
-        os.fsync(file.fileno())
+        to_disk(file.fileno())
 
 
 def _set_torn_line_aside(path: Path, torn: bytes) -> None:
@@ -212,4 +211,4 @@ def _set_torn_line_aside(path: Path, torn: bytes) -> None:
     _write_through(path.with_suffix(".torn"), torn + b"\n")
     with path.open("rb+") as file:
         file.truncate(path.stat().st_size - len(torn))
-        os.fsync(file.fileno())
+        to_disk(file.fileno())

@@ -20,6 +20,8 @@ MAX_MAGNITUDE = 2.0**31
 """Largest |weight * value| of one term; larger ones are refused by screening."""
 MAX_TERMS = 2**11
 """Most terms of one mean: keeps the sums of both parts below 2**63."""
+_BLOCK = 2**15
+"""Values at a time: what is made on the way stays in the processor's cache."""
 
 
 def check_magnitude(update: StateDict, weight: int = 1) -> None:
@@ -29,9 +31,30 @@ def check_magnitude(update: StateDict, weight: int = 1) -> None:
         UpdateError: Naming the array.
     """
     for name, array in update.items():
-        peak = float(np.max(np.abs(array), initial=0)) * weight
-        if not peak <= MAX_MAGNITUDE:
-            raise UpdateError(f"{name}: weighted value {peak:g} exceeds {MAX_MAGNITUDE:g}.")
+        # No copy of the absolute values; either end is NaN if any value is.
+        for end in (np.max(array, initial=0), np.min(array, initial=0)):
+            peak = abs(float(end)) * weight
+            if not peak <= MAX_MAGNITUDE:
+                raise UpdateError(f"{name}: weighted value {peak:g} exceeds {MAX_MAGNITUDE:g}.")
+
+
+def _add_block(
+    values: npt.NDArray[np.generic],
+    weight: int,
+    high: npt.NDArray[np.int64],
+    low: npt.NDArray[np.int64],
+) -> None:
+    """Add `weight * values` to the two parts of their sum, in place."""
+    # float32 times a weight below 2**29 is exact in float64.
+    rest = np.multiply(values, weight, dtype=np.float64)
+    part = rest * 2.0**_HIGH_BITS
+    np.rint(part, out=part)
+    high += part.astype(np.int64)
+    part *= 2.0**-_HIGH_BITS
+    rest -= part
+    rest *= 2.0**_LOW_BITS
+    np.rint(rest, out=rest)
+    low += rest.astype(np.int64)
 
 
 class WeightedMean:
@@ -61,12 +84,11 @@ class WeightedMean:
             raise UpdateError(f"Expected at most {MAX_TERMS} updates in one mean.")
         check_magnitude(update, weight)
         for name, array in update.items():
-            # float32 times a weight below 2**29 is exact in float64.
-            term = array.astype(np.float64) * weight
-            high = np.rint(term * 2.0**_HIGH_BITS)
-            rest = term - high * 2.0**-_HIGH_BITS
-            self._high[name] += high.astype(np.int64)
-            self._low[name] += np.rint(rest * 2.0**_LOW_BITS).astype(np.int64)
+            values = array.reshape(-1)
+            high, low = self._high[name].reshape(-1), self._low[name].reshape(-1)
+            for start in range(0, values.size, _BLOCK):
+                block = slice(start, start + _BLOCK)
+                _add_block(values[block], weight, high[block], low[block])
         self.total_weight += weight
         self.num_terms += 1
 

@@ -1,7 +1,7 @@
 """`LocalGrid`: Flower's Grid in one process. The default for one machine.
 
-Every message goes through the same bytes as on the wire (Flower's own protobuf), so that neither
-side can share an array with the other by accident. Sites run one after the other, or in threads:
+Every message goes through Flower's own protobuf, so that neither side can share with the other, by
+accident, what might change. Sites run one after the other, or in threads:
 PyTorch releases the interpreter lock while it computes, a thread shares the process' memory and
 imports, and each keeps its own network. Results do not depend on the number of workers.
 """
@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 from uuid import uuid4
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.app.message.message import make_message
 from flwr.clientapp import ClientApp
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
@@ -117,21 +117,25 @@ class LocalGrid(Grid):
         return identifiers
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return replies that have come, waiting up to half a second for the first."""
+        """Return replies that have come, waiting up to half a second for the first.
+
+        At most one for each worker at a time: sites may answer faster than the server folds in.
+        """
         wanted = set(message_ids)
         found = [self._parked.pop(i) for i in list(self._parked) if i in wanted]
         wait_s = 0.0 if found else _PULL_WAIT_S
-        while True:
+        while len(found) < self._done.maxsize:
             try:
                 reply = self._done.get(timeout=wait_s) if wait_s else self._done.get_nowait()
             except queue.Empty:
-                return found
+                break
             wait_s = 0.0
             identifier = reply.metadata.reply_to_message_id
             if identifier in wanted:
                 found.append(reply)
             else:
                 self._parked[identifier] = reply
+        return found
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -163,11 +167,28 @@ class LocalGrid(Grid):
 
 
 def _through_the_wire(message: Message) -> Message:
-    """Return the message as its receiver would get it: through bytes, sharing nothing."""
+    """Return the message as its receiver would get it, sharing nothing that can change.
+
+    All of it goes through Flower's protobuf but the bytes of arrays, which cannot change: the wire
+    would carry the same, and copying a model four times a message takes longer than a small step.
+    """
     if not message.has_content():
         return message
-    content = recorddict_to_proto(message.content).SerializeToString()
-    return make_message(
-        metadata=message.metadata,
-        content=recorddict_from_proto(ProtoRecordDict.FromString(content)),
+    # Not array_records: a view of a record makes a cycle, and models wait for its collection.
+    records = dict(message.content.items())
+    arrays = {name: r for name, r in records.items() if isinstance(r, ArrayRecord)}
+    bare = RecordDict({**records, **{name: _bare(record) for name, record in arrays.items()}})
+    wired = ProtoRecordDict.FromString(recorddict_to_proto(bare).SerializeToString())
+    content = recorddict_from_proto(wired)
+    for name, record in arrays.items():
+        received = cast(ArrayRecord, content[name])
+        for key, array in record.items():
+            received[key].data = bytes(array.data)
+    return make_message(metadata=message.metadata, content=content)
+
+
+def _bare(record: ArrayRecord) -> ArrayRecord:
+    """Return the record with arrays that have no bytes."""
+    return ArrayRecord(
+        {key: Array(array.dtype, array.shape, array.stype, b"") for key, array in record.items()}
     )

@@ -49,6 +49,20 @@ def test_weighted_mean_equals_exact_fractions(terms: list[tuple[np.ndarray, int]
         ) * Fraction(51, 100) + Fraction(1, 2**68)
 
 
+def test_a_large_array_is_its_parts_one_after_the_other() -> None:
+    rng = np.random.default_rng(0)
+    large = rng.standard_normal((3, 40_001)).astype(np.float32)
+    whole = WeightedMean({"w": large, "turned": large.T})
+    parts = [WeightedMean({"w": part}) for part in np.array_split(large.reshape(-1), 1000)]
+    for weight in (3, 201):
+        whole.add({"w": large, "turned": large.T}, weight)
+        for mean, part in zip(parts, np.array_split(large.reshape(-1), 1000), strict=True):
+            mean.add({"w": part}, weight)
+    expected = np.concatenate([mean.result()["w"] for mean in parts]).reshape(large.shape)
+    assert np.array_equal(whole.result()["w"], expected)
+    assert np.array_equal(whole.result()["turned"], expected.T)
+
+
 @given(UPDATES)
 @settings(max_examples=40, deadline=None)
 def test_weighted_mean_stays_within_min_and_max(terms: list[tuple[np.ndarray, int]]) -> None:

@@ -290,7 +290,7 @@ def test_locked_ledger_appends_nothing_after_an_append_that_failed(
 
     with six.locked() as locked:
         with monkeypatch.context() as patch:
-            patch.setattr("medfed.common.ledger.ledger.os.fsync", fail)
+            patch.setattr("medfed.common.files.os.fsync", fail)
             with pytest.raises(OSError, match="disk full"):
                 locked.append(spend(6))
         with pytest.raises(LedgerError, match="Open it again"):
