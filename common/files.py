@@ -74,15 +74,17 @@ def to_disk(handle: int) -> None:
 
 @contextmanager
 def without_waiting() -> Iterator[None]:
-    """Within it, in any thread, no file waits for the disk: for sites that are simulated.
+    """Within it, in any thread, no file waits for the disk; its end waits once for all of them.
 
-    A process that is killed loses nothing by it, a machine without power might.
+    For simulated sites. A process that is killed loses nothing by it; a machine without power
+    might, of what was written since.
     """
     _hurrying.append(None)
     try:
         yield
     finally:
         _hurrying.pop()
+        os.sync()
 
 
 def read_json(path: Path) -> dict[str, Any]:
