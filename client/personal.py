@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
-from medfed.client.apfl import ApflModel, mixture_of
+from medfed.client.apfl import ApflModel, alpha_of, first_alpha, mixture_of
 from medfed.client.ditto import DittoModel
 from medfed.client.own_parts import OwnParts
 from medfed.client.site import SiteConfig
@@ -77,20 +77,27 @@ def combined(
     """
     if study.federation.algorithm == "fedbn":
         return {**weights, **part}
-    if study.federation.apfl_alpha is not None:
-        return mixture_of(part, weights, parameters, study.federation.apfl_alpha)
+    if study.federation.algorithm == "apfl":
+        return mixture_of(part, weights, parameters, alpha_of(part, study))
     return part
 
 
-def _start(here: Workspace, request: ModelRequest) -> StateDict:
+def first_part(study: StudyConfig, shared: StateDict, local: StateDict) -> StateDict:
     """Return the part of a site that has none yet.
 
-    A personal model starts as the global one is; normalisations, which are not sent, as the study's
-    seed and weights file make them.
+    Args:
+        study: With fedbn, ditto or apfl.
+        shared: The global weights: a personal model starts as they are.
+        local: What is not sent, as the study's seed and weights file make it.
     """
-    if request.study.federation.has_personal_models:
-        return request.weights
-    return {name: here.network.start[name] for name in local_names(here.model, request.study)}
+    if study.federation.has_personal_models:
+        return {**shared, **first_alpha(study)}
+    return local
+
+
+def _start(here: Workspace, request: ModelRequest) -> StateDict:
+    local = {name: here.network.start[name] for name in local_names(here.model, request.study)}
+    return first_part(request.study, request.weights, local)
 
 
 def _beside(

@@ -15,6 +15,7 @@ Reference: Chang et al. 2018, https://doi.org/10.1093/jamia/ocy017
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from flwr.app import ArrayRecord, Message
@@ -95,8 +96,7 @@ def train_in_turn(
         replies = exchange.replies(
             outgoing,
             run.study.federation.round_timeout_s,
-            # A lost site is skipped as long as those to come make up the quorum.
-            lambda rest=rest: strategy.num_updates + rest >= run.needed,  # type: ignore[misc]
+            partial(_still_a_quorum, run, rest),
         )
         taken, _ = strategy.aggregate_train(number, announced(replies))
         conversation.note_failures(exchange.failures)
@@ -105,6 +105,11 @@ def train_in_turn(
             arrays, weights = taken, messages.unpack_arrays(taken)
             turns.note(conversation.order)
     return arrays if conversation.order else None
+
+
+def _still_a_quorum(run: Run, rest: int) -> bool:
+    """Whether a lost site can be skipped: those `rest` to come make up the quorum."""
+    return run.strategy.num_updates + rest >= run.needed
 
 
 def _turn(

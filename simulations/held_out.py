@@ -11,12 +11,13 @@ from torch import nn
 
 from medfed.client.data.site_data import ImageSet, load_site_data
 from medfed.client.own_parts import OwnParts
-from medfed.client.personal import combined
-from medfed.client.site import load_site
+from medfed.client.personal import combined, first_part
+from medfed.client.site import SiteConfig, load_site
 from medfed.client.statistics import harmonised_data
-from medfed.common.errors import SiteRefusal
+from medfed.common.errors import RunError, SiteRefusal
 from medfed.common.models import build_model, local_names, shared_names, trained_parameters
-from medfed.common.state_dicts import read_state, write_state
+from medfed.common.models.cnn import lay_out_for_cpu
+from medfed.common.state_dicts import StateDict, read_state, write_state
 from medfed.common.study import StudyConfig
 from medfed.common.tasks import Task, make_task
 from medfed.server.checkpoint import read_weights
@@ -32,15 +33,19 @@ def task_of(arm: Path, study: StudyConfig) -> Task:
     return make_task(study, words)
 
 
-def final_model(arm: Path, study: StudyConfig, task: Task) -> nn.Module:
-    """Return the arm's model as it was at the end, on the CPU, in evaluation mode."""
+def final_model(
+    arm: Path, study: StudyConfig, task: Task, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """Return the arm's model as it was at the end, in evaluation mode, with the sites' bits."""
     # What training started from is overwritten, and its file may be gone.
     section = study.model.model_copy(update={"weights": "", "weights_sha256": ""})
     model = build_model(study.model_copy(update={"model": section}), task.num_outputs)
     write_state(model, read_weights(arm / "model.safetensors", list(read_state(model))))
-    # As many threads as at a site: their number decides how sums are rounded.
+    # As at a site: threads and layout decide how sums are rounded.
     torch.set_num_threads(study.compute.threads)
-    return model.eval()
+    if torch.device(device).type == "cpu":
+        lay_out_for_cpu(model)
+    return model.to(device).eval()
 
 
 class FinalModels:
@@ -57,23 +62,52 @@ class FinalModels:
         self, arm: Path, study: StudyConfig, task: Task, device: torch.device | str = "cpu"
     ) -> None:
         self._arm, self._study = arm, study
-        self._model = final_model(arm, study, task).to(device)
+        self._model = final_model(arm, study, task, device)
         self._global = read_state(self._model)
         self._last = 0
         if study.federation.keeps_at_sites:
             self._last = max(record.round_number for record in ArmFolder(arm).read_rounds())
 
     def of(self, site: str) -> nn.Module:
-        """Return a site's model, in evaluation mode; it is the same network for all."""
-        study, weights = self._study, self._global
-        if not study.federation.keeps_at_sites:
+        """Return a site's model, in evaluation mode; it is the same network for all.
+
+        A site that keeps nothing yet uses what its first round would begin with.
+        """
+        if not self._study.federation.keeps_at_sites:
             return self._model
-        local = local_names(self._model, study)
-        start = {name: weights[name] for name in local or shared_names(self._model, study)}
-        folder = load_site(self._arm / "sites" / site / "site.toml").state_folder
+        start = self._start()
+        kept = self._kept(load_site(self._arm / "sites" / site / "site.toml"), start)
+        return self._with(kept or start)
+
+    def kept_by(self, site: SiteConfig) -> nn.Module:
+        """Return the same for a site wherever it is; the study keeps something at its sites.
+
+        Raises:
+            RunError: The site keeps nothing of this run that can be read.
+        """
+        kept = self._kept(site, self._start())
+        if kept is None:
+            raise RunError(
+                f"Site {site.name} keeps no part of this run in {site.state_folder}: it trained in "
+                "none of its rounds, in another run, or its file is damaged (see the log with -v). "
+                "Name a site that trained."
+            )
+        return self._with(kept)
+
+    def _start(self) -> StateDict:
+        shared, local = (
+            {name: self._global[name] for name in names(self._model, self._study)}
+            for names in (shared_names, local_names)
+        )
+        return first_part(self._study, shared, local)
+
+    def _kept(self, site: SiteConfig, start: StateDict) -> StateDict | None:
         run = ArmFolder(self._arm).read_plan().run
-        part = OwnParts(folder, run, study.digest()).after(self._last, start) or start
-        write_state(self._model, combined(study, weights, part, trained_parameters(self._model)))
+        return OwnParts(site.state_folder, run, self._study.digest()).after(self._last, start)
+
+    def _with(self, part: StateDict) -> nn.Module:
+        names = trained_parameters(self._model)
+        write_state(self._model, combined(self._study, self._global, part, names))
         return self._model
 
 

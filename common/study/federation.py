@@ -35,7 +35,7 @@ _PARAMETERS: dict[str, dict[str, float]] = {
     "fedprox": {"proximal_mu": 0.01},
     "fedbuff": {"server_learning_rate": 1.0, "buffer_size": 2},
     "ditto": {"ditto_lambda": 0.1},
-    "apfl": {"apfl_alpha": 0.5},
+    "apfl": {"apfl_alpha": 0.5, "apfl_alpha_rate": 0.0},
     "qfedavg": {"fairness_q": 1.0},
 }
 _NAMES = sorted({name for own in _PARAMETERS.values() for name in own})
@@ -71,7 +71,11 @@ class FederationSection(Section):
     """ditto: weight of lambda / 2 * ||v - w_global||^2 in the loss of a site's personal model v; 0
     trains it alone. Unset: 0.1."""
     apfl_alpha: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """apfl: share of a site's own weights in its personal model; the rest is global. Unset: 0.5."""
+    """apfl: share of a site's own weights in its personal model; the rest is global. Where it is
+    learned, what each site's begins at. Unset: 0.5."""
+    apfl_alpha_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """apfl: step size by which each site learns its alpha, once a round; the paper takes
+    training.learning_rate. 0 keeps it as it is. Unset: 0."""
     fairness_q: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """qfedavg: a site's update counts by its loss to this power; 0 is fedavg. Unset: 1.0."""
     ema_decay: float = Field(default=0.0, ge=0, lt=1)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from medfed.common.study import StudyConfig
+from medfed.common.tasks.apart import evaluate_apart
 from medfed.common.tasks.classification import Classification
 from medfed.common.tasks.pooling import pooled_metrics
 from medfed.common.tasks.protocol import Batch, Examples, Figure, ImageLoss, Task
@@ -19,6 +20,7 @@ __all__ = [
     "Report",
     "Segmentation",
     "Task",
+    "evaluate_apart",
     "is_own_task",
     "make_task",
     "pooled_metrics",

@@ -1,5 +1,6 @@
 """Classification: one class an image, any number of findings, or one of several grades in order."""
 
+from collections.abc import Sequence
 from typing import cast
 
 import numpy as np
@@ -20,7 +21,7 @@ from medfed.common.metrics import (
     sum_shapes,
 )
 from medfed.common.study import StudyConfig
-from medfed.common.tasks.protocol import Batch, Examples, Figure
+from medfed.common.tasks.protocol import WHOLE, Batch, Examples, Figure, Rows
 
 _FIGURES = (
     Figure("auroc", "AUROC"),
@@ -100,15 +101,20 @@ class Classification:
 
     def evaluate(self, model: nn.Module, batch: Batch) -> MetricSums:
         """Return this batch's counts; see `common.metrics.classification`."""
+        return self.evaluate_apart(model, batch, (WHOLE,))[0]
+
+    def evaluate_apart(
+        self, model: nn.Module, batch: Batch, groups: Sequence[Rows]
+    ) -> list[MetricSums]:
+        """Return the counts of each group of the batch's images."""
         outputs = model(*batch.inputs)
-        labels = batch.targets.cpu().numpy()
-        losses_B = self.loss_per_image(outputs, batch.targets)
-        return classification_sums(
-            self.probabilities(outputs.double()).cpu().numpy(),
-            cast(npt.NDArray[np.int64], labels),
-            losses_B.double().cpu().numpy(),
-            self.mode,
-        )
+        labels = cast(npt.NDArray[np.int64], batch.targets.cpu().numpy())
+        losses_B = self.loss_per_image(outputs, batch.targets).double().cpu().numpy()
+        probabilities_BL = self.probabilities(outputs.double()).cpu().numpy()
+        return [
+            classification_sums(probabilities_BL[rows], labels[rows], losses_B[rows], self.mode)
+            for rows in groups
+        ]
 
     def sum_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of each array of `evaluate`."""

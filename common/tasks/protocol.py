@@ -12,6 +12,11 @@ from torch import Tensor, nn
 
 from medfed.common.metrics import Families, MetricSums
 
+Rows = slice | npt.NDArray[np.int64]
+"""Which of a batch's images."""
+
+WHOLE = slice(None)
+
 
 @dataclass(frozen=True)
 class Examples:

@@ -30,7 +30,7 @@ from medfed.common.metrics.findings import FindingLabeller, finding_metrics
 from medfed.common.models.beam_search import Decoded, beam_search
 from medfed.common.models.report_lstm import ReportModel
 from medfed.common.study import StudyConfig
-from medfed.common.tasks.protocol import Batch, Examples, Figure
+from medfed.common.tasks.protocol import WHOLE, Batch, Examples, Figure, Rows
 from medfed.common.text import PAD, Vocabulary, tokenise
 
 _BYTES = 8
@@ -109,16 +109,31 @@ class Report:
 
         Images whose report has no words are left out of everything.
         """
+        return self.evaluate_apart(model, batch, (WHOLE,))[0]
+
+    def evaluate_apart(
+        self, model: nn.Module, batch: Batch, groups: Sequence[Rows]
+    ) -> list[MetricSums]:
+        """Return the counts of each group of the batch's images."""
         references = _unpack(batch.targets[:, self._num_tokens :].cpu().numpy())
-        chosen = [index for index, words in enumerate(references) if words]
-        if not chosen:
-            return self._sums([], [], np.zeros(0))
-        rows = torch.tensor(chosen, device=batch.targets.device)
-        inputs = tuple(part[rows] for part in batch.inputs)
-        losses_B = self.loss_per_image(model(*inputs), batch.targets[rows])
-        written = [self.vocabulary.tokens(report.tokens) for report in self.write(model, inputs[0])]
-        kept = [references[index] for index in chosen]
-        return self._sums(written, kept, losses_B.double().cpu().numpy())
+        chosen = np.flatnonzero([bool(words) for words in references])
+        written: dict[int, list[str]] = {}
+        losses_B = np.zeros(len(references))
+        if len(chosen):
+            rows = torch.from_numpy(chosen).to(batch.targets.device)
+            inputs = tuple(part[rows] for part in batch.inputs)
+            losses = self.loss_per_image(model(*inputs), batch.targets[rows])
+            losses_B[chosen] = losses.double().cpu().numpy()
+            texts = [self.vocabulary.tokens(text.tokens) for text in self.write(model, inputs[0])]
+            written = dict(zip(chosen.tolist(), texts, strict=True))
+        kept = [
+            [index for index in np.arange(len(references))[rows].tolist() if index in written]
+            for rows in groups
+        ]
+        return [
+            self._sums([written[i] for i in own], [references[i] for i in own], losses_B[own])
+            for own in kept
+        ]
 
     def _sums(
         self,

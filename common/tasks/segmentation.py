@@ -6,6 +6,8 @@ and regions that overlap, have a sigmoid each.
 Shapes: B images, L structures, L' output channels, *S spatial.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -25,7 +27,7 @@ from medfed.common.metrics import (
     segmentation_sums,
 )
 from medfed.common.study import StudyConfig
-from medfed.common.tasks.protocol import Batch, Examples, Figure
+from medfed.common.tasks.protocol import WHOLE, Batch, Examples, Figure, Rows
 
 
 class Segmentation:
@@ -114,15 +116,26 @@ class Segmentation:
 
         With data.fit = "patch", images larger (or smaller) than a patch are seen in windows.
         """
+        return self.evaluate_apart(model, batch, (WHOLE,))[0]
+
+    def evaluate_apart(
+        self, model: nn.Module, batch: Batch, groups: Sequence[Rows]
+    ) -> list[MetricSums]:
+        """Return the counts of each group of the batch's images."""
         outputs = self._outputs(model, batch.inputs)
-        losses_B = self.loss_per_image(outputs, batch.targets)
-        return segmentation_sums(
-            self._predicted(outputs).cpu().numpy(),
-            self._planes(batch.targets).cpu().numpy(),
-            losses_B.double().cpu().numpy(),
-            spacing=self._data.spacing_mm or 1.0,
-            tolerance=self._evaluation.surface_tolerance,
-        )
+        losses_B = self.loss_per_image(outputs, batch.targets).double().cpu().numpy()
+        predicted_BL = self._predicted(outputs).cpu().numpy()
+        truth_BL = self._planes(batch.targets).cpu().numpy()
+        return [
+            segmentation_sums(
+                predicted_BL[rows],
+                truth_BL[rows],
+                losses_B[rows],
+                spacing=self._data.spacing_mm or 1.0,
+                tolerance=self._evaluation.surface_tolerance,
+            )
+            for rows in groups
+        ]
 
     def sum_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of each array of `evaluate`."""

@@ -21,8 +21,7 @@ import numpy as np
 
 from medfed.common.errors import UpdateError
 from medfed.common.state_dicts import StateDict
-from medfed.server.aggregation.exact import WeightedMean
-from medfed.server.aggregation.rule import moved
+from medfed.server.aggregation.rule import MeanRule, moved
 
 
 def effective_steps(num_steps: int, momentum: float) -> float:
@@ -36,7 +35,7 @@ def effective_steps(num_steps: int, momentum: float) -> float:
     return (num_steps - lost) / (1 - momentum)
 
 
-class FedNova:
+class FedNova(MeanRule):
     """One round of FedNova.
 
     Args:
@@ -48,21 +47,10 @@ class FedNova:
     def __init__(
         self, weights: StateDict, parameters: Collection[str], steps: Mapping[str, float]
     ) -> None:
-        self._weights = weights
+        super().__init__(weights)
         self._parameters = frozenset(parameters)
         self._steps = steps
-        self._mean = WeightedMean(weights)
         self._weighted_steps: list[float] = []
-
-    @property
-    def num_updates(self) -> int:
-        """How many updates were folded in."""
-        return self._mean.num_terms
-
-    @property
-    def notes(self) -> Mapping[str, str]:
-        """None: every update is taken, by its mean step."""
-        return {}
 
     def add(self, update: StateDict, weight: int, site: str) -> None:
         """Fold one screened update in; the order does not matter.

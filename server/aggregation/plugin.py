@@ -6,12 +6,14 @@ noise already, and whatever it makes of them costs no more.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 from medfed.common.errors import MessageError, StudyError
 from medfed.common.plugins.loading import blaming, load_plugin
 from medfed.common.state_dicts import StateDict, check_fits
 from medfed.common.study import Section, StudyConfig
+from medfed.server.aggregation.rows import Floats, RowRule
 from medfed.server.aggregation.rule import Rule
 
 Options = TypeVar("Options", bound=Section)
@@ -21,9 +23,9 @@ Options = TypeVar("Options", bound=Section)
 class RulePlugin(Generic[Options]):
     """A rule; its entry point is in the group `medfed.aggregation`.
 
-    A rule is made anew for each round, and keeps nothing between rounds: a run that is resumed
-    ends in the same bits. What moves over rounds is `federation.algorithm`, which goes on from
-    what any rule returns.
+    `row_rule` makes one of a function of all updates. A rule is made anew for each round, and keeps
+    nothing between rounds: a run that is resumed ends in the same bits. What moves over rounds is
+    `federation.algorithm`, which goes on from what any rule returns.
 
     Attributes:
         options: What `[aggregation.options]` may hold.
@@ -32,6 +34,20 @@ class RulePlugin(Generic[Options]):
 
     options: type[Options]
     make: Callable[[Options, StateDict], Rule]
+
+
+def row_rule(
+    options: type[Options],
+    combine: Callable[[Options, Floats, Floats], tuple[Floats, Mapping[int, str]]],
+) -> RulePlugin[Options]:
+    """Return the plug-in of a rule that is one function of all updates (`CombineRows`).
+
+    Args:
+        options: What `[aggregation.options]` may hold.
+        combine: From these, the updates, a row each, and their weights to the combined update, and
+            notes by row.
+    """
+    return RulePlugin(options, lambda own, weights: RowRule(weights, partial(combine, own)))
 
 
 class PluginRule:

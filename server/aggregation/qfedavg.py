@@ -20,13 +20,12 @@ import numpy as np
 
 from medfed.common.errors import UpdateError
 from medfed.common.state_dicts import StateDict
-from medfed.server.aggregation.exact import WeightedMean
-from medfed.server.aggregation.rule import moved
+from medfed.server.aggregation.rule import MeanRule, moved
 
 _ABOVE_ZERO = 1e-10
 
 
-class QFedAvg:
+class QFedAvg(MeanRule):
     """One round of q-FedAvg.
 
     Args:
@@ -46,23 +45,12 @@ class QFedAvg:
         q: float,
         learning_rate: float,
     ) -> None:
-        self._weights = weights
+        super().__init__(weights)
         self._parameters = [name for name in weights if name in frozenset(parameters)]
         self._losses = losses
         self._q = q
         self._smoothness = 1.0 / learning_rate
-        self._mean = WeightedMean(weights)
         self._divisors: list[float] = []
-
-    @property
-    def num_updates(self) -> int:
-        """How many updates were folded in."""
-        return self._mean.num_terms
-
-    @property
-    def notes(self) -> Mapping[str, str]:
-        """None: every update is taken, by its loss."""
-        return {}
 
     def add(self, update: StateDict, weight: int, site: str) -> None:
         """Fold one screened update in; the order does not matter.

@@ -6,6 +6,7 @@ from typing import Protocol
 import numpy as np
 
 from medfed.common.state_dicts import StateDict
+from medfed.server.aggregation.exact import WeightedMean
 
 
 class Rule(Protocol):
@@ -32,6 +33,28 @@ class Rule(Protocol):
     def apply(self) -> StateDict:
         """Return the new global weights, each in its own type."""
         ...
+
+
+class MeanRule:
+    """What rules have in common that fold every update into one weighted mean.
+
+    Args:
+        weights: Global weights before the round.
+    """
+
+    def __init__(self, weights: StateDict) -> None:
+        self._weights = weights
+        self._mean = WeightedMean(weights)
+
+    @property
+    def num_updates(self) -> int:
+        """How many updates were folded in."""
+        return self._mean.num_terms
+
+    @property
+    def notes(self) -> Mapping[str, str]:
+        """None: every update is taken, by what its rule counts it for."""
+        return {}
 
 
 def moved(weights: StateDict, update: StateDict) -> StateDict:

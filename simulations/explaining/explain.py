@@ -18,7 +18,7 @@ from medfed.simulations.explaining.page import Content, write_explanation
 
 
 def explain_examination(
-    run: Path, images: Sequence[str], columns: Sequence[str], out: Path
+    run: Path, images: Sequence[str], columns: Sequence[str], out: Path, site: str = ""
 ) -> tuple[str, Path]:
     """Explain what the run's federated model says about one examination.
 
@@ -27,6 +27,7 @@ def explain_examination(
         images: FILE, or VIEW=FILE for each view that there is.
         columns: COLUMN=VALUE for each known metadata column.
         out: Folder for the page, its pictures and its figures.
+        site: Whose own model to ask (`load_trained`); empty for the global one.
 
     Returns:
         The prediction in a line, and the path of the page.
@@ -34,7 +35,7 @@ def explain_examination(
     Raises:
         MedfedError: Not a finished run, or files that do not fit its study.
     """
-    trained = load_trained(run)
+    trained = load_trained(run, site)
     examination = load_examination(images, columns, trained.study)
     content = explain(trained, examination)
     return content.headline, write_explanation(trained, examination, content, out)

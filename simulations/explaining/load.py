@@ -1,4 +1,4 @@
-"""A run's federated model, and an examination from files, prepared as the model's images were.
+"""A run's model, global or a site's own; an examination from files, prepared as its images were.
 
 Shapes: V views, C channels a view, *S spatial, F numbers of the tabular columns.
 """
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from medfed.client.batches import encode_column, scaled, standardised
 from medfed.client.data.fitting import fit_image, fit_views
+from medfed.client.site import SiteConfig, load_site
 from medfed.common.errors import DataError, RunError, StudyError
 from medfed.common.models import build_model, trained_state
 from medfed.common.state_dicts import digest, read_state, write_state
@@ -36,7 +37,9 @@ class Trained:
         study: The run's study.
         task: What the model's outputs mean.
         model: In evaluation mode, on the CPU.
-        weights_sha256: `common.state_dicts.digest` of what was trained; rounds.jsonl names it too.
+        weights_sha256: `common.state_dicts.digest` of what was trained; of the global model
+            rounds.jsonl names it too.
+        site: Whose model it is; empty for the global one.
     """
 
     run: str
@@ -44,6 +47,7 @@ class Trained:
     task: Task
     model: nn.Module
     weights_sha256: str
+    site: str = ""
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,17 @@ class Examination:
         return self.pixels[index * channels : (index + 1) * channels]
 
 
-def load_trained(run: Path) -> Trained:
+def load_trained(run: Path, site: str = "") -> Trained:
     """Build the federated model of a run folder with its final weights.
 
+    Args:
+        run: Run folder.
+        site: Of a run with fedbn, ditto or apfl: the site whose own model it is to be. A name of
+            a simulated one, or a hospital's site.toml; empty for the global model.
+
     Raises:
-        RunError: Not a run folder, one without a final model, or weights that do not fit.
+        RunError: Not a run folder, one without a final model, or weights that do not fit; no such
+            site, or one that keeps nothing of this run.
     """
     study_file = run / "study.toml"
     if not study_file.is_file():
@@ -83,26 +93,68 @@ def load_trained(run: Path) -> Trained:
             "Name a folder that `medfed simulate` made, such as runs/<name>."
         )
     arm = run / "arms" / "federated"
-    weights_file = arm / "model.safetensors"
-    if not weights_file.is_file():
+    if not (arm / "model.safetensors").is_file():
         raise RunError(
             f"{run} has no federated model yet. Bring the run to its end with "
             f"`medfed simulate --resume {run}`."
         )
     study = load_study(study_file)
+    task = make_task(study, _words(arm, study))
+    name = run.resolve().name
+    if site:
+        owner = _owner(site, arm, study)
+        model = _own_model(owner, arm, study, task)
+        return Trained(name, study, task, model, digest(trained_state(model)), owner.name)
     if study.federation.algorithm == "fedbn":
         raise RunError(
             f"{run} was trained by fedbn: its global model has no normalisations of its own, each "
-            "site keeps its own. Name a run of another algorithm."
+            "site keeps its own. Name the site whose model it is to be, as `medfed explain --site` "
+            "does, or a run of another algorithm."
         )
-    task = make_task(study, _words(arm, study))
+    model = _global_model(arm, study, task)
+    return Trained(name, study, task, model, digest(trained_state(model)))
+
+
+def _global_model(arm: Path, study: StudyConfig, task: Task) -> nn.Module:
     # What training started from is overwritten, and its file may be gone.
     section = study.model.model_copy(update={"weights": "", "weights_sha256": ""})
     model = build_model(study.model_copy(update={"model": section}), task.num_outputs)
-    write_state(model, read_weights(weights_file, list(read_state(model))))
+    write_state(model, read_weights(arm / "model.safetensors", list(read_state(model))))
     # As many threads as at a site: their number decides how sums are rounded.
     torch.set_num_threads(study.compute.threads)
-    return Trained(run.resolve().name, study, task, model.eval(), digest(trained_state(model)))
+    return model.eval()
+
+
+def _owner(site: str, arm: Path, study: StudyConfig) -> SiteConfig:
+    """Return the site that is asked for: a file is a hospital's, a name a simulated site's."""
+    if not study.federation.keeps_at_sites:
+        raise RunError(
+            f'--site {site} with federation.algorithm = "{study.federation.algorithm}": all sites '
+            "use the global model. Leave --site out."
+        )
+    if site.endswith(".toml"):
+        return load_site(Path(site))
+    names = sorted(path.parent.name for path in (arm / "sites").glob("*/site.toml"))
+    if site not in names:
+        simulated = ", ".join(names) or "none: it was not simulated"
+        raise RunError(
+            f"Expected the name of a site of this run, or a hospital's site.toml, got {site!r}. "
+            f"Simulated sites of this run: {simulated}."
+        )
+    return load_site(arm / "sites" / site / "site.toml")
+
+
+def _own_model(owner: SiteConfig, arm: Path, study: StudyConfig, task: Task) -> nn.Module:
+    for name in ("plan.json", "rounds.jsonl"):
+        if not (arm / name).is_file():
+            raise RunError(
+                f"Expected {arm / name}, which says what of a site belongs to this model, found "
+                "none. Copy the whole run folder."
+            )
+    # It imports Flower, which takes seconds and is not needed for a global model.
+    from medfed.simulations.held_out import FinalModels
+
+    return FinalModels(arm, study, task).kept_by(owner)
 
 
 def load_examination(

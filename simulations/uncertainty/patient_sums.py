@@ -3,10 +3,10 @@
 A task's figures come from sums over images (`common.metrics`), so those of any set of patients,
 drawn with replacement or all of one sex, come from adding these.
 
-Shapes: P patients, D numbers of all of a task's sums together.
+Shapes: P patients, R parts of patients (one a batch), D numbers of all of a task's sums together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import sparse
+from torch import nn
 
 from medfed.client.batches import BatchLoader
-from medfed.common.metrics import MetricSums, add_sums
+from medfed.client.data.site_data import ImageSet
+from medfed.common.metrics import MetricSums
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import parse_study_json
-from medfed.common.tasks import Task
+from medfed.common.tasks import Task, evaluate_apart
 from medfed.simulations.held_out import FinalModels, held_out_images, task_of
 
 
@@ -59,29 +61,51 @@ def patient_sums(arm: Path, columns: Sequence[str]) -> PatientSums:
     device = _device(study)
     models = FinalModels(arm, study, task, device)
     rows: list[sparse.csr_array] = []
+    owners: list[int] = []
     sites: list[str] = []
     values: dict[str, list[str]] = {column: [] for column in columns}
-    with torch.inference_mode():
-        for name, images in held_out_images(arm, study):
-            loader, model = BatchLoader(images, task, study, device), models.of(name)
-            known = {column: images.column(column) for column in columns}
-            for positions in images.groups:
-                # Images that keep their own size come one at a time, each in windows.
-                size = len(positions) if study.data.fit == "resize" else 1
-                parts = [
-                    task.evaluate(model, loader.evaluation_batch(positions[start : start + size]))
-                    for start in range(0, len(positions), size)
-                ]
-                rows.append(sparse.csr_array(flat(add_sums(parts), task)[None]))
-                sites.append(name)
-                for column in columns:
-                    values[column].append(known[column][positions[0]])
+    for name, images in held_out_images(arm, study):
+        for patient, sums in _parts(task, models.of(name), images, study, device):
+            owners.append(len(sites) + patient)
+            rows.append(sparse.csr_array(flat(sums, task)[None]))
+        first = [positions[0] for positions in images.groups]
+        sites += [name] * len(first)
+        for column in columns:
+            known = images.column(column)
+            values[column] += [known[position] for position in first]
+    adding_PR = sparse.csr_array(
+        (np.ones(len(rows), dtype=np.int64), (owners, np.arange(len(rows)))),
+        shape=(len(sites), len(rows)),
+    )
     return PatientSums(
         task,
-        sparse.csr_array(sparse.vstack(rows)),
+        sparse.csr_array(adding_PR @ sparse.vstack(rows)),
         tuple(sites),
         {column: tuple(texts) for column, texts in values.items()},
     )
+
+
+def _parts(
+    task: Task, model: nn.Module, images: ImageSet, study: StudyConfig, device: torch.device
+) -> Iterator[tuple[int, MetricSums]]:
+    """Yield each patient's number and sums, batch by batch: one in several batches comes again.
+
+    Batches are those of the run's own evaluation (`client.evaluation`), so that all patients
+    together have its very sums.
+    """
+    owners = np.zeros(len(images), dtype=np.int64)
+    for number, positions in enumerate(images.groups):
+        owners[positions] = number
+    loader = BatchLoader(images, task, study, device)
+    # Images that keep their own size come one at a time, each in windows.
+    size = study.evaluation.batch_size if study.data.fit == "resize" else 1
+    for start in range(0, len(images), size):
+        chosen = np.arange(start, min(start + size, len(images)))
+        patients = np.unique(owners[chosen])
+        groups = [np.flatnonzero(owners[chosen] == patient) for patient in patients]
+        with torch.inference_mode():
+            sums = evaluate_apart(task, model, loader.evaluation_batch(chosen), groups)
+        yield from zip(patients.tolist(), sums, strict=True)
 
 
 def flat(sums: MetricSums, task: Task) -> npt.NDArray[np.int64]:

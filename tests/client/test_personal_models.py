@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from medfed.client.apfl import ApflModel, mixture_of
+from medfed.client.apfl import ALPHA, ApflModel, first_alpha, mixture_of
 from medfed.client.ditto import DittoModel
 from medfed.client.plain_steps import PlainSteps
 from medfed.client.training import Beside
@@ -115,6 +115,42 @@ def test_apfl_is_its_algorithm_by_a_plain_loop(alpha: float) -> None:
     assert_close(after, w)
     mixed = mixture_of(found, after, ("weight", "bias"), alpha)
     assert_close(mixed, {n: np.add(alpha * v[n], (1 - alpha) * w[n]) for n in v})
+
+
+# Rates that leave alpha within 0 and 1, and that would lead past either; and from 0 it comes back.
+@pytest.mark.parametrize(
+    ("alpha", "rate", "end"),
+    [(0.4, 0.01, None), (0.4, 10.0, 1), (0.99, 50.0, 0), (0.0, 0.01, None)],
+)
+def test_apfl_learns_alpha_once_a_round_by_equation_10(
+    alpha: float, rate: float, end: int | None
+) -> None:
+    w, v = state(1), state(2)
+    before: StateDict = {**v, ALPHA: np.array(alpha)}
+    after, found = train(study_with("apfl", apfl_alpha=0.7, apfl_alpha_rate=rate), w, before)
+    own, shared = Momentum(), Momentum()
+    for number, (x, y) in enumerate(batches()):
+        g = gradient({n: np.add(alpha * v[n], (1 - alpha) * w[n]) for n in v}, x, y)
+        slope = sum(np.sum(np.subtract(v[n], w[n]) * g[n]) for n in g)
+        v = own.step(v, {n: np.multiply(alpha, g[n]) for n in g})
+        w = shared.step(w, gradient(w, x, y))
+        if number == 0:
+            alpha = float(np.clip(alpha - rate * slope, 0, 1))
+            assert alpha == end if end is not None else 0 < alpha < 1
+    assert_close(found, {**v, ALPHA: np.array(alpha)})
+    assert_close(after, w)
+    assert list(mixture_of(found, after, ("weight", "bias"), alpha)) == ["weight", "bias"]
+
+
+def test_learning_alpha_moves_nothing_that_becomes_the_update() -> None:
+    results = []
+    for rate in (0.0, 0.5):
+        study = study_with("apfl", apfl_alpha_rate=rate)
+        results.append(train(study, state(1), {**state(2), **first_alpha(study)}))
+    (fixed, without), (learned, own) = results
+    assert digest(fixed) == digest(learned)
+    assert ALPHA not in without
+    assert own[ALPHA] != 0.5
 
 
 @pytest.mark.parametrize("algorithm", ["ditto", "apfl"])

@@ -90,6 +90,12 @@ ADAM = {"training": {"local_steps": 5, "optimizer": "adam", "momentum": 0.0}}
         ({"algorithm": "ditto", "ditto_lambda": -1.0}, {}, ["federation.ditto_lambda"]),
         ({"algorithm": "ditto", "apfl_alpha": 0.5}, {}, ["apfl_alpha = 0.5", "to apfl"]),
         ({"algorithm": "apfl", "apfl_alpha": 1.0}, {}, ["federation.apfl_alpha"]),
+        ({"algorithm": "apfl", "apfl_alpha_rate": -0.1}, {}, ["federation.apfl_alpha_rate"]),
+        (
+            {"algorithm": "apfl", "apfl_alpha_rate": 0.1},
+            PER_PATIENT,
+            ["apfl", "its steps have no noise", "no epsilon would"],
+        ),
         ({"algorithm": "qfedavg", "fairness_q": -1.0}, {}, ["federation.fairness_q"]),
         ({"algorithm": "qfedavg"}, ADAM, ["qfedavg", '"sgd"']),
         ({"algorithm": "qfedavg"}, SECURE, ["qfedavg", "only the sum"]),
@@ -179,6 +185,6 @@ def test_steps_are_passes_in_batches(examples: int, steps: int) -> None:
 def test_keys_print_the_algorithms(capsys: pytest.CaptureFixture[str]) -> None:
     print_keys()
     printed = capsys.readouterr().out
-    numbers = ("proximal_mu", "server_tau", "ditto_lambda", "apfl_alpha", "fairness_q")
+    numbers = ("proximal_mu", "server_tau", "ditto_lambda", "apfl_alpha_rate", "fairness_q")
     for text in (*ALGORITHMS, *(f"{name} = (unset)" for name in numbers)):
         assert text in printed

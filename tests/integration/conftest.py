@@ -42,36 +42,63 @@ _LABELS = """
 classes = ["normal", "nodule", "effusion", "cardiomegaly"]
 """
 
-STUDIES = {
-    # Sites of different public sizes, so that weights and batches differ between them.
-    "private": _COMMON
-    + _LABELS
-    + """
+_MASKS = """
+[task]
+type = "segmentation"
+classes = ["nodule", "effusion", "cardiomegaly"]
+[model]
+name = "unet"
+widths = [4, 8, 16]
+"""
+
+# Sites of different public sizes, so that weights and batches differ between them.
+_SIZES = """
 [simulation.public_num_patients]
 scanner-1 = 30
 scanner-2 = 40
 scanner-3 = 25
-[training]
-rounds = 2
-local_steps = 3
-learning_rate = 0.1
+"""
+
+_SCARCE = """
+[simulation.labels]
+share = 0.3
+[augmentation]
+flip = "horizontal"
+"""
+
+_PLAIN = """
+[privacy]
+unit = "none"
+"""
+
+_PRIVATE = """
 [privacy]
 unit = "patient"
 noise_multiplier = 1.0
 sample_rate = 0.3
 images_per_patient = 2
 target_delta = 1e-3
-""",
-    "plain": _COMMON
-    + _LABELS
-    + """
-[training]
-rounds = 2
-local_epochs = 2
-batch_size = 8
-[privacy]
-unit = "none"
-""",
+"""
+
+
+def _passes(number: int) -> str:
+    return f"\n[training]\nrounds = 2\nlocal_epochs = {number}\nbatch_size = 8\n"
+
+
+def _steps(number: int, *lines: str) -> str:
+    return "\n".join(["\n[training]\nrounds = 2", f"local_steps = {number}", *lines, ""])
+
+
+def _by(algorithm: str) -> str:
+    return _COMMON.replace("[federation]", f'[federation]\nalgorithm = "{algorithm}"')
+
+
+_FASTER = "learning_rate = 0.1"
+_PRIVATE_STEPS = _steps(3, _FASTER) + _PRIVATE
+
+STUDIES = {
+    "private": _COMMON + _LABELS + _SIZES + _PRIVATE_STEPS,
+    "plain": _COMMON + _LABELS + _passes(2) + _PLAIN,
     # Sites describe their data with noise, which is charged, and their grey levels are harmonised.
     "harmonised": _COMMON.replace("[data]", '[data]\nharmonise = "histogram"')
     + _LABELS
@@ -80,42 +107,24 @@ unit = "none"
 collect = true
 bins = 16
 noise_multiplier = 1.5
-[training]
-rounds = 2
-local_steps = 2
-learning_rate = 0.1
-[privacy]
-unit = "patient"
-noise_multiplier = 1.0
-sample_rate = 0.3
-images_per_patient = 2
-target_delta = 1e-3
-""",
+"""
+    + _steps(2, _FASTER)
+    + _PRIVATE,
     # The server sees the weighted sum of the updates alone.
     "secure": _COMMON
     + _LABELS
+    + _SIZES
+    + _passes(2)
+    + _PLAIN
     + """
-[simulation.public_num_patients]
-scanner-1 = 30
-scanner-2 = 40
-scanner-3 = 25
-[training]
-rounds = 2
-local_epochs = 2
-batch_size = 8
-[privacy]
-unit = "none"
 [secure_aggregation]
 enabled = true
 """,
     # The same, and each site adds its share of the noise before it masks.
     "shared noise": _COMMON
     + _LABELS
+    + _passes(2)
     + """
-[training]
-rounds = 2
-local_epochs = 2
-batch_size = 8
 [privacy]
 unit = "site"
 noise_multiplier = 0.5
@@ -129,141 +138,55 @@ distributed_noise = "discrete_gaussian"
 honest_sites = 1.0
 """,
     # The server sends each site what it drifts by.
-    "scaffold": _COMMON.replace("[federation]", '[federation]\nalgorithm = "scaffold"')
-    + _LABELS
-    + """
-[training]
-rounds = 2
-local_steps = 3
-learning_rate = 0.1
-momentum = 0.0
-[privacy]
-unit = "patient"
-noise_multiplier = 1.0
-sample_rate = 0.3
-images_per_patient = 2
-target_delta = 1e-3
-""",
+    "scaffold": _by("scaffold") + _LABELS + _steps(3, _FASTER, "momentum = 0.0") + _PRIVATE,
     # Few labels: guesses about the others, and an annotator who labels some before round 2.
     "scarce": _COMMON
     + _LABELS
+    + _SCARCE
     + """
-[simulation.labels]
-share = 0.3
 [simulation.annotation]
 patients = 3
 [semi_supervised]
 method = "pseudo_labels"
 threshold = 0.3
-[augmentation]
-flip = "horizontal"
-[training]
-rounds = 2
-local_epochs = 2
-batch_size = 8
-[privacy]
-unit = "none"
-""",
+"""
+    + _passes(2)
+    + _PLAIN,
     "scarce private": _COMMON
     + _LABELS
+    + _SCARCE
     + """
-[simulation.labels]
-share = 0.3
 [semi_supervised]
 method = "mean_teacher"
-[augmentation]
-flip = "horizontal"
-[training]
-rounds = 2
-local_steps = 3
-learning_rate = 0.1
-[privacy]
-unit = "patient"
-noise_multiplier = 1.0
-sample_rate = 0.3
-images_per_patient = 2
-target_delta = 1e-3
-""",
+"""
+    + _PRIVATE_STEPS,
     # Sites train one after the other, with noise of their own.
-    "cyclic": _COMMON.replace("[federation]", '[federation]\nalgorithm = "cyclic"')
-    + _LABELS
-    + """
-[training]
-rounds = 2
-local_steps = 3
-learning_rate = 0.1
-[privacy]
-unit = "patient"
-noise_multiplier = 1.0
-sample_rate = 0.3
-images_per_patient = 2
-target_delta = 1e-3
-""",
+    "cyclic": _by("cyclic") + _LABELS + _PRIVATE_STEPS,
     # A round is the first two updates, by a clock that nobody waits for.
-    "fedbuff": _COMMON.replace("[federation]", '[federation]\nalgorithm = "fedbuff"')
+    "fedbuff": _by("fedbuff")
     + _LABELS
     + """
 [simulation.pace]
 seconds = { scanner-3 = 2.5 }
-[training]
-rounds = 2
-local_steps = 2
-[privacy]
-unit = "none"
-""",
+"""
+    + _steps(2)
+    + _PLAIN,
     # Each site keeps a model of its own, and sends figures of it and of the global one.
-    "ditto": _COMMON.replace("[federation]", '[federation]\nalgorithm = "ditto"')
-    + _LABELS
-    + """
-[training]
-rounds = 2
-local_steps = 3
-batch_size = 8
-[privacy]
-unit = "none"
-""",
+    "ditto": _by("ditto") + _LABELS + _steps(3, "batch_size = 8") + _PLAIN,
     # Normalisations stay at the sites, trained with noise.
-    "fedbn": _COMMON.replace("[federation]", '[federation]\nalgorithm = "fedbn"')
-    + """
-[task]
-type = "segmentation"
-classes = ["nodule", "effusion", "cardiomegaly"]
-[model]
-name = "unet"
-widths = [4, 8, 16]
-[training]
-rounds = 2
-local_steps = 2
-learning_rate = 0.1
-[privacy]
-unit = "patient"
-noise_multiplier = 1.0
-sample_rate = 0.3
-images_per_patient = 2
-target_delta = 1e-3
-""",
+    "fedbn": _by("fedbn") + _MASKS + _steps(2, _FASTER) + _PRIVATE,
     # Masks, augmentation, and a part of the network that is frozen and never travels.
     "masks": _COMMON
-    + """
-[task]
-type = "segmentation"
-classes = ["nodule", "effusion", "cardiomegaly"]
-[model]
-name = "unet"
-widths = [4, 8, 16]
-freeze = ["network.model.0.*"]
+    + _MASKS
+    + """freeze = ["network.model.0.*"]
 [augmentation]
 flip = "horizontal"
 rotate_degrees = 20
 noise = 0.05
 multiplicity = 2
-[training]
-rounds = 2
-local_epochs = 1
-batch_size = 8
-[privacy]
-unit = "none"
-""",
+"""
+    + _passes(1)
+    + _PLAIN,
     # Texts: words are named with noise before the first round, and charged.
     "reports": _COMMON
     + """
@@ -283,17 +206,9 @@ name = "report_lstm"
 embedding_size = 6
 hidden_size = 8
 attention_size = 4
-[training]
-rounds = 2
-local_steps = 2
-learning_rate = 0.1
-[privacy]
-unit = "patient"
-noise_multiplier = 1.0
-sample_rate = 0.3
-images_per_patient = 2
-target_delta = 1e-3
-""",
+"""
+    + _steps(2, _FASTER)
+    + _PRIVATE,
 }
 
 Prepare = Callable[..., Path]

@@ -208,11 +208,18 @@ def explain(
     out: Annotated[Path, typer.Option(help="Folder for explanation.html and pictures.")] = Path(
         "explanation"
     ),
+    site: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME_OR_SITE.toml",
+            help="Ask this site's own model (fedbn, ditto, apfl): one of a simulation, or yours.",
+        ),
+    ] = "",
 ) -> None:
     """Show what in one image made a run's model say what it says."""
     from medfed.cli.explain import print_explanation
 
-    print_explanation(run, image or (), column or (), out)
+    print_explanation(run, image or (), column or (), out, site)
 
 
 @app.command()

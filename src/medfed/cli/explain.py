@@ -9,11 +9,13 @@ from medfed.common.errors import StudyError
 from medfed.simulations.explaining.explain import explain_examination
 
 
-def print_explanation(run: Path, images: Sequence[str], columns: Sequence[str], out: Path) -> None:
+def print_explanation(
+    run: Path, images: Sequence[str], columns: Sequence[str], out: Path, site: str
+) -> None:
     """Write the explanation into `out` and print the prediction and where the page is."""
     if not images:
         raise StudyError("Expected the image to explain. Add --image FILE.")
-    headline, page = explain_examination(run, images, columns, out)
+    headline, page = explain_examination(run, images, columns, out, site)
     console = Console(soft_wrap=True, highlight=False)
     console.print(headline, markup=False)
     console.print(f"Page  {page}", markup=False)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from medfed.common.metrics import add_sums, of_families
+from medfed.common.metrics import MetricSums, add_sums, of_families
 from medfed.common.study import StudyConfig
-from medfed.common.tasks import pooled_metrics, report
+from medfed.common.tasks import evaluate_apart, pooled_metrics, report
 from medfed.common.tasks.classification import Classification
 from medfed.common.tasks.protocol import Batch, Examples, Task
 from medfed.common.tasks.report import Report
@@ -82,7 +82,7 @@ def chosen(
     return task, Batch(task.inputs(outputs_of(kind, task), (), targets), targets)
 
 
-def part_of(batch: Batch, chosen: slice) -> Batch:
+def part_of(batch: Batch, chosen: slice | Tensor) -> Batch:
     return Batch(tuple(part[chosen] for part in batch.inputs), batch.targets[chosen])
 
 
@@ -102,6 +102,40 @@ def test_sums_of_any_split_add_up_to_the_sums_of_all(chosen: tuple[Task, Batch])
             n: v.tolist() for n, v in whole.items()
         }
         assert task.metrics(total) == task.metrics(whole)
+
+
+class Counting(Answers):
+    """Counts its passes."""
+
+    passes = 0
+
+    def forward(self, images: Tensor, *_: Tensor) -> Tensor:
+        self.passes += 1
+        return images
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_groups_of_images_are_told_apart_in_one_pass(chosen: tuple[Task, Batch]) -> None:
+    task, batch = chosen
+    # Not in a row, and one with an image alone: of a report that one has no words.
+    groups = [np.array([0, 5]), np.array([2]), np.array([1, 3, 4, 6])]
+    model = Counting()
+    found = evaluate_apart(task, model, batch, groups)
+    assert model.passes == 1
+    for sums, rows in zip(found, groups, strict=True):
+        alone = task.evaluate(Answers(), part_of(batch, torch.from_numpy(rows)))
+        assert {n: v.tolist() for n, v in sums.items()} == {n: v.tolist() for n, v in alone.items()}
+
+    class Own(type(task)):  # type: ignore[misc]
+        def evaluate(self, model: nn.Module, batch: Batch) -> MetricSums:
+            assert len(batch.targets) < NUM
+            return super().evaluate(model, batch)  # type: ignore[no-any-return]
+
+    task.__class__ = Own
+    again = evaluate_apart(task, Counting(), batch, groups)
+    assert [{n: v.tolist() for n, v in sums.items()} for sums in again] == [
+        {n: v.tolist() for n, v in sums.items()} for sums in found
+    ]
 
 
 @pytest.mark.parametrize("kind", KINDS)

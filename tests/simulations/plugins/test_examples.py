@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,13 @@ import numpy as np
 import pytest
 import tomli_w
 
+from medfed.client.data.records import SourceDataset
 from medfed.common.errors import UpdateError
 from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import load_study
 from medfed.server.aggregation.choice import rule_for
+from medfed.simulations.datasets.plugin import Picture, dataset_of_pictures
 from medfed.simulations.plugins import complete
 from medfed.simulations.study import Options, prepare_run, run_study, start_study
 
@@ -67,8 +70,37 @@ def test_rule_does_not_depend_on_the_order_of_arrival(examples: Path) -> None:
     assert results[0] == results[1]
 
 
+def test_pictures_are_named_by_what_they_are_and_not_by_where(
+    pictures: Path, tmp_path: Path
+) -> None:
+    def dataset(root: Path, **facts: Any) -> SourceDataset:
+        files = sorted(root.glob("*/*.png"))
+        table = {"patient": "p", "labels": ("x",), **facts}
+        return dataset_of_pictures([Picture(file, **table) for file in files], root)
+
+    plain = dataset(pictures, labels=("normal", "effusion"))
+    assert plain.classes == ("effusion", "normal")
+    assert (plain.name, len(plain.records)) == ("pictures", 40)
+    first = plain.records[0]
+    assert first.record_id == "effusion/p00_1.png"
+    assert first.read_image().shape == (16, 16)
+    shutil.copytree(pictures, tmp_path / "elsewhere")
+    digests = [dataset(root).digest for root in (pictures, tmp_path / "elsewhere")]
+    assert digests[0] == digests[1]
+    changes: list[dict[str, Any]] = [
+        {"patient": "q"},
+        {"labels": ("x", "y")},
+        {"split": "test"},
+        {"columns": {"sex": "f"}},
+    ]
+    digests = [digests[0], *(dataset(pictures, **facts).digest for facts in changes)]
+    (pictures / "effusion" / "p00_1.png").write_bytes(b"another")
+    assert len({*digests, dataset(pictures).digest}) == len(changes) + 2
+
+
 RULE = """
 import numpy as np
+from medfed.client.data.records import SourceDataset
 from medfed.common.errors import UpdateError
 from medfed.common.plugins import Section
 from medfed.server.aggregation.plugin import RulePlugin
