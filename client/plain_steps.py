@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from medfed.client.gradient_terms import GradientTerms
 from medfed.client.recording import Recorded, recorder
+from medfed.common.optimizer import optimizer_over
 from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig, TrainingSection
 from medfed.common.tasks import Batch, ImageLoss
@@ -104,18 +105,4 @@ def make_optimizer(
     model: nn.Module, training: TrainingSection, device: torch.device
 ) -> torch.optim.Optimizer:
     """Return the study's local optimiser over the parameters that train."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    if training.optimizer == "adam":
-        return torch.optim.Adam(
-            parameters,
-            lr=training.learning_rate,
-            weight_decay=training.weight_decay,
-            # Its count of steps is on the GPU then, where a recorded step can raise it.
-            capturable=device.type == "cuda",
-        )
-    return torch.optim.SGD(
-        parameters,
-        lr=training.learning_rate,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-    )
+    return optimizer_over([p for p in model.parameters() if p.requires_grad], training, device)

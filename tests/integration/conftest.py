@@ -211,6 +211,17 @@ local_steps = 2
 [privacy]
 unit = "none"
 """,
+    # The server trains the middle of the network, step by step with the sites.
+    "split": _COMMON.replace("[federation]", '[federation]\nalgorithm = "split"')
+    + _LABELS
+    + """
+[training]
+rounds = 2
+local_steps = 2
+batch_size = 8
+[privacy]
+unit = "none"
+""",
     # Each site keeps a model of its own, and sends figures of it and of the global one.
     "ditto": _COMMON.replace("[federation]", '[federation]\nalgorithm = "ditto"')
     + _LABELS
