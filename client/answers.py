@@ -4,7 +4,6 @@ Plain functions from a request to a reply; `client.app` connects them to Flower,
 leaves. The study was held to the policy before any of them is called (`policy.check_study`).
 """
 
-import hashlib
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,28 +14,25 @@ from medfed.client.annotating import annotated
 from medfed.client.compression import compressed
 from medfed.client.data.site_data import check_population
 from medfed.client.evaluation import Evaluation, evaluate_for_release
+from medfed.client.groundwork import (
+    keep_countersignature,
+    round_of,
+    said_of,
+    spend_of,
+    workspace_of,
+)
 from medfed.client.personal import own_part, own_weights
 from medfed.client.releases import COUNTS_OF_PLUGIN, Cost
 from medfed.client.replies import KeptReply, ReplyJournal, identify
 from medfed.client.scaffold import check_correction
 from medfed.client.secure_answers import MaskedTraining, Memory
 from medfed.client.site import SiteConfig
-from medfed.client.statistics import (
-    SaidStatistics,
-    harmonising_tables,
-    least_count,
-    release_statistics,
-)
-from medfed.client.training import (
-    Round,
-    TrainingResult,
-    train_with_privacy,
-    train_without_privacy,
-)
+from medfed.client.statistics import least_count
+from medfed.client.training import TrainingResult, train_with_privacy, train_without_privacy
 from medfed.client.words import release_words, reports_by_patient
-from medfed.client.workspace import Workspace, pick_device, site_data, workspace
-from medfed.common.errors import LedgerError, RefusalReason, SiteRefusal, StudyError
-from medfed.common.ledger import Countersignature, Ledger, Spend
+from medfed.client.workspace import Workspace, site_data
+from medfed.common.errors import StudyError
+from medfed.common.ledger import Spend
 from medfed.common.messages import (
     EvaluateReply,
     JoinReply,
@@ -49,9 +45,7 @@ from medfed.common.messages import (
     WordsReply,
     WordsRequest,
 )
-from medfed.common.models import shared_names
-from medfed.common.state_dicts import StateDict, check_fits, digest
-from medfed.common.study import StudyConfig
+from medfed.common.state_dicts import StateDict
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +91,7 @@ def name_words(request: WordsRequest, site: SiteConfig) -> Answer:
 def describe_data(request: StatisticsRequest, site: SiteConfig) -> Answer:
     """Say of this site's training data what its policy lets out; asked again, the same again."""
     study = request.study
-    said = _said(study, site, request.run)
+    said = said_of(study, site, request.run)
     reply = StatisticsReply(
         site=site.name,
         values={**said.values},
@@ -113,28 +107,25 @@ def describe_data(request: StatisticsRequest, site: SiteConfig) -> Answer:
     return Answer(reply, dict.fromkeys(said.values, cost), said.withheld)
 
 
-def _said(study: StudyConfig, site: SiteConfig, run: str) -> SaidStatistics:
-    # Of the images as they are: a table of grey levels is made from this.
-    return release_statistics(site_data(site, study).train, study, site, run=run)
-
-
 def train(request: ModelRequest, site: SiteConfig, memory: Memory) -> Answer:
     """Charge one round, train it and return the update; masked if the study says so.
 
     Without masks, a round that is asked for again gets the update that it got before.
     """
+    if request.study.federation.algorithm == "split":
+        raise StudyError("Asked to train whole by a study of split learning, which goes by steps.")
     policy.check_participants(request.num_participants, site.policy)
-    _keep_countersignature(request, site)
+    keep_countersignature(request, site)
     if request.study.secure_aggregation.enabled:
         return _train_masked(request, site, memory)
-    spend = _spend(request, site)
+    spend = spend_of(request, site)
     with _journal(request, site, spend) as journal:
         kept = journal.finished(site.name) if journal else None
         if kept is not None:
             log.info("Round %d is asked for again: the same update leaves.", request.round_number)
             again = f"sent again, bit for bit what it was before: {kept.cost.text}"
             return Answer(kept.reply, {"update": kept.cost._replace(text=again)}, kept.withheld)
-        here = annotated(_workspace(request, site), request, site, _round(request, site))
+        here = annotated(workspace_of(request, site), request, site, round_of(request, site))
         check_correction(request.study.federation.algorithm, request.correction, here.model)
         # Written ahead: a crash from here on can only over-count.
         charge = policy.charge(site, spend, journal)
@@ -171,10 +162,10 @@ def _journal(
 
 def _train_masked(request: ModelRequest, site: SiteConfig, memory: Memory) -> Answer:
     """Do the same under masks. They are for one time: nothing is kept to be sent again."""
-    here = annotated(_workspace(request, site), request, site, _round(request, site))
+    here = annotated(workspace_of(request, site), request, site, round_of(request, site))
     check_correction(request.study.federation.algorithm, request.correction, here.model)
     masking = MaskedTraining(request, site, memory)
-    spend = _spend(request, site)
+    spend = spend_of(request, site)
     charge = policy.charge(site, spend)
     result = _trained(here, request, site)
     reply = TrainReply(
@@ -202,15 +193,15 @@ def evaluate(request: ModelRequest, site: SiteConfig) -> Answer:
 
     They are the global model's, or that of it which this site uses (`client.personal`).
     """
-    _keep_countersignature(request, site)
+    keep_countersignature(request, site)
     if not site.policy.release_evaluation:
         reply = EvaluateReply(site=site.name, sums=None)
         why = {"evaluation": "policy.release_evaluation is off"}
         return Answer(reply, withheld=why)
-    here = _workspace(request, site)
+    here = workspace_of(request, site)
 
     def evaluated(weights: StateDict) -> Evaluation:
-        this = _round(request, site)
+        this = round_of(request, site)
         return evaluate_for_release(
             here.model, weights, here.data.test, here.task, this, site.policy
         )
@@ -223,20 +214,9 @@ def evaluate(request: ModelRequest, site: SiteConfig) -> Answer:
     return Answer(reply, dict.fromkeys(own, COUNTS_OF_PLUGIN), found.withheld)
 
 
-def _keep_countersignature(request: ModelRequest, site: SiteConfig) -> None:
-    """Keep what the server signed about this ledger; a wrong one means that one of us is lying."""
-    if not request.countersignature:
-        return
-    try:
-        signed = Countersignature.from_json(request.countersignature)
-        Ledger(site.state_folder).keep_countersignature(signed)
-    except LedgerError as error:
-        raise SiteRefusal(RefusalReason.LEDGER, str(error)) from error
-
-
 def _trained(here: Workspace, request: ModelRequest, site: SiteConfig) -> TrainingResult:
     """Train with noise where this site is to add it; else the server does, or nobody."""
-    data, this = here.data.train, _round(request, site)
+    data, this = here.data.train, round_of(request, site)
     with own_part(here, request, site) as beside:
         if not request.study.privacy.at_sites:
             return train_without_privacy(
@@ -275,51 +255,3 @@ def _paid(epsilon: float, unit: str, site: SiteConfig, *, seeded: bool = False) 
         f"{site.policy.target_delta:g} after this ({unit})"
     )
     return Cost("dp", text + ("; seeded noise: a simulation, not private" if seeded else ""))
-
-
-def _workspace(request: ModelRequest, site: SiteConfig) -> Workspace:
-    """Return what the round needs, sure that its weights are of this very model.
-
-    Checked before any charge: weights of another model must not cost the patients anything.
-    """
-    tables = b""
-    if request.study.data.harmonise != "none":
-        said = _said(request.study, site, request.run)
-        tables = harmonising_tables(said, request.study, request.reference)
-    here = workspace(site, request.study, request.words, tables)
-    names = shared_names(here.model, request.study)
-    check_fits({name: here.network.start[name] for name in names}, request.weights)
-    if here.network.frozen_sha256 != request.frozen_sha256:
-        raise StudyError(
-            "The frozen part of the model differs from the coordinator's: another weights file, "
-            "or another version of torch. Place the file that model.weights_sha256 names."
-        )
-    return here
-
-
-def _round(request: ModelRequest, site: SiteConfig) -> Round:
-    device = pick_device(request.study, site)
-    return Round(request.study, site.name, request.round_number, device, request.correction)
-
-
-def _spend(request: ModelRequest, site: SiteConfig) -> Spend:
-    """What the round will have cost, under a name that only the very same release shares."""
-    parts = [
-        request.study.digest(),
-        request.run,
-        str(request.round_number),
-        digest(request.weights),
-    ]
-    if request.study.secure_aggregation.distributed_noise != "none":
-        # Each site's share of the noise, and so the very bits, depend on how many share it.
-        parts.append(str(request.num_participants))
-    if request.correction is not None:
-        # Another correction, another update: one that was not paid for.
-        parts.append(digest(request.correction))
-    return policy.spend_of_round(
-        request.study,
-        site.policy,
-        run=request.run,
-        round_number=request.round_number,
-        release=hashlib.sha256("\x1f".join(parts).encode()).hexdigest(),
-    )

@@ -24,8 +24,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from medfed.client.optimizers import make_optimizer
 from medfed.common.models import set_training_mode, trained_state
+from medfed.common.optimizer import make_optimizer
 from medfed.common.state_dicts import StateDict, write_state
 from medfed.common.study import StudyConfig
 from medfed.common.tasks import Batch, Task

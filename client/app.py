@@ -14,12 +14,14 @@ from typing import Any, TypeVar, cast
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from medfed.client import answers, policy, secure_answers
+from medfed.client import answers, policy, secure_answers, split_answers
 from medfed.client.answers import Answer
 from medfed.client.releases import Release, list_quantities, now, write_release
 from medfed.client.secure import SiteState
 from medfed.client.secure_answers import Memory
 from medfed.client.site import SiteConfig, load_site
+from medfed.client.split import SplitState
+from medfed.client.split_answers import SplitMemory
 from medfed.common import messages
 from medfed.common.errors import (
     DataError,
@@ -37,6 +39,8 @@ from medfed.common.messages import (
     Refusal,
     SecureReply,
     SecureRequest,
+    SplitReply,
+    SplitRequest,
     StatisticsReply,
     StatisticsRequest,
     TrainReply,
@@ -49,16 +53,25 @@ log = logging.getLogger(__name__)
 app = ClientApp()
 
 Request = TypeVar(
-    "Request", JoinRequest, WordsRequest, StatisticsRequest, ModelRequest, SecureRequest
+    "Request",
+    JoinRequest,
+    WordsRequest,
+    StatisticsRequest,
+    ModelRequest,
+    SplitRequest,
+    SecureRequest,
 )
 SecureAnswer = Callable[[SecureRequest, SiteConfig, Memory], SecureReply]
+SplitAnswer = Callable[[SplitRequest, SiteConfig, SplitMemory], Answer]
 _MEMORY = "medfed.secure"
+_SPLIT_MEMORY = "medfed.split"
 
 _PACK: dict[type, Callable[[Any], RecordDict]] = {
     JoinReply: messages.pack_join_reply,
     WordsReply: messages.pack_words_reply,
     StatisticsReply: messages.pack_statistics_reply,
     TrainReply: messages.pack_train_reply,
+    SplitReply: messages.pack_split_reply,
     EvaluateReply: messages.pack_evaluate_reply,
     SecureReply: messages.pack_secure_reply,
     Refusal: messages.pack_refusal,
@@ -92,6 +105,32 @@ class _ContextMemory:
         self.context.state[_MEMORY] = ConfigRecord({"state": state.to_bytes()})
 
 
+@dataclass(frozen=True)
+class _SplitMemory:
+    """A site's own parts of a network between half steps, in the same place."""
+
+    context: Context
+
+    def read(self) -> SplitState | None:
+        """Return what was kept last."""
+        record = self.context.state.get(_SPLIT_MEMORY)
+        if not isinstance(record, ConfigRecord):
+            return None
+        return SplitState.from_values(cast(str, record["facts"]), cast(bytes, record["arrays"]))
+
+    def keep(self, state: SplitState | None) -> None:
+        """Replace it; None to forget it."""
+        if state is not None:
+            self.context.state[_SPLIT_MEMORY] = _packed(state)
+        elif _SPLIT_MEMORY in self.context.state:
+            del self.context.state[_SPLIT_MEMORY]
+
+
+def _packed(state: SplitState) -> ConfigRecord:
+    values = state.to_values()
+    return ConfigRecord({"facts": values["facts"], "arrays": values["arrays"]})
+
+
 @app.query("join")
 def join(message: Message, context: Context) -> Message:
     """Say who this site is and whether it takes part."""
@@ -118,6 +157,18 @@ def train(message: Message, context: Context) -> Message:
         return answers.train(request, site, _ContextMemory(context))
 
     return _answer(message, context, messages.unpack_model_request, trained)
+
+
+@app.train("split_front")
+def go_forward(message: Message, context: Context) -> Message:
+    """Split learning: send the activations of the next batch, or at last the update."""
+    return _answer_step(message, context, split_answers.go_forward)
+
+
+@app.train("split_back")
+def go_back(message: Message, context: Context) -> Message:
+    """Split learning: send the gradient for the server's part."""
+    return _answer_step(message, context, split_answers.go_back)
 
 
 @app.query("secure_keys")
@@ -151,6 +202,13 @@ def _answer_phase(message: Message, context: Context, phase: SecureAnswer) -> Me
     return _answer(message, context, messages.unpack_secure_request, answered)
 
 
+def _answer_step(message: Message, context: Context, half: SplitAnswer) -> Message:
+    def answered(request: SplitRequest, site: SiteConfig) -> Answer:
+        return half(request, site, _SplitMemory(context))
+
+    return _answer(message, context, messages.unpack_split_request, answered)
+
+
 def _answer(
     message: Message,
     context: Context,
@@ -179,10 +237,15 @@ def _answer(
 
 
 def _about(
-    request: JoinRequest | WordsRequest | StatisticsRequest | ModelRequest | SecureRequest,
+    request: JoinRequest
+    | WordsRequest
+    | StatisticsRequest
+    | ModelRequest
+    | SplitRequest
+    | SecureRequest,
 ) -> _About:
     round_number = 0
-    if isinstance(request, ModelRequest | SecureRequest):
+    if isinstance(request, ModelRequest | SplitRequest | SecureRequest):
         round_number = request.round_number
     return _About(request.run, request.study.study.name, round_number)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from medfed.client.gradient_terms import GradientTerms
-from medfed.client.optimizers import make_optimizer
 from medfed.client.recording import Recorded, recorder
+from medfed.common.optimizer import make_optimizer
 from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
 from medfed.common.tasks import Batch, ImageLoss

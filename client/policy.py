@@ -207,6 +207,15 @@ def _secure_aggregation(study: StudyConfig, policy: PolicySection) -> str:
     )
 
 
+def _activations(study: StudyConfig, policy: PolicySection) -> str:
+    if study.federation.algorithm != "split" or policy.allow_activations:
+        return ""
+    return (
+        "The study is split learning: activations of every training image would leave, without "
+        "noise. This site's policy.allow_activations is off."
+    )
+
+
 def _batch(study: StudyConfig, policy: PolicySection) -> str:
     if study.privacy.at_sites:
         images = study.privacy.chunk * study.privacy.images_per_patient
@@ -273,6 +282,7 @@ _CHECKS: tuple[Callable[[StudyConfig, PolicySection], str], ...] = (
     _task,
     _networks,
     _secure_aggregation,
+    _activations,
     _length,
     _batch,
     _size,

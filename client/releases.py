@@ -60,7 +60,8 @@ class Release:
         run: The run's identifier; empty if the request could not be read.
         study: The study's name.
         round_number: 1-based; 0 before the first round.
-        kind: The message's: joined, words, statistics, update, sums or refusal.
+        kind: The message's: joined, words, statistics, update, activations, gradient, sums or
+            refusal.
         quantities: What left.
         withheld: What did not, and why.
     """

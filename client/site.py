@@ -69,6 +69,12 @@ class PolicySection(Section):
     word; with it, this site counts the keys of the others."""
     require_secure_aggregation: bool = False
     """Take part only where the server sees the sum of the updates and no update alone."""
+    allow_activations: bool = False
+    """Take part in split learning, in which this site trains the first and the last layers and the
+    server those between. For every training image the server then gets what the first layers make
+    of it, in every step, and a gradient. No noise covers that: an image can be made out from the
+    one, the better the fewer layers are here, and its label worked out from the other. Images and
+    labels themselves stay."""
 
     max_steps_per_round: PositiveInt = 10_000
     """Most optimiser steps a round, of studies that state steps."""

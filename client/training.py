@@ -17,10 +17,10 @@ from medfed.client.data.site_data import ImageSet, groups_of
 from medfed.client.fairness import loss_of
 from medfed.client.gradient_terms import GradientTerms
 from medfed.client.guessing import GuessingLoader
-from medfed.client.optimizers import make_optimizer
 from medfed.client.plain_steps import plain_steps
 from medfed.client.plugins import check_only_parameters_moved
 from medfed.common.models import set_training_mode, trained_state
+from medfed.common.optimizer import make_optimizer
 from medfed.common.seeding import numpy_rng, torch_rng
 from medfed.common.state_dicts import StateDict, difference, write_state
 from medfed.common.study import StudyConfig, TrainingSection
@@ -100,10 +100,10 @@ def train_without_privacy(
     loss = task if guessing is None else guessing.loss
     step = plain_steps(model, loss, this.study, this.device, this.correction)
     loader = guessing or BatchLoader(data, task, this.study, this.device)
-    views, multiplicity = _views_rng(this), this.study.augmentation.multiplicity
+    views, multiplicity = views_rng(this), this.study.augmentation.multiplicity
     total, count = torch.zeros((), device=this.device), 0
     others = _others(len(data), unlabelled, this) if guessing else None
-    for own in _batches(len(data), training, this):
+    for own in step_positions(len(data), training, this):
         chosen = own if others is None else np.concatenate([own, next(others)])
         batch = loader.training_batch(np.repeat(chosen, multiplicity), views)
         if beside is not None:
@@ -175,7 +175,7 @@ def train_with_privacy(
         patients += unlabelled.patients
     groups = groups_of(patients) if privacy.unit == "patient" else _each_alone(len(patients))
     loader = guessing or BatchLoader(data, task, study, this.device)
-    views = _views_rng(this)
+    views = views_rng(this)
     recorded = recorded_sums(model, loss, study, this.device)
     assert study.training.local_steps is not None  # StudyConfig requires it under DP
     for _ in range(study.training.local_steps):
@@ -200,7 +200,7 @@ def expected_batch(study: StudyConfig, public_num_patients: int | None) -> float
     return study.privacy.sample_rate * public_num_patients
 
 
-def _views_rng(this: Round) -> np.random.Generator:
+def views_rng(this: Round) -> np.random.Generator:
     """Which part or version of each image is seen: no secret, so seeded in deployments too."""
     return numpy_rng(this.study.study.seed, "views", this.round_number, this.site)
 
@@ -243,7 +243,7 @@ def _others(
             yield order[start : start + size]
 
 
-def _batches(
+def step_positions(
     num_images: int, training: TrainingSection, this: Round
 ) -> Iterator[npt.NDArray[np.int64]]:
     """Positions of each step's images: shuffled passes, ended by steps or by passes."""

@@ -4,7 +4,6 @@ Data is shared by the process' threads (it is read-only); a network belongs to o
 """
 
 import ctypes
-import os
 import threading
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -15,6 +14,7 @@ from torch import nn
 from medfed.client.data.site_data import SiteData, harmonised, load_site_data
 from medfed.client.plugins import check_private
 from medfed.client.site import SiteConfig
+from medfed.common.arithmetic import device_for, make_arithmetic_repeatable
 from medfed.common.errors import SiteConfigError
 from medfed.common.models import build_model, frozen_state_digest, trained_state
 from medfed.common.models.cnn import lay_out_for_cpu
@@ -78,7 +78,7 @@ def workspace(
         tables: Of grey levels, 256 values a channel; empty for images as they are.
     """
     keep_freed_memory()
-    _make_arithmetic_repeatable(study)
+    make_arithmetic_repeatable(study)
     task = make_task(study, words)
     device = pick_device(study, site)
     data = _harmonised_data(site, study, tables) if tables else _data(site, study)
@@ -133,23 +133,13 @@ def keep_freed_memory() -> None:
     mallopt(_M_TRIM_THRESHOLD, _ONE_GIB)
 
 
-def _make_arithmetic_repeatable(study: StudyConfig) -> None:
-    torch.set_num_threads(study.compute.threads)
-    # cuBLAS reads this when the first handle is made; without it it is not repeatable.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    # As use_deterministic_algorithms(True), which imports the compiler first: two seconds, unused.
-    torch.set_deterministic_debug_mode("error")
-    # Filling fresh memory would only hide reads of unwritten memory, at a cost each step.
-    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - untyped
-
-
 def pick_device(study: StudyConfig, site: SiteConfig) -> torch.device:
     """Return where to train: the site's own choice, else the study's."""
     wish = study.compute.device if site.compute.device == "study" else site.compute.device
-    has_gpu = torch.cuda.is_available()
-    if wish == "cuda" and not has_gpu:
+    device = device_for(wish)
+    if device is None:
         raise SiteConfigError(
             'Expected a GPU for compute.device = "cuda", found none. '
             'Set it to "auto" or "cpu" in site.toml.'
         )
-    return torch.device("cuda" if has_gpu and wish != "cpu" else "cpu")
+    return device

@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 from medfed.common import messages
 from medfed.common.errors import MessageError, RefusalReason
-from medfed.common.messages import Refusal, Reply, TrainReply
+from medfed.common.messages import Refusal, Reply, SplitContents, TrainReply
 from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
 from medfed.server.countersigning import screen_head
@@ -164,6 +164,17 @@ class Conversation:
                 correction=correction(site.name) if correction else None,
                 counted_round=self.counted.get(site.name, 0),
             ),
+        )
+
+    def split_contents(self, round_number: int, num_participants: int) -> SplitContents:
+        """Return what makes the contents of a round of split learning."""
+        return messages.pack_split(
+            self._study,
+            self._run,
+            round_number,
+            frozen_sha256=self._frozen_sha256,
+            reference=self._reference,
+            num_participants=num_participants,
         )
 
     def address(

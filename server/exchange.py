@@ -155,6 +155,8 @@ class Exchange:
         """Send messages; may be called again while others are under way."""
         # A list: the real grid answers a generator with HTTP 500.
         pushed = list(outgoing)
+        if pushed:
+            self._pause_s = _FIRST_PAUSE_S  # an answer to these may come at once
         accepted = set(self._grid.push_messages(pushed)) if pushed else set()
         for message in pushed:
             # Grids number the messages they are given; one that they could not take is left out.

@@ -26,10 +26,12 @@ from medfed.server.masked import MaskedRound
 from medfed.server.progress import Progress
 from medfed.server.records import ArmFolder, RoundRecord, RunPlan, SiteRound, now
 from medfed.server.run import Run, begin
+from medfed.server.split import train_split
 
 log = logging.getLogger(__name__)
 
 _NO_CONFIG = ConfigRecord()
+_OWN_ROUNDS = {"cyclic": train_in_turn, "fedbuff": train_buffered, "split": train_split}
 
 
 def run_study(grid: Grid, study: StudyConfig, plan: RunPlan, arm: ArmFolder) -> None:
@@ -62,8 +64,8 @@ def _round(run: Run, progress: Progress) -> str:
     train = _train
     if run.study.secure_aggregation.enabled:
         train = _train_masked
-    elif run.study.federation.keeps_order:
-        train = _train_in_order
+    elif run.study.federation.algorithm in _OWN_ROUNDS:
+        train = _train_own_way
     arrays = train(run, number, progress, started)
     if arrays is None:
         return _without_quorum(run, number)
@@ -137,10 +139,9 @@ def _train(run: Run, number: int, progress: Progress, started: str) -> ArrayReco
     return arrays
 
 
-def _train_in_order(run: Run, number: int, progress: Progress, started: str) -> ArrayRecord | None:
-    """Do the same where the order of the sites matters; None if too few answered."""
-    cyclic = run.study.federation.algorithm == "cyclic"
-    train = train_in_turn if cyclic else train_buffered
+def _train_own_way(run: Run, number: int, progress: Progress, started: str) -> ArrayRecord | None:
+    """Do the same where a round is more than a question and an answer; None if too few answered."""
+    train = _OWN_ROUNDS[run.study.federation.algorithm]
     arrays = train(run, number, progress, started, lambda replies: _announced(run, replies, number))
     _note_ends(run, number, started)
     return None if run.strategy.num_updates < run.needed else arrays

@@ -91,7 +91,8 @@ class SiteRound:
         ignored: What else came in its name and was not used: duplicates, replays, forgeries.
         correction_sha256: With scaffold, digest of the correction that it was sent: an auditor
             compares it with the release in its ledger.
-        start_sha256: With cyclic, the same of the weights that it was sent.
+        start_sha256: With cyclic, the same of the weights that it was sent; with split, of those of
+            its own parts.
         asked_in: With fedbuff, the round in which it was asked for this update; 0 without.
     """
 

@@ -54,9 +54,21 @@ class Run:
         return max(self.plan.min_sites, self.study.aggregation.min_updates)
 
     def exchange(
-        self, started: str | Callable[[str], str], progress: Progress, *, asks_again: bool
+        self,
+        started: str | Callable[[str], str],
+        progress: Progress,
+        *,
+        asks_again: bool,
+        besides: float = 0.0,
     ) -> Exchange:
-        """Return an exchange of the round that began at `started` (ISO), for all or by site."""
+        """Return an exchange of the round that began at `started` (ISO), for all or by site.
+
+        Args:
+            started: When.
+            progress: Of whose weights a reply may hold an update.
+            asks_again: See `Exchange`.
+            besides: Bytes of what else a reply may hold.
+        """
         conversation = self.strategy.conversation
 
         def turned_away_s(node: int) -> float:
@@ -70,7 +82,7 @@ class Run:
             turned_away_s,
         )
         # An update, however it is packed; what it may be exactly is screened once it is read.
-        most_bytes = 4 * sum(array.nbytes for array in progress.weights.values())
+        most_bytes = 4 * sum(array.nbytes for array in progress.weights.values()) + besides
         return Exchange(self.grid, watch, asks_again=asks_again, most_bytes=most_bytes)
 
 

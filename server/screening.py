@@ -19,6 +19,8 @@ from medfed.common.state_dicts import StateDict
 from medfed.common.statistics import Floats, Values, quantities
 from medfed.common.study import StudyConfig
 
+Array = npt.NDArray[np.generic]
+
 MAX_EXAMPLES = 2**28
 MAX_SUM = 2**55
 """Largest metric sum of one site: those of 256 sites add up without overflow."""
@@ -37,7 +39,7 @@ def screen_size(num_bytes: int, weights: StateDict) -> None:
 
     Args:
         num_bytes: Size of its content, packed.
-        weights: The global weights.
+        weights: The global weights; or arrays of other shapes that it should hold.
 
     Raises:
         UpdateError: It is larger.
@@ -46,7 +48,7 @@ def screen_size(num_bytes: int, weights: StateDict) -> None:
     most = model + len(weights) * _BYTES_PER_ARRAY + _BYTES_BESIDES
     if num_bytes > most:
         raise UpdateError(
-            f"Expected at most {most} bytes for a model of {model} bytes, got {num_bytes}."
+            f"Expected at most {most} bytes for arrays of {model} bytes, got {num_bytes}."
         )
 
 
@@ -70,6 +72,29 @@ def screen_update(update: StateDict, weights: StateDict) -> None:
             )
         if not np.isfinite(array).all():
             raise UpdateError(f"{name}: holds NaN or infinite values.")
+
+
+def screen_batch(array: Array, shape: tuple[int, ...], *, most: int, least: int = 1) -> None:
+    """Check what a site sends to the server's part of the network, with split learning.
+
+    Args:
+        array: Activations, or a gradient.
+        shape: What is expected of one image.
+        most: Images of a batch at most.
+        least: At least.
+
+    Raises:
+        UpdateError: Another type or shape, another number of images, NaN or infinite values.
+    """
+    if array.dtype != np.float32 or array.shape[1:] != shape or array.ndim != len(shape) + 1:
+        raise UpdateError(
+            f"Expected float32 of shape {[f'{least} to {most}', *shape]}, got {array.dtype} of "
+            f"shape {list(array.shape)}."
+        )
+    if not least <= len(array) <= most:
+        raise UpdateError(f"Expected a batch of {least} to {most} images, got {len(array)}.")
+    if not np.isfinite(array).all():
+        raise UpdateError("Expected finite numbers, got NaN or infinite values.")
 
 
 def screen_statement(reply: TrainReply) -> None:

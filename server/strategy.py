@@ -3,11 +3,13 @@
 Our round loop (`server.loop`) drives it, with deadline, quorum, checkpoint and records; Flower's
 own `Strategy.start` can drive it too, but for algorithms that the server keeps a state for: that
 moves once a round counts (`server.progress`), which only our loop decides; and for those in which
-sites do not train all at once (`server.cyclic`, `server.buffered`).
+sites do not train all at once, or not the whole model (`server.cyclic`, `server.buffered`,
+`server.split`).
 """
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -42,6 +44,19 @@ from medfed.server.screening import (
 from medfed.server.site_privacy import SitePrivacy, noised_by_server
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainedHere:
+    """What of a round's updates the server made itself, with split learning.
+
+    Attributes:
+        names: Of the arrays that sites neither get nor send.
+        updates: By site, their update.
+    """
+
+    names: frozenset[str] = frozenset()
+    updates: dict[str, StateDict] = field(default_factory=dict)
 
 
 class FedAvgStrategy(Strategy):
@@ -95,6 +110,7 @@ class FedAvgStrategy(Strategy):
         self.training: frozenset[str] = frozenset()
         self._weights: StateDict = {}
         self._staleness: Mapping[str, int] = {}
+        self._trained_here = TrainedHere()
         self._parameters = frozenset(parameters)
         self._steps: dict[str, float] = {}
         self._losses: dict[str, float] = {}
@@ -147,14 +163,21 @@ class FedAvgStrategy(Strategy):
         self.conversation.start_round(chosen, absent)
         return chosen
 
-    def start_from(self, weights: StateDict, staleness: Mapping[str, int]) -> None:
+    def start_from(
+        self,
+        weights: StateDict,
+        staleness: Mapping[str, int],
+        trained_here: TrainedHere | None = None,
+    ) -> None:
         """Set what updates are added to, where the caller asks for them itself.
 
         Args:
             weights: What `aggregate_train` starts from.
             staleness: With fedbuff, by site, rounds since it was asked; else empty.
+            trained_here: With split, what is added to sites' updates; it is filled as they come.
         """
         self._weights, self._staleness = weights, staleness
+        self._trained_here = trained_here or TrainedHere()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -306,7 +329,7 @@ class FedAvgStrategy(Strategy):
             self.conversation.note_head(site, reply.ledger_head)
             screen_statement(reply)
             screen_update(reply.update, self._travelling())
-            update = self._decoded(reply.update)
+            update = self._decoded(reply.update, site.name)
             weight = site_weight(site, self._study, self._trainers)
             if weight is None:
                 weight = screen_examples(reply.num_examples)
@@ -326,11 +349,17 @@ class FedAvgStrategy(Strategy):
 
     def _travelling(self) -> StateDict:
         """Return what an update looks like on its way."""
-        return compression.template(self._weights, self._parameters, self._study.compression)
+        here = self._trained_here.names
+        weights = {name: array for name, array in self._weights.items() if name not in here}
+        return compression.template(weights, self._parameters, self._study.compression)
 
-    def _decoded(self, travelled: StateDict) -> StateDict:
+    def _decoded(self, travelled: StateDict, site: str) -> StateDict:
+        """Return the update of the whole model."""
         section = self._study.compression
-        return compression.decode(travelled, self._weights, self._parameters, section)
+        if not self._trained_here.names:
+            return compression.decode(travelled, self._weights, self._parameters, section)
+        both = travelled | self._trained_here.updates.pop(site)
+        return {name: both[name] for name in self._weights}
 
     def _variate_of(self, site: str, reply: TrainReply) -> StateDict:
         """Return what follows of a site's drift; empty but for scaffold."""

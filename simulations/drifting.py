@@ -21,6 +21,7 @@ from medfed.client.data.npy_files import write_npy
 from medfed.client.data.store import Store
 from medfed.common import messages
 from medfed.common.files import write_atomically
+from medfed.common.messages import TRAINING
 from medfed.common.seeding import derive_seed
 from medfed.common.study import StudyConfig
 from medfed.common.study.failures import DriftSection
@@ -49,9 +50,9 @@ class DriftingSites(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer one message."""
-        if message.metadata.message_type not in (messages.TRAIN, messages.EVALUATE):
+        if message.metadata.message_type not in (*TRAINING, messages.EVALUATE):
             return self._client_app(message, context)
-        round_number = messages.unpack_model_request(message.content).round_number
+        round_number = int(message.metadata.group_id)
         path = site_file(Path(str(context.node_config["site"])), self._drift, round_number)
         seen = Context(
             run_id=context.run_id,

@@ -19,7 +19,7 @@ from flwr.clientapp import ClientApp
 from medfed.common import messages
 from medfed.common.compression import compressed_names, decode, encode
 from medfed.common.errors import StudyError
-from medfed.common.messages import ModelRequest, TrainReply
+from medfed.common.messages import TRAINING, ModelRequest, TrainReply
 from medfed.common.seeding import numpy_rng
 from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
@@ -47,16 +47,17 @@ class FailingSites(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer one message."""
-        if message.metadata.message_type != messages.TRAIN:
+        if message.metadata.message_type not in TRAINING:
             return self._client_app(message, context)
-        request = messages.unpack_model_request(message.content)
         site = Path(str(context.node_config["site"])).parent.name
-        if self._is_silent(site, request.round_number):
+        if self._is_silent(site, int(message.metadata.group_id)):
             return Message(Error(_CLIENT_APP_RAISED, "simulated: no answer"), reply_to=message)
         answer = self._client_app(message, context)
         kind = self._failures.poisoned.get(site)
         if kind is None or not answer.has_content() or self._factor(kind) == 1.0:
             return answer
+        # Split learning goes with no poison that changes an update.
+        request = messages.unpack_model_request(message.content)
         reply = messages.unpack_reply(answer.content)
         if not isinstance(reply, TrainReply):
             return answer

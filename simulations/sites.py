@@ -176,6 +176,8 @@ def _site_table(name: str, store: Store, study: StudyConfig) -> dict[str, Any]:
     }
     plugins = study.plugins
     policy["allow_plugins"] = sorted({package_of(p) for p in (plugins.model, plugins.task) if p})
+    if study.federation.algorithm == "split":
+        policy["allow_activations"] = True
     if study.training.local_steps is not None:
         policy["max_steps_per_round"] = study.training.local_steps
     if study.training.local_epochs is not None:

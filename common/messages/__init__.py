@@ -1,23 +1,30 @@
 """What travels between server and sites. The only place that packs and unpacks Flower records.
 
 Requests: `JoinRequest` (query.join), `WordsRequest` (query.words), `StatisticsRequest`
-(query.statistics), `ModelRequest` (train and evaluate), `SecureRequest` (a phase of secure
-aggregation). Replies: `JoinReply`, `WordsReply`, `StatisticsReply`, `TrainReply`, `EvaluateReply`,
-`SecureReply`, or a `Refusal` with a reason code.
+(query.statistics), `ModelRequest` (train and evaluate), `SplitRequest` (half a step of split
+learning), `SecureRequest` (a phase of secure aggregation). Replies: `JoinReply`, `WordsReply`,
+`StatisticsReply`, `TrainReply`, `SplitReply`, `EvaluateReply`, `SecureReply`, or a `Refusal` with a
+reason code.
 
 A message holds one ConfigRecord "medfed" (version, kind and small values) and at most one
 ArrayRecord "arrays", which holds all arrays as one of safetensors; few types pass (`records`).
 """
 
 from medfed.common.messages.kinds import (
+    ACTIVATIONS,
     EVALUATE,
+    FEATURES,
+    GRADIENT,
     JOIN,
     MASKED,
     SECURE_KEYS,
     SECURE_REVEAL,
     SECURE_SHARES,
+    SPLIT_BACK,
+    SPLIT_FRONT,
     STATISTICS,
     TRAIN,
+    TRAINING,
     WORDS,
     EvaluateReply,
     JoinReply,
@@ -27,6 +34,8 @@ from medfed.common.messages.kinds import (
     Reply,
     SecureReply,
     SecureRequest,
+    SplitReply,
+    SplitRequest,
     StatisticsReply,
     StatisticsRequest,
     TrainReply,
@@ -58,13 +67,23 @@ from medfed.common.messages.records import (
     MAX_WORDS,
     MESSAGE_VERSION,
     array_sizes,
+    kind_of,
     num_bytes,
     pack_arrays,
     unpack_arrays,
 )
+from medfed.common.messages.split_packing import (
+    SplitContents,
+    pack_split,
+    pack_split_reply,
+    unpack_split_request,
+)
 
 __all__ = [
+    "ACTIVATIONS",
     "EVALUATE",
+    "FEATURES",
+    "GRADIENT",
     "JOIN",
     "MASKED",
     "MAX_WORDS",
@@ -72,8 +91,11 @@ __all__ = [
     "SECURE_KEYS",
     "SECURE_REVEAL",
     "SECURE_SHARES",
+    "SPLIT_BACK",
+    "SPLIT_FRONT",
     "STATISTICS",
     "TRAIN",
+    "TRAINING",
     "WORDS",
     "EvaluateReply",
     "JoinReply",
@@ -84,12 +106,16 @@ __all__ = [
     "Reply",
     "SecureReply",
     "SecureRequest",
+    "SplitContents",
+    "SplitReply",
+    "SplitRequest",
     "StatisticsReply",
     "StatisticsRequest",
     "TrainReply",
     "WordsReply",
     "WordsRequest",
     "array_sizes",
+    "kind_of",
     "num_bytes",
     "pack_arrays",
     "pack_evaluate_reply",
@@ -99,6 +125,8 @@ __all__ = [
     "pack_refusal",
     "pack_secure_reply",
     "pack_secure_request",
+    "pack_split",
+    "pack_split_reply",
     "pack_statistics_reply",
     "pack_statistics_request",
     "pack_train_reply",
@@ -109,6 +137,7 @@ __all__ = [
     "unpack_model_request",
     "unpack_reply",
     "unpack_secure_request",
+    "unpack_split_request",
     "unpack_statistics_request",
     "unpack_words_request",
 ]

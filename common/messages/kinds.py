@@ -2,10 +2,15 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
+
 from medfed.common.errors import RefusalReason
 from medfed.common.metrics import MetricSums
 from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
+
+Array = npt.NDArray[np.generic]
 
 JOIN = "query.join"
 WORDS = "query.words"
@@ -14,8 +19,14 @@ SECURE_KEYS = "query.secure_keys"
 SECURE_SHARES = "query.secure_shares"
 SECURE_REVEAL = "query.secure_reveal"
 TRAIN = "train"
+SPLIT_FRONT = "train.split_front"
+SPLIT_BACK = "train.split_back"
+TRAINING = (TRAIN, SPLIT_FRONT, SPLIT_BACK)
 EVALUATE = "evaluate"
 MASKED = "masked"
+ACTIVATIONS = "activations"
+FEATURES = "features"
+GRADIENT = "gradient"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +115,35 @@ class SecureRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SplitRequest:
+    """Half a step of split learning (`client.split`): SPLIT_FRONT or SPLIT_BACK.
+
+    Attributes:
+        study: The whole study.
+        run: The run's identifier.
+        round_number: 1-based.
+        step: 0-based step of the round that is asked for.
+        frozen_sha256: Hash of what does not train of the model, which every site has by itself.
+        arrays: SPLIT_FRONT: with step 0 the weights of front and back; else `GRADIENT`, of the last
+            step's loss with respect to the front's output. SPLIT_BACK: `FEATURES`, the middle's
+            output.
+        reference: As in `ModelRequest`.
+        num_participants: Sites that take part in this round, this one included.
+        countersignature: As in `ModelRequest`; with step 0.
+    """
+
+    study: StudyConfig
+    run: str
+    round_number: int
+    step: int
+    frozen_sha256: str
+    arrays: StateDict
+    reference: tuple[float, ...] = ()
+    num_participants: int = 1
+    countersignature: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class JoinReply:
     """The site takes part."""
 
@@ -181,6 +221,22 @@ class SecureReply:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SplitReply:
+    """What a site sends to the middle of the network.
+
+    Attributes:
+        site: The site's name.
+        name: `ACTIVATIONS`, the front's output, or `GRADIENT`, of the mean loss with respect to
+            the middle's output.
+        array: float32 [B, ...].
+    """
+
+    site: str
+    name: str
+    array: Array
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateReply:
     """A site's metric sums over its held-out images; None where its policy releases none.
 
@@ -204,5 +260,12 @@ class Refusal:
 
 
 Reply = (
-    JoinReply | WordsReply | StatisticsReply | TrainReply | EvaluateReply | SecureReply | Refusal
+    JoinReply
+    | WordsReply
+    | StatisticsReply
+    | TrainReply
+    | SplitReply
+    | EvaluateReply
+    | SecureReply
+    | Refusal
 )

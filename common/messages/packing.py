@@ -7,6 +7,9 @@ from flwr.app import ArrayRecord, RecordDict
 
 from medfed.common.errors import MessageError, RefusalReason
 from medfed.common.messages.kinds import (
+    ACTIVATIONS,
+    GRADIENT,
+    Array,
     EvaluateReply,
     JoinReply,
     JoinRequest,
@@ -15,6 +18,7 @@ from medfed.common.messages.kinds import (
     Reply,
     SecureReply,
     SecureRequest,
+    SplitReply,
     StatisticsReply,
     StatisticsRequest,
     TrainReply,
@@ -299,11 +303,20 @@ def unpack_reply(content: RecordDict) -> Reply:
             noise=text_of(values, "noise"),
             ledger_head=text_or_empty(values, "ledger_head"),
         )
+    if kind in (ACTIVATIONS, GRADIENT):
+        return SplitReply(site=site, name=str(kind), array=_only(content, str(kind)))
     if kind == "secure reply":
         return SecureReply(site=site, payload=bytes_of(values, "payload"))
     if kind == "sums":
         return _unpack_sums(site, content)
     raise MessageError(f"Expected a reply of a known kind, got {kind!r}.")
+
+
+def _only(content: RecordDict, name: str) -> Array:
+    arrays = arrays_of(content)
+    if set(arrays) != {name}:
+        raise MessageError(f"Expected {name} and no other arrays, got {len(arrays)} arrays.")
+    return arrays[name]
 
 
 def _unpack_sums(site: str, content: RecordDict) -> EvaluateReply:

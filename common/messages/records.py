@@ -53,6 +53,13 @@ def _size_of(value: Any) -> int:
     return 1 if isinstance(value, bool) else 8
 
 
+def kind_of(content: RecordDict) -> str:
+    """Return a message's kind as it states it; empty if it states none. Nothing is unpacked."""
+    record = content.get("medfed")
+    kind = record.get("kind") if isinstance(record, ConfigRecord) else None
+    return kind if isinstance(kind, str) else ""
+
+
 def listed(**lists: Sequence[str]) -> dict[str, list[str]]:
     """Leave out empty lists: Flower's records cannot tell their size."""
     return {name: list(texts) for name, texts in lists.items() if texts}

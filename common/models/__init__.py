@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from medfed.common.models.pretrained import (
 from medfed.common.models.report_lstm import ReportModel
 from medfed.common.models.segmenters import build_segmenter
 from medfed.common.models.shared import local_names, shared_names, shared_state
+from medfed.common.models.stages import Shape, cut, shapes_at_cuts
 from medfed.common.models.standardisation import standardise_weights
 from medfed.common.models.without_weights import without_weights
 from medfed.common.seeding import derive_seed
@@ -37,6 +39,7 @@ from medfed.common.study.model import SEGMENTERS
 __all__ = [
     "build_model",
     "check_model",
+    "cut_shapes",
     "frozen_state_digest",
     "load_pretrained",
     "local_names",
@@ -90,12 +93,29 @@ def check_model(study: StudyConfig) -> None:
     # Any number of outputs: those of a report depend on words that are not agreed yet.
     num_outputs = len(study.task.classes) or 8
     if study.model.weights:
-        local_names(build_model(study, num_outputs), study)
-        return
+        model = build_model(study, num_outputs)
+    else:
+        model = _without_memory(study, num_outputs)
+    local_names(model, study)
+    if study.federation.algorithm == "split":
+        cut(model, study)
+
+
+@lru_cache(maxsize=64)
+def cut_shapes(study: StudyConfig, num_outputs: int) -> tuple[Shape, Shape]:
+    """Return the shapes, for one image, of what front and middle of the study's network put out.
+
+    Raises:
+        StudyError: What `cut` raises.
+    """
+    return shapes_at_cuts(_without_memory(study, num_outputs), study)
+
+
+def _without_memory(study: StudyConfig, num_outputs: int) -> nn.Module:
     with without_weights():
         model = _build(study, num_outputs)
         _choose_what_trains(model, study)
-    local_names(model, study)
+    return model
 
 
 def load_pretrained(

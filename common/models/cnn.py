@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from medfed.common.models.pooling import MaxPool3d
+from medfed.common.models.stages import Stage, modules_in_turn
 
 
 class Cnn(nn.Module):
@@ -50,6 +51,15 @@ class Cnn(nn.Module):
         """Return logits."""
         logits: Tensor = self.classifier(self.grid(images))
         return logits
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Return conv 32, conv 64, dense 128, output."""
+        return (
+            modules_in_turn(self, "features.0", "features.1", "features.2"),
+            modules_in_turn(self, "features.3", "features.4", "features.5"),
+            modules_in_turn(self, "classifier.0", "classifier.1", "classifier.2"),
+            modules_in_turn(self, "classifier.3"),
+        )
 
 
 def lay_out_for_cpu(model: nn.Module) -> None:

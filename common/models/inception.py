@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medfed.common.models.pooling import global_average
+from medfed.common.models.stages import Stage, modules_in_turn
 
 
 class _Conv(NamedTuple):
@@ -166,6 +167,32 @@ class InceptionV3(nn.Module):
         """Return logits."""
         logits: Tensor = self.fc(global_average(self.grid(images)))
         return logits
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the stem, the three sizes of block, the output."""
+        convs = tuple(step.name for step in _STEM if isinstance(step, _Conv))
+
+        def run_stem(features: Tensor) -> Tensor:
+            for step in _STEM:
+                features = _apply(self, step, features)
+            return features
+
+        def blocks(number: int) -> Stage:
+            names = [name for name in _BLOCKS if name.startswith(f"Mixed_{number}")]
+            return modules_in_turn(self, *names)
+
+        coarse = blocks(7)
+
+        def run_coarse(features: Tensor) -> Tensor:
+            return global_average(coarse.run(features))
+
+        return (
+            Stage(convs, run_stem),
+            blocks(5),
+            blocks(6),
+            Stage(coarse.modules, run_coarse),
+            modules_in_turn(self, "fc"),
+        )
 
 
 class _Mixed(nn.Module):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from medfed.common.models.pooling import HalvingAverage3d, MaxPool3d, global_average
+from medfed.common.models.stages import Stage, modules_in_turn
 
 _RESNETS = {
     "resnet18": ("basic", [2, 2, 2, 2]),
@@ -55,6 +56,19 @@ class ResNetClassifier(ResNet):  # type: ignore[misc] # MONAI ships no types
         logits: Tensor = self.fc(global_average(self.grid(images)))
         return logits
 
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the stem, the four layers, the output."""
+
+        def run_last(features: Tensor) -> Tensor:
+            return global_average(self.layer4(features))
+
+        return (
+            modules_in_turn(self, "conv1", "bn1", "act", "maxpool"),
+            *(modules_in_turn(self, f"layer{number}") for number in (1, 2, 3)),
+            Stage(("layer4",), run_last),
+            modules_in_turn(self, "fc"),
+        )
+
 
 class DenseNetClassifier(DenseNet):  # type: ignore[misc] # MONAI ships no types
     """DenseNet-121: images [B, in_channels, *S], at least 29 a side, to logits [B, num_outputs].
@@ -83,3 +97,24 @@ class DenseNetClassifier(DenseNet):  # type: ignore[misc] # MONAI ships no types
         """Return logits."""
         logits: Tensor = self.class_layers.out(global_average(self.grid(images)))
         return logits
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the stem, the four dense blocks with what follows each, the output."""
+        last = modules_in_turn(self, "features.denseblock4", "features.norm5")
+
+        def run_last(features: Tensor) -> Tensor:
+            return global_average(F.relu(last.run(features)))
+
+        return (
+            modules_in_turn(
+                self, *(f"features.{name}0" for name in ("conv", "norm", "relu", "pool"))
+            ),
+            *(
+                modules_in_turn(
+                    self, f"features.denseblock{number}", f"features.transition{number}"
+                )
+                for number in (1, 2, 3)
+            ),
+            Stage(last.modules, run_last),
+            modules_in_turn(self, "class_layers.out"),
+        )

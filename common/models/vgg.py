@@ -6,6 +6,7 @@ Reference: Simonyan and Zisserman 2014, https://arxiv.org/abs/1409.1556, configu
 from torch import Tensor, nn
 
 from medfed.common.models.pooling import average_to
+from medfed.common.models.stages import Stage, modules_in_turn
 
 # Output channels of the 3 x 3 convolutions; 0 is a pooling that halves the grid.
 _LAYERS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
@@ -55,6 +56,22 @@ class Vgg16(nn.Module):
         """Return logits."""
         logits: Tensor = self.classifier(average_to(self.grid(images), _GRID).flatten(1))
         return logits
+
+    def stages(self) -> tuple[Stage, ...]:
+        """Return the five blocks up to each pooling, the dense layers, the output."""
+        blocks, names = [], list[str]()
+        for number, layer in enumerate(self.features):
+            names.append(f"features.{number}")
+            if isinstance(layer, nn.MaxPool2d):
+                blocks.append(modules_in_turn(self, *names))
+                names.clear()
+        dense = modules_in_turn(self, *(f"classifier.{number}" for number in range(6)))
+
+        def run_dense(grid: Tensor) -> Tensor:
+            return dense.run(average_to(grid, _GRID).flatten(1))
+
+        output = modules_in_turn(self, "classifier.6")
+        return (*blocks, Stage(dense.modules, run_dense), output)
 
     def _initialise(self) -> None:
         # He et al. 2015: without it and without normalisation sixteen layers do not start.

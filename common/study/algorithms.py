@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from medfed.common.study.own_parts import check_own_parts
+from medfed.common.study.split import check_split
 
 if TYPE_CHECKING:
     from medfed.common.study.config import StudyConfig
@@ -21,6 +22,8 @@ def check_algorithm(study: "StudyConfig") -> None:
         return
     if study.federation.keeps_at_sites:
         check_own_parts(study)
+    if algorithm == "split":
+        check_split(study)
     if algorithm not in ("fednova", "scaffold", "qfedavg"):
         return
     asked = f'federation.algorithm = "{algorithm}"'

@@ -17,6 +17,7 @@ Algorithm = Literal[
     "scaffold",
     "cyclic",
     "fedbuff",
+    "split",
     "fedbn",
     "ditto",
     "apfl",
@@ -34,6 +35,7 @@ _PARAMETERS: dict[str, dict[str, float]] = {
     "fedadagrad": {**_ADAPTIVE, "server_momentum": 0.0},
     "fedprox": {"proximal_mu": 0.01},
     "fedbuff": {"server_learning_rate": 1.0, "buffer_size": 2},
+    "split": {"front_stages": 1},
     "ditto": {"ditto_lambda": 0.1},
     "apfl": {"apfl_alpha": 0.5, "apfl_alpha_rate": 0.0},
     "qfedavg": {"fairness_q": 1.0},
@@ -49,9 +51,11 @@ class FederationSection(Section):
     update); fedprox (sites are held near the global weights); fednova (for sites that take
     different numbers of steps); scaffold (sites' drift is corrected); cyclic (within a round the
     weights go from site to site); fedbuff (sites train at their own pace, and a round takes the
-    first buffer_size updates); fedbn (normalisation stays at each site), ditto, apfl (each site has
-    a personal model beside the global one); qfedavg (sites with a higher loss count for more).
-    docs/adr/0021, 0022 and 0023 say which goes with what."""
+    first buffer_size updates); split (the middle of the network is trained at the server, which
+    sees activations of every training image: sites must allow it); fedbn (normalisation stays at
+    each site), ditto, apfl (each site has a personal model beside the global one); qfedavg (sites
+    with a higher loss count for more). docs/adr/0021, 0022, 0023 and 0028 say which goes with
+    what."""
     server_learning_rate: PositiveFloat | None = None
     """fedavgm, fedadam, fedyogi, fedadagrad, fedbuff: the server's step size. Unset: 1.0 for
     fedavgm and fedbuff, 0.01 for the others, where it is about how far a weight moves in a
@@ -67,6 +71,10 @@ class FederationSection(Section):
     """fedprox: weight of mu / 2 * ||w - w_global||^2 in a site's loss; 0 is fedavg. Unset: 0.01."""
     buffer_size: PositiveInt | None = None
     """fedbuff: updates that make a round, of different sites; at most min_sites. Unset: 2."""
+    front_stages: PositiveInt | None = None
+    """split: stages of the network, from its first on, that stay at each site with the last layer;
+    the server trains those between. A small CNN has 4 stages (its layers), a ResNet, DenseNet or
+    VGG 6 or 7, an Inception 5. More hide images better and cost the sites more. Unset: 1."""
     ditto_lambda: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     """ditto: weight of lambda / 2 * ||v - w_global||^2 in the loss of a site's personal model v; 0
     trains it alone. Unset: 0.1."""

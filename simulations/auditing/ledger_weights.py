@@ -45,12 +45,13 @@ def check_weights(arm: ArmRecord, entries: dict[str, list[Table]]) -> Check:
             if (event["run"], event["kind"]) != (arm.run, "training"):
                 continue
             number = event["round_number"]
-            sent = _sent_in_turn(arm, number, site)
-            if starts.get(number) is None or (arm.in_turn and not sent):
+            sent = _sent_to(arm, number, site)
+            recorded = arm.in_turn or arm.in_parts
+            if starts.get(number) is None or (recorded and not sent):
                 continue
             check.looked_at += 1
-            if arm.in_turn:
-                wrong = _wrong_in_turn(arm, number, event["release"], sent)
+            if recorded:
+                wrong = _wrong_with_sent(arm, number, event["release"], sent)
             else:
                 wrong = _wrong_with_release(arm, site, entry, starts, own)
             if wrong:
@@ -61,15 +62,16 @@ def check_weights(arm: ArmRecord, entries: dict[str, list[Table]]) -> Check:
     return check
 
 
-def _sent_in_turn(arm: ArmRecord, number: int, site: str) -> set[str]:
-    """Return digests of the weights that a site was sent in its turn, as far as they are known."""
+def _sent_to(arm: ArmRecord, number: int, site: str) -> set[str]:
+    """Return digests of what a site was sent in its turn, or of its parts, as far as known."""
     recorded = arm.rounds.get(number, {}).get("sites", {}).get(site, {}).get("start_sha256")
     return arm.turns.get((number, site), set()) | ({recorded} if recorded else set())
 
 
-def _wrong_in_turn(arm: ArmRecord, number: int, release: str, sent: set[str]) -> str:
+def _wrong_with_sent(arm: ArmRecord, number: int, release: str, sent: set[str]) -> str:
     fits = any(release == _release(arm, number, weights, []) for weights in sent)
-    return "" if fits else "was trained from weights that it was not sent in its turn"
+    when = "in this round" if arm.in_parts else "in its turn"
+    return "" if fits else f"was trained from weights that it was not sent {when}"
 
 
 def _first_turns(arm: ArmRecord, starts: dict[int, str | None]) -> list[str]:

@@ -86,6 +86,11 @@ class ArmRecord:
         return self._algorithm == "cyclic"
 
     @property
+    def in_parts(self) -> bool:
+        """Whether each site was sent a part of the weights alone."""
+        return self._algorithm == "split"
+
+    @property
     def _algorithm(self) -> str:
         return str(self.study.get("federation", {}).get("algorithm", ""))
 

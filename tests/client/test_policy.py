@@ -154,6 +154,12 @@ LIMITS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any], str]] = 
         {"statistics": {"collect": True, "noise_multiplier": 1.0}},
         "noise_multiplier is 0.9",
     ),
+    "allow_activations": (
+        {"allow_activations": False, "unit": "none"},
+        {"privacy": {"unit": "none"}, "federation": {"algorithm": "split"}},
+        {"privacy": {"unit": "none"}},
+        "activations of every training image",
+    ),
     "require_secure_aggregation": (
         {"require_secure_aggregation": True},
         {},
@@ -221,7 +227,7 @@ def test_policy_refuses_a_study_that_asks_more_than_one_key_allows(key: str) -> 
     assert_study_refused(study_of(**too_much), PolicySection.model_validate(policy), fragment)
     check_study(study_of(**most), PolicySection.model_validate(policy))
     # It is that key that refuses.
-    check_study(study_of(**too_much), PolicySection(unit="none"))
+    check_study(study_of(**too_much), PolicySection(unit="none", allow_activations=True))
 
 
 def test_every_key_of_the_gate_is_tested() -> None:
@@ -268,6 +274,7 @@ ABOUT = {
     "min_noise_multiplier": {"privacy.noise_multiplier"},
     "tasks": {"task.type"},
     "models": {"model.name"},
+    "allow_activations": {"federation.algorithm"},
     "require_secure_aggregation": {"secure_aggregation.enabled"},
     "max_steps_per_round": {"training.local_steps"},
     "max_epochs_per_round": {"training.local_epochs"},

@@ -33,6 +33,7 @@ from medfed.common.messages import (
     Refusal,
     Reply,
     SecureReply,
+    SplitReply,
     StatisticsReply,
     TrainReply,
     WordsReply,
@@ -85,6 +86,16 @@ REPLIES: dict[str, tuple[Reply, Callable[[Any], RecordDict], dict[str, set[str]]
         messages.pack_train_reply,
         {},
     ),
+    "activations": (
+        SplitReply(site="one", name="activations", array=np.ones((4, 2, 3), np.float32)),
+        messages.pack_split_reply,
+        {"name": {"kind"}, "array": {"activations"}},
+    ),
+    "gradient": (
+        SplitReply(site="one", name="gradient", array=np.ones((4, 6), np.float32)),
+        messages.pack_split_reply,
+        {"name": {"kind"}, "array": {"gradient"}},
+    ),
     "sums": (
         EvaluateReply(
             site="one",
@@ -101,7 +112,7 @@ REPLIES: dict[str, tuple[Reply, Callable[[Any], RecordDict], dict[str, set[str]]
     ),
     "refusal": (Refusal(site="one", reason=RefusalReason.BUDGET), messages.pack_refusal, {}),
 }
-COSTS = dict.fromkeys(("update", "words", "patients", "classes"), PAID)
+COSTS = dict.fromkeys(("update", "words", "patients", "classes", "activations", "gradient"), PAID)
 
 
 def test_every_kind_of_reply_is_tested() -> None:
@@ -137,7 +148,14 @@ def test_quantity_without_a_stated_cost_stops_its_reply(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [("update", "update"), ("words", "words"), ("statistics", "classes")]
+    ("kind", "name"),
+    [
+        ("update", "update"),
+        ("words", "words"),
+        ("statistics", "classes"),
+        ("activations", "activations"),
+        ("gradient", "gradient"),
+    ],
 )
 def test_what_was_paid_for_needs_its_price(kind: str, name: str) -> None:
     reply, pack, _ = REPLIES[kind]

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from patients import SIDE, Image, crowd, images_of, site_of, study_of
 
 from medfed.client import answers as answers_module
-from medfed.client import counting, statistics
+from medfed.client import counting, groundwork, statistics
 from medfed.client.app import _PACK
 from medfed.client.counting import STATISTICS_FOLDER, count, count_once
 from medfed.client.data.site_data import SiteData, harmonised
@@ -349,7 +349,7 @@ def test_every_number_that_leaves_is_listed_with_its_cost(
     site, study = site_of(tmp_path, release_statistics="suppressed"), study_of(statistics=asked)
     data = images_of([*crowd(30), *crowd(3, (1,))], study)
     sides = type("Sides", (), {"train": data})
-    monkeypatch.setattr(answers_module, "site_data", lambda site, study: sides)
+    monkeypatch.setattr(groundwork, "site_data", lambda site, study: sides)
     answer = answers_module.describe_data(StatisticsRequest(study=study, run="run"), site)
     content = _PACK[type(answer.reply)](answer.reply)
     costs = {q.name: q for q in list_quantities(content, answer.costs)}

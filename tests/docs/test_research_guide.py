@@ -39,7 +39,7 @@ def test_every_command_of_the_guide_does_what_it_says(
         captured = capfd.readouterr()
         assert not ended.value.code, f"{line}\n{captured.out}\n{captured.err}"
         said[line] = captured.out
-    assert len(said) == 20
+    assert len(said) == 21
     assert "noise_multiplier = 1.2" in said["medfed study show study.toml"]
     assert (tmp_path / "partition.png").stat().st_size > 5_000
     page = (tmp_path / "runs" / "first" / "report.html").read_text()

@@ -171,6 +171,8 @@ seconds = { scanner-3 = 2.5 }
 """
     + _steps(2)
     + _PLAIN,
+    # The server trains the middle of the network, step by step with the sites.
+    "split": _by("split") + _LABELS + _steps(2, "batch_size = 8") + _PLAIN,
     # Each site keeps a model of its own, and sends figures of it and of the global one.
     "ditto": _by("ditto") + _LABELS + _steps(3, "batch_size = 8") + _PLAIN,
     # Normalisations stay at the sites, trained with noise.

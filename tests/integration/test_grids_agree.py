@@ -25,13 +25,13 @@ from medfed.simulations.study import Options, run_study
 KINDS = ("private", "plain")
 ALL_KINDS = (
     *(*KINDS, "scaffold", "cyclic", "fedbuff", "ditto", "fedbn", "masks", "reports", "harmonised"),
-    *("secure", "shared noise", "scarce", "scarce private"),
+    *("secure", "shared noise", "scarce", "scarce private", "split"),
 )
 # On a real SuperLink a message takes seconds, both masked kinds have the same five phases, and what
 # fedbn keeps at a site is kept as ditto's.
 DEPLOYED = (
     *(*KINDS, "scaffold", "fedbuff", "ditto", "masks", "reports", "harmonised", "shared noise"),
-    "scarce",
+    *("scarce", "split"),
 )
 
 

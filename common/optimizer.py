@@ -1,11 +1,11 @@
-"""The local optimisers: torch's own, without its compiler.
+"""The local optimisers, at a site and for split learning at the server, without torch's compiler.
 
 torch marks their methods as not to be compiled, and imports the whole compiler to be able to say
 so when the first of them is called: a second and a half in every process, for nothing.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,8 +35,14 @@ class _Adam(_WithoutCompiler, torch.optim.Adam):
 def make_optimizer(
     model: nn.Module, training: TrainingSection, device: torch.device
 ) -> torch.optim.Optimizer:
-    """Return the study's local optimiser over the parameters that train."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    """Return the study's local optimiser over the parameters of `model` that train."""
+    return optimizer_over([p for p in model.parameters() if p.requires_grad], training, device)
+
+
+def optimizer_over(
+    parameters: Sequence[nn.Parameter], training: TrainingSection, device: torch.device
+) -> torch.optim.Optimizer:
+    """Return a fresh optimiser over `parameters`, which are on `device`."""
     if training.optimizer == "adam":
         return _Adam(
             parameters,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from medfed.client.optimizers import make_optimizer
+from medfed.common.optimizer import make_optimizer
 from medfed.common.study import TrainingSection
 
 SETTINGS = {"rounds": 1, "local_steps": 1, "learning_rate": 0.01, "weight_decay": 0.1}
@@ -15,7 +15,7 @@ _ALONE = """
 import sys
 import torch
 from torch import nn
-from medfed.client.optimizers import make_optimizer
+from medfed.common.optimizer import make_optimizer
 from medfed.common.study import TrainingSection
 training = TrainingSection(rounds=1, local_steps=1, learning_rate=0.1, optimizer=sys.argv[1])
 layer = nn.Linear(2, 2)
