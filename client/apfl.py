@@ -9,7 +9,7 @@ steps see the same batch, v's the w from before it.
 
 alpha is the same for all sites, or each site learns its own by a step at a round's first batch,
 
-    alpha = alpha - rate <v - w, gradient of the loss of the mixture>     (equation 10)
+    alpha = alpha - rate <v - w, gradient of the loss of the mixture>
 
 held within 0 and 1. It is kept with v, and like v moves nothing that becomes the update.
 
