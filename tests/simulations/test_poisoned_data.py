@@ -237,13 +237,13 @@ def test_a_new_scanner_changes_images_and_nothing_else_and_a_kill_changes_nothin
                 'simulation.failures.backdoor.target="cardiomegaly"',
                 "simulation.failures.boost=4",
             ),
-            # Seen: 0.54 with the mean, 0.10 with the median, 0.11 without the trigger.
-            0.4,
-            0.2,
+            # What the trigger adds. Seen: 0.43 and 0.49 with the mean, none with the median.
+            0.3,
+            0.1,
         ),
         (
             ('simulation.failures.poisoned.site-1="label_flip"', "simulation.failures.boost=5"),
-            # Seen: 0.41 with the mean, 0.22 with the median.
+            # Seen: 0.41 and 0.58 with the mean, 0.22 and 0.23 with the median.
             0.33,
             0.3,
         ),
@@ -259,8 +259,7 @@ def test_one_hostile_site_gets_its_way_with_the_mean_and_not_with_the_median(
     for name, rule in (("mean", ()), ("median", MEDIAN)):
         run = prepare(name, *attack, *rule, study=study)
         run_study(run, Options(workers=2))
-        [found[name]] = read_json(run / ATTACKS_FILE)["federated"].values()
-    assert found["mean"]["success"] > at_least
-    assert found["median"]["success"] < at_most
-    # It is the trigger that does it.
-    assert found["mean"].get("without_trigger", 0.0) < at_most
+        [rates] = read_json(run / ATTACKS_FILE)["federated"].values()
+        found[name] = rates["success"] - rates.get("without_trigger", 0.0)
+    assert found["mean"] > at_least
+    assert found["median"] < at_most
