@@ -16,6 +16,7 @@ import numpy.typing as npt
 from medfed.common.errors import UpdateError
 from medfed.common.state_dicts import StateDict
 from medfed.server.aggregation.exact import check_magnitude
+from medfed.server.aggregation.kept import KeepingRule
 from medfed.server.aggregation.rule import moved
 
 CHUNK = 2**16
@@ -40,7 +41,7 @@ class Combined:
 Combine = Callable[[Sequence[StateDict]], Combined]
 
 
-class RobustRule:
+class RobustRule(KeepingRule):
     """One round: keeps each update, then combines all of them.
 
     Args:
@@ -50,21 +51,9 @@ class RobustRule:
     """
 
     def __init__(self, weights: StateDict, combine: Combine, min_updates: int) -> None:
-        self._weights = weights
+        super().__init__(weights)
         self._combine = combine
         self._min_updates = min_updates
-        self._updates: dict[str, StateDict] = {}
-        self._notes: dict[str, str] = {}
-
-    @property
-    def num_updates(self) -> int:
-        """How many updates were kept."""
-        return len(self._updates)
-
-    @property
-    def notes(self) -> Mapping[str, str]:
-        """After `apply`: by site, why its update counted for nothing or little."""
-        return self._notes
 
     def add(self, update: StateDict, weight: int, site: str) -> None:
         """Keep one screened update; the order does not matter.
@@ -75,10 +64,8 @@ class RobustRule:
         """
         if weight != 1:
             raise UpdateError(f"Expected weight 1 under a robust rule, got {weight}.")
-        if site in self._updates:
-            raise UpdateError("Expected one update of a site, got another.")
         check_magnitude(update)
-        self._updates[site] = update
+        self._keep(update, weight, site)
 
     def apply(self) -> StateDict:
         """Return the new global weights, each in its own type.
@@ -91,9 +78,8 @@ class RobustRule:
                 f"Expected at least {self._min_updates} updates, got {self.num_updates}: with "
                 "fewer the rule does not hold against aggregation.num_byzantine sites."
             )
-        names = sorted(self._updates)
-        combined = self._combine([self._updates[name] for name in names])
-        self._notes = {names[position]: note for position, note in combined.notes.items()}
+        combined = self._combine([update for update, _ in self._in_order()])
+        self._note(combined.notes)
         return moved(self._weights, combined.update)
 
 

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from medfed.common.errors import UpdateError
 from medfed.common.state_dicts import StateDict
+from medfed.server.aggregation.kept import KeepingRule
 from medfed.server.aggregation.rule import moved
 
 Floats = npt.NDArray[np.float64]
@@ -19,10 +20,8 @@ CombineRows = Callable[[Floats, Floats], tuple[Floats, Mapping[int, str]]]
 update [D], and by row what to say of an update that was not taken as it is."""
 
 
-class RowRule:
-    """One round: keeps each update, then combines all of them at once.
-
-    The order of arrival shows nowhere. All updates are in memory together, as float64.
+class RowRule(KeepingRule):
+    """One round: keeps each update, then combines all of them at once, as float64.
 
     Args:
         weights: Global weights before the round.
@@ -30,20 +29,8 @@ class RowRule:
     """
 
     def __init__(self, weights: StateDict, combine: CombineRows) -> None:
-        self._weights = weights
+        super().__init__(weights)
         self._combine = combine
-        self._updates: dict[str, tuple[StateDict, int]] = {}
-        self._notes: dict[str, str] = {}
-
-    @property
-    def num_updates(self) -> int:
-        """How many updates were kept."""
-        return len(self._updates)
-
-    @property
-    def notes(self) -> Mapping[str, str]:
-        """After `apply`: by site, what the rule says of its update."""
-        return self._notes
 
     def add(self, update: StateDict, weight: int, site: str) -> None:
         """Keep one screened update.
@@ -51,9 +38,7 @@ class RowRule:
         Raises:
             UpdateError: A second update of the site. It is not kept.
         """
-        if site in self._updates:
-            raise UpdateError("Expected one update of a site, got another.")
-        self._updates[site] = update, weight
+        self._keep(update, weight, site)
 
     def apply(self) -> StateDict:
         """Return the new global weights, each in its own type; counters are rounded.
@@ -62,15 +47,14 @@ class RowRule:
             UpdateError: If no update was added.
             ValueError: The rule gave another number of values.
         """
-        if not self._updates:
+        if not self.num_updates:
             raise UpdateError("Expected at least one update to combine, got none.")
-        sites = sorted(self._updates)
-        kept, weights = zip(*(self._updates[site] for site in sites), strict=True)
+        kept, weights = zip(*self._in_order(), strict=True)
         rows_SD = np.stack([self._row(update) for update in kept])
         row_D, notes = self._combine(rows_SD, np.array(weights, dtype=np.float64))
         if np.shape(row_D) != rows_SD.shape[1:]:
             raise ValueError(f"expected {rows_SD.shape[1]} numbers, got {np.shape(row_D)}")
-        self._notes = {sites[row]: note for row, note in notes.items()}
+        self._note(notes)
         return moved(self._weights, self._update(row_D))
 
     def _row(self, update: StateDict) -> Floats:
