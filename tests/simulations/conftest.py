@@ -1,5 +1,6 @@
 """A study small enough to run in seconds, and the `medfed` command as a user runs it."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 from medfed.cli import main
 from medfed.common.study_file import load_study
-from medfed.simulations.study import Options, prepare_run, start_study
+from medfed.simulations.study import Options, prepare_run, run_study, start_study
 
 TINY = """
 [study]
@@ -109,3 +110,16 @@ def prepared_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[
             return parent / "run"
 
         yield make
+
+
+@pytest.fixture(scope="module")
+def serial(prepare: Callable[..., Path]) -> Callable[..., Path]:
+    """Runs what the module's `prepare` makes to its end, one site after the other; each once."""
+
+    @functools.cache
+    def run(*overrides: str, **more: str) -> Path:
+        folder = prepare(*overrides, **more)
+        run_study(folder, Options(workers=1))
+        return folder
+
+    return run

@@ -1,7 +1,6 @@
 """Compressed updates in whole runs: killed and resumed, with noise, beside one another."""
 
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,19 +69,6 @@ def prepare(prepared_run: Run) -> Run:
         return prepared_run(STUDY, overrides)
 
     return make
-
-
-@pytest.fixture(scope="module")
-def serial(prepare: Run) -> Run:
-    """Runs a study to its end, one site after the other; each once."""
-
-    @cache
-    def run(*overrides: str) -> Path:
-        folder = prepare(*overrides)
-        run_study(folder, Options(workers=1))
-        return folder
-
-    return run
 
 
 def arm(folder: Path) -> ArmFolder:

@@ -8,7 +8,6 @@ import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from math import exp
 from pathlib import Path
 from typing import Any
@@ -94,17 +93,6 @@ def prepare(prepared_run: Run) -> Run:
         return prepared_run(STUDY, overrides)
 
     return make
-
-
-@pytest.fixture(scope="module")
-def serial(prepare: Run) -> Run:
-    @cache
-    def run(*overrides: str) -> Path:
-        folder = prepare(*overrides)
-        run_study(folder, Options(workers=1))
-        return folder
-
-    return run
 
 
 def arm(folder: Path) -> ArmFolder:

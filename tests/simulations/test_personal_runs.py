@@ -4,7 +4,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -93,19 +92,6 @@ def prepare(prepared_run: Run) -> Run:
         return prepared_run(text, named)
 
     return make
-
-
-@pytest.fixture(scope="module")
-def serial(prepare: Run) -> Run:
-    """Runs a study to its end, one site after the other; each once."""
-
-    @cache
-    def run(*overrides: str, text: str = MASKS) -> Path:
-        folder = prepare(*overrides, text=text)
-        run_study(folder, Options(workers=1))
-        return folder
-
-    return run
 
 
 def arm(folder: Path) -> ArmFolder:

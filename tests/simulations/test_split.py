@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,19 +69,6 @@ def prepare(prepared_run: Run) -> Run:
         return prepared_run(text, overrides)
 
     return make
-
-
-@pytest.fixture(scope="module")
-def serial(prepare: Run) -> Run:
-    """Runs a study to its end, one site after the other; each once."""
-
-    @cache
-    def run(*overrides: str, text: str = STUDY) -> Path:
-        folder = prepare(*overrides, text=text)
-        run_study(folder, Options(workers=1))
-        return folder
-
-    return run
 
 
 def arm(folder: Path) -> ArmFolder:
