@@ -1,6 +1,12 @@
 """What all tests share."""
 
+import sys
+from pathlib import Path
+
 import pytest
+
+# Pytest's importlib mode leaves tests' own folders out of the path.
+sys.path.insert(0, str(Path(__file__).parent))
 
 # Tens of seconds each on two cores. The shallow networks stay with `make test`; these are for
 # `make test-slow`, which CI runs too.

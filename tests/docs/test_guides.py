@@ -6,7 +6,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,8 +14,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "integration"))
 
-from deployment import Deployment, deployment
-from superlink import free_port
+from deployment import Deployment, answers, deployment
+from ports import free_port
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 _BINARIES = Path(sys.executable).parent
@@ -160,9 +159,7 @@ def test_every_command_of_the_coordinators_guide_works(
         _set_control_port(walk.folder / "federation" / "federation.toml")
 
     def wait_until_up(line: str) -> None:
-        file = walk.folder / "federation" / "supervisor.json"
-        deployed.wait_for("the coordinator", lambda: '"running"' in _text(file))
-        time.sleep(3)
+        deployed.wait_for("the coordinator", lambda: answers(port))
 
     def the_same_for_the_others(line: str) -> None:
         for name in ("scanner-2", "scanner-3"):
@@ -185,7 +182,8 @@ def test_every_command_of_the_coordinators_guide_works(
     # A federation of its own, founded for real.
     real = tmp_path / "real"
     real.mkdir()
-    other = Walk(deployed, real, {"fl.example.org:8443": f"127.0.0.1:{free_port()}"})
+    other_port = free_port()
+    other = Walk(deployed, real, {"fl.example.org:8443": f"127.0.0.1:{other_port}"})
 
     def enrol_north(line: str) -> None:
         north = tmp_path / "north"
@@ -201,7 +199,7 @@ def test_every_command_of_the_coordinators_guide_works(
     other.after = {
         "federation init": lambda line: _set_control_port(real / "federation/federation.toml"),
         "federation start$": lambda line: deployed.wait_for(
-            "the other", lambda: '"running"' in _text(real / "federation" / "supervisor.json")
+            "the other", lambda: answers(other_port)
         ),
         "federation invite north": enrol_north,
     }

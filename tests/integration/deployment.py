@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from superlink import free_port
+from ports import free_port
 
 _BINARIES = Path(sys.executable).parent
 _MARK = "MEDFED_TEST_DEPLOYMENT"
@@ -267,12 +267,7 @@ class Deployment:
         children = table.get("processes", {})
         is_this = table.get("pid") == self.processes["coordinator"].pid
         running = (child.get("state") == "running" for child in children.values())
-        return bool(children) and is_this and all(running) and self._answers()
-
-    def _answers(self) -> bool:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
-            return True
-        return False
+        return bool(children) and is_this and all(running) and answers(self.port)
 
     def _processes(self) -> list[int]:
         mark = f"{_MARK}={self.folder}".encode()
@@ -293,6 +288,13 @@ def deployment(folder: Path) -> Iterator[Deployment]:
         yield deployed
     finally:
         deployed.stop()
+
+
+def answers(port: int) -> bool:
+    """Whether something listens on a port."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
 
 
 def _table(file: Path) -> dict[str, Any]:

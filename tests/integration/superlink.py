@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from ports import free_port
 
 from medfed.server.bundle import run_config, write_bundle
 
@@ -191,13 +191,6 @@ def superlink(folder: Path) -> Iterator[SuperLink]:
         yield link
     finally:
         _stop(link)
-
-
-def free_port() -> int:
-    """Return a port of loopback that nothing listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def _wait_until_healthy(link: SuperLink) -> None:

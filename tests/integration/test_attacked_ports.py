@@ -25,7 +25,7 @@ from flwr.supercore.interceptors import (
 )
 from flwr.supercore.protobuf.translation import PROTOBUF_REQUEST_TYPES
 from garbage import JSON_BODIES, protobufs, raw_requests
-from superlink import free_port
+from ports import free_port
 from wicked import Member, light_federation, members
 
 from medfed.common.tls import trust_only

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import typer
 import uvicorn
+from ports import free_port
 from typer.testing import CliRunner
 
 from medfed.cli import site_enroll
@@ -114,12 +115,6 @@ def serving(app: Any, home: FederationHome, *, tls: bool = True) -> Iterator[Non
     finally:
         server.should_exit = True
         thread.join()
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def make_home(folder: Path) -> FederationHome:

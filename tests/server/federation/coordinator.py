@@ -4,7 +4,6 @@ import base64
 import contextlib
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import time
@@ -18,6 +17,7 @@ import httpx
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes, sign_message
+from ports import free_port
 
 from medfed.common.processes import quiet_flower, start_child
 from medfed.server.federation.control import ControlClient
@@ -27,12 +27,6 @@ from medfed.server.federation.registry import Registry, SiteRecord, State
 
 PROTOBUF = "application/protobuf"
 _PATIENCE_S = 400.0
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def make_home(folder: Path, *, max_upload_mb: float = 2048.0) -> FederationHome:

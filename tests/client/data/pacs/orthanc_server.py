@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from ports import free_ports
 
 from medfed.common.processes import kill_child, start_child, stop_child
 
@@ -20,17 +20,6 @@ USER, PASSWORD = "hospital", "only-for-this-test"
 SKIP = "" if Path(_PROGRAM).exists() and _DICOMWEB.exists() else (
     "no Orthanc with its DICOMweb plugin; scripts/install-test-services installs both"
 )  # fmt: skip
-
-
-def free_ports(number: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(number)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 @dataclass

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from orthanc_server import SKIP, Orthanc, free_ports, running
+from orthanc_server import SKIP, Orthanc, running
 from pacs_patients import STUDIES, tables
+from ports import free_ports
 
 from medfed.client.data.archive.limits import ReadLimits
 from medfed.client.data.archive.scan import scan_folder

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from orthanc_server import SKIP, Orthanc, free_ports, running
+from orthanc_server import SKIP, Orthanc, running
 from pacs_certificates import Authority
 from pacs_patients import tables, write_patients
+from ports import free_ports
 
 from medfed.client.data.pacs.connecting import connect, connections
 from medfed.client.data.pacs.find import find
