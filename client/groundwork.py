@@ -69,12 +69,11 @@ def round_of(request: ModelRequest | SplitRequest, site: SiteConfig) -> Round:
 
 def spend_of(request: ModelRequest | SplitRequest, site: SiteConfig) -> Spend:
     """What the round will have cost, under a name that only the very same release shares."""
-    weights = request.weights if isinstance(request, ModelRequest) else request.arrays
     parts = [
         request.study.digest(),
         request.run,
         str(request.round_number),
-        digest(weights),
+        request.weights_digest() if isinstance(request, ModelRequest) else digest(request.arrays),
     ]
     if request.study.secure_aggregation.distributed_noise != "none":
         # Each site's share of the noise, and so the very bits, depend on how many share it.

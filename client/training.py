@@ -19,10 +19,10 @@ from medfed.client.gradient_terms import GradientTerms
 from medfed.client.guessing import GuessingLoader
 from medfed.client.plain_steps import plain_steps
 from medfed.client.plugins import check_only_parameters_moved
-from medfed.common.models import set_training_mode, trained_state
+from medfed.common.models import set_training_mode
 from medfed.common.optimizer import make_optimizer
 from medfed.common.seeding import numpy_rng, torch_rng
-from medfed.common.state_dicts import StateDict, difference, write_state
+from medfed.common.state_dicts import StateDict, change_of, write_state
 from medfed.common.study import StudyConfig, TrainingSection
 from medfed.common.tasks import Batch, Task
 
@@ -114,7 +114,7 @@ def train_without_privacy(
         if guessing:
             guessing.follow()
     mean_loss = float(total) / count if counts_by is None else counts_by
-    return TrainingResult(difference(trained_state(model), weights), mean_loss)
+    return TrainingResult(change_of(model, weights), mean_loss)
 
 
 def train_with_privacy(
@@ -188,7 +188,7 @@ def train_with_privacy(
         dp_step(model, optimizer, loss.loss_per_image, chunks, recorded)
         if guessing:
             guessing.follow()
-    update = difference(trained_state(model), weights)
+    update = change_of(model, weights)
     check_only_parameters_moved(model, update)
     return TrainingResult(update, None)
 

@@ -1,6 +1,7 @@
 """Plain functions on state dicts as NumPy arrays: names to weights, in a fixed order."""
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -52,8 +53,15 @@ def check_fits(expected: StateDict, state: Mapping[str, npt.NDArray[np.generic]]
                 f"{name}: expected {own.dtype} of shape {list(own.shape)}, got "
                 f"{array.dtype} of shape {list(array.shape)}."
             )
-        if not np.isfinite(array).all():
+        if not all_finite(array):
             raise MessageError(f"{name}: holds NaN or infinite values.")
+
+
+def all_finite(array: npt.NDArray[np.generic]) -> bool:
+    """Whether no value is NaN or infinite."""
+    # Without an array of answers: either end is NaN if any value is.
+    ends = (np.max(array, initial=0), np.min(array, initial=0))
+    return all(math.isfinite(end) for end in ends)
 
 
 def difference(new: StateDict, old: StateDict) -> StateDict:
@@ -62,6 +70,12 @@ def difference(new: StateDict, old: StateDict) -> StateDict:
         name: np.asarray(np.subtract(new[name], array), dtype=array.dtype)
         for name, array in old.items()
     }
+
+
+def change_of(model: nn.Module, old: StateDict) -> StateDict:
+    """Return a model's weights minus `old`, for all names in `old`, each in its own type."""
+    own = model.state_dict()
+    return difference({name: own[name].detach().cpu().numpy() for name in old}, old)
 
 
 def digest(state: Mapping[str, npt.NDArray[np.generic]]) -> str:

@@ -6,6 +6,7 @@ import os
 import shutil
 import tomllib
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
@@ -111,8 +112,12 @@ def parse_study(table: dict[str, Any], origin: str) -> StudyConfig:
         raise StudyError(describe_errors(error, StudyConfig, origin)) from None
 
 
+@lru_cache(maxsize=4)
 def parse_study_json(text: str) -> StudyConfig:
-    """Read a study from the JSON that a message or a run folder holds."""
+    """Read a study from the JSON that a message or a run folder holds.
+
+    The same text gives the same object: it comes with every message.
+    """
     try:
         return StudyConfig.model_validate_json(text)
     except ValidationError as error:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from medfed.common.errors import UpdateError
 from medfed.common.messages import StatisticsReply, TrainReply
 from medfed.common.metrics import MetricSums
-from medfed.common.state_dicts import StateDict
+from medfed.common.state_dicts import StateDict, all_finite
 from medfed.common.statistics import Floats, Values, quantities
 from medfed.common.study import StudyConfig
 
@@ -70,7 +70,7 @@ def screen_update(update: StateDict, weights: StateDict) -> None:
                 f"{name}: expected {expected.dtype} of shape {list(expected.shape)}, "
                 f"got {array.dtype} of shape {list(array.shape)}."
             )
-        if not np.isfinite(array).all():
+        if not all_finite(array):
             raise UpdateError(f"{name}: holds NaN or infinite values.")
 
 
@@ -93,7 +93,7 @@ def screen_batch(array: Array, shape: tuple[int, ...], *, most: int, least: int 
         )
     if not least <= len(array) <= most:
         raise UpdateError(f"Expected a batch of {least} to {most} images, got {len(array)}.")
-    if not np.isfinite(array).all():
+    if not all_finite(array):
         raise UpdateError("Expected finite numbers, got NaN or infinite values.")
 
 

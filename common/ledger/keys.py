@@ -4,10 +4,12 @@ import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
     NoEncryption,
@@ -52,12 +54,18 @@ def load_key(path: Path) -> Ed25519PrivateKey:
         LedgerError: Unreadable, or of another kind.
     """
     try:
-        key = load_pem_private_key(path.read_bytes(), password=None)
+        key = _private_key(path.read_bytes())
     except (OSError, ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise LedgerError(f"{path} is not a readable key ({error}). Restore it.") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise LedgerError(f"Expected an Ed25519 key in {path}. Restore it from a backup.")
     return key
+
+
+# Parsing takes ten times as long as reading, and a site opens its ledger several times a message.
+@lru_cache(maxsize=256)
+def _private_key(pem: bytes) -> PrivateKeyTypes:
+    return load_pem_private_key(pem, password=None)
 
 
 def load_public_key(path: Path) -> Ed25519PublicKey:

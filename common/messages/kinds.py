@@ -1,13 +1,14 @@
 """What server and sites say to one another, as plain values."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from medfed.common.errors import RefusalReason
+from medfed.common.messages.records import digest_of_packed
 from medfed.common.metrics import MetricSums
-from medfed.common.state_dicts import StateDict
+from medfed.common.state_dicts import StateDict, digest
 from medfed.common.study import StudyConfig
 
 Array = npt.NDArray[np.generic]
@@ -61,6 +62,7 @@ class ModelRequest:
             parameter; None without, and where the model is evaluated.
         counted_round: The last round in which this site's update counted; 0 for none. With error
             feedback (`client.compression`) that decides what it still owes.
+        packed_weights: What `weights` came in, if they came in a message.
     """
 
     study: StudyConfig
@@ -77,6 +79,12 @@ class ModelRequest:
     total_weight: int = 1
     correction: StateDict | None = None
     counted_round: int = 0
+    packed_weights: bytes = field(default=b"", repr=False, compare=False)
+
+    def weights_digest(self) -> str:
+        """Return the digest of `weights`."""
+        packed = self.packed_weights
+        return digest_of_packed(packed) if packed else digest(self.weights)
 
 
 @dataclass(frozen=True, kw_only=True)

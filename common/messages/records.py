@@ -6,6 +6,7 @@ Arrays are safetensors; only the types below pass.
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -13,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from safetensors.numpy import load, save
 
 from medfed.common.errors import MessageError
-from medfed.common.state_dicts import StateDict
+from medfed.common.state_dicts import StateDict, digest
 
 MESSAGE_VERSION = 4
 MAX_WORDS = 100_000
@@ -182,9 +183,13 @@ def unpack_arrays(record: ArrayRecord) -> StateDict:
     if len(record) != 1 or packed is None or packed.stype != _STYPE:
         stated = sorted({array.stype for array in record.values()})
         raise MessageError(f"Expected arrays as one of safetensors, got {len(record)} of {stated}.")
+    return _unpacked(packed.data)
+
+
+def _unpacked(data: bytes) -> StateDict:
     try:
         # Sizes that a header states are compared with what is there before anything is allocated.
-        found = load(packed.data)
+        found = load(data)
     except Exception as error:  # whatever bytes another machine can make
         raise MessageError(f"The arrays are damaged: {error}.") from None
     arrays: StateDict = {}
@@ -199,6 +204,15 @@ def unpack_arrays(record: ArrayRecord) -> StateDict:
             )
         arrays[name] = array
     return arrays
+
+
+@lru_cache(maxsize=1)
+def digest_of_packed(data: bytes) -> str:
+    """Return the digest of the arrays in `data`, which were packed here.
+
+    Sites that are simulated in one process all get the very same bytes.
+    """
+    return digest(_unpacked(data))
 
 
 def array_sizes(record: ArrayRecord) -> dict[str, int]:
@@ -221,7 +235,16 @@ def array_sizes(record: ArrayRecord) -> dict[str, int]:
 
 def arrays_of(content: RecordDict, name: str = "arrays") -> StateDict:
     """Return a message's arrays; `name` says which, where it has several records of them."""
+    return unpack_arrays(_arrays_in(content, name))
+
+
+def packed_arrays_of(content: RecordDict) -> bytes:
+    """Return a message's arrays as they came, which `arrays_of` has unpacked."""
+    return bytes(_arrays_in(content, "arrays")[_STYPE].data)
+
+
+def _arrays_in(content: RecordDict, name: str) -> ArrayRecord:
     record = content.get(name)
     if not isinstance(record, ArrayRecord):
         raise MessageError(f"Expected {name} in the message, got none.")
-    return unpack_arrays(record)
+    return record

@@ -27,13 +27,14 @@ class Cnn(nn.Module):
         side = ((image_size - 2) // 2 - 2) // 2
         flat = spatial_dims == 2
         conv = nn.Conv2d if flat else nn.Conv3d
+        # ReLU after the pool: the same numbers and gradients to the bit, of a quarter as many.
         self.features = nn.Sequential(
             conv(channels, 32, kernel_size=3),
-            nn.ReLU(),
             nn.MaxPool2d(2) if flat else MaxPool3d(kernel_size=2, stride=2),
+            nn.ReLU(),
             conv(32, self.num_features, kernel_size=3),
-            nn.ReLU(),
             nn.MaxPool2d(2) if flat else MaxPool3d(kernel_size=2, stride=2),
+            nn.ReLU(),
         )
         self.classifier = nn.Sequential(
             nn.Flatten(),

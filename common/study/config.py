@@ -7,6 +7,8 @@ own `site.toml`, which is never transmitted.
 
 import hashlib
 import json
+from collections.abc import Mapping
+from functools import cached_property
 from pathlib import PurePath
 from typing import Any, Literal, Self
 
@@ -302,7 +304,23 @@ class StudyConfig(Section):
 
     def to_json(self) -> str:
         """Return canonical JSON: sorted keys, no spaces, defaults written out."""
+        return self._json
+
+    # Asked for several times a message, in which training may be three steps.
+    @cached_property
+    def _json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @cached_property
+    def _digest(self) -> str:
+        return hashlib.sha256(self.for_sites().to_json().encode()).hexdigest()
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Return a copy with other values; see pydantic."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in ("_json", "_digest"):  # pydantic copies what was worked out, too
+            copied.__dict__.pop(name, None)
+        return copied
 
     def __hash__(self) -> int:
         # Sites keep data by study; tables of a study are dictionaries, which have no hash.
@@ -310,7 +328,7 @@ class StudyConfig(Section):
 
     def digest(self) -> str:
         """Return the SHA-256 of what sites see; it names this study in ledgers and checkpoints."""
-        return hashlib.sha256(self.for_sites().to_json().encode()).hexdigest()
+        return self._digest
 
 
 def to_plain(study: StudyConfig) -> dict[str, Any]:

@@ -20,8 +20,13 @@ MAX_MAGNITUDE = 2.0**31
 """Largest |weight * value| of one term; larger ones are refused by screening."""
 MAX_TERMS = 2**11
 """Most terms of one mean: keeps the sums of both parts below 2**63."""
-_BLOCK = 2**15
+_BLOCK = 2**16
 """Values at a time: what is made on the way stays in the processor's cache."""
+_Counts = npt.NDArray[np.uint64]
+# Halfway up the powers of two in which the last of a float64's 52 bits is worth what it should be.
+_HIGH = np.float64(1.5 * 2.0 ** (52 - _HIGH_BITS))
+_LOW = np.float64(1.5 * 2.0 ** (52 - _LOW_BITS))
+_HIGH_OFFSET, _LOW_OFFSET = (int(one.view(np.uint64)) for one in (_HIGH, _LOW))
 
 
 def check_magnitude(update: StateDict, weight: int = 1) -> None:
@@ -38,23 +43,38 @@ def check_magnitude(update: StateDict, weight: int = 1) -> None:
                 raise UpdateError(f"{name}: weighted value {peak:g} exceeds {MAX_MAGNITUDE:g}.")
 
 
-def _add_block(
-    values: npt.NDArray[np.generic],
-    weight: int,
-    high: npt.NDArray[np.int64],
-    low: npt.NDArray[np.int64],
-) -> None:
-    """Add `weight * values` to the two parts of their sum, in place."""
-    # float32 times a weight below 2**29 is exact in float64.
-    rest = np.multiply(values, weight, dtype=np.float64)
-    part = rest * 2.0**_HIGH_BITS
-    np.rint(part, out=part)
-    high += part.astype(np.int64)
-    part *= 2.0**-_HIGH_BITS
-    rest -= part
-    rest *= 2.0**_LOW_BITS
-    np.rint(rest, out=rest)
-    low += rest.astype(np.int64)
+class _Splitter:
+    """Splits values into the two integers of the formula above and adds those to their sums.
+
+    By addition alone: the last bit of `_HIGH` is worth 2**-20, so adding up to 2**31 to it rounds
+    that to whole multiples, and the bits of what comes out, read as an integer, count them up from
+    those of `_HIGH`. Sums hold `_HIGH_OFFSET` once for each term, modulo 2**64, until read.
+    """
+
+    def __init__(self) -> None:
+        self._rest = np.empty(_BLOCK)
+        self._part = np.empty(_BLOCK)
+
+    def add(
+        self, values: npt.NDArray[np.generic], weight: int, high: _Counts, low: _Counts
+    ) -> None:
+        """Add `weight * values` to the two parts of their sum, in place; all flat."""
+        for start in range(0, values.size, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            self._add_block(values[block], weight, high[block], low[block])
+
+    def _add_block(
+        self, values: npt.NDArray[np.generic], weight: int, high: _Counts, low: _Counts
+    ) -> None:
+        rest, part = self._rest[: values.size], self._part[: values.size]
+        rest[:] = values
+        rest *= weight  # float32 times a weight below 2**29 is exact in float64
+        np.add(rest, _HIGH, out=part)
+        high += part.view(np.uint64)
+        part -= _HIGH
+        rest -= part
+        rest += _LOW
+        low += rest.view(np.uint64)
 
 
 class WeightedMean:
@@ -62,8 +82,9 @@ class WeightedMean:
 
     def __init__(self, template: StateDict) -> None:
         self._types = {name: array.dtype for name, array in template.items()}
-        self._high = {n: np.zeros(a.shape, dtype=np.int64) for n, a in template.items()}
-        self._low = {n: np.zeros(a.shape, dtype=np.int64) for n, a in template.items()}
+        self._high = {n: np.zeros(a.shape, dtype=np.uint64) for n, a in template.items()}
+        self._low = {n: np.zeros(a.shape, dtype=np.uint64) for n, a in template.items()}
+        self._splitter = _Splitter()
         self.total_weight = 0
         self.num_terms = 0
 
@@ -84,11 +105,8 @@ class WeightedMean:
             raise UpdateError(f"Expected at most {MAX_TERMS} updates in one mean.")
         check_magnitude(update, weight)
         for name, array in update.items():
-            values = array.reshape(-1)
             high, low = self._high[name].reshape(-1), self._low[name].reshape(-1)
-            for start in range(0, values.size, _BLOCK):
-                block = slice(start, start + _BLOCK)
-                _add_block(values[block], weight, high[block], low[block])
+            self._splitter.add(array.reshape(-1), weight, high, low)
         self.total_weight += weight
         self.num_terms += 1
 
@@ -108,8 +126,12 @@ class WeightedMean:
 
     def _total(self, name: str) -> npt.NDArray[np.float64]:
         # One integer to float64 conversion each and one addition: the same for any order.
-        total = self._high[name] * 2.0**-_HIGH_BITS + self._low[name] * 2.0**-_LOW_BITS
-        return np.asarray(total, dtype=np.float64)
+        high = self._counted(self._high[name], _HIGH_OFFSET)
+        low = self._counted(self._low[name], _LOW_OFFSET)
+        return np.asarray(high * 2.0**-_HIGH_BITS + low * 2.0**-_LOW_BITS, dtype=np.float64)
+
+    def _counted(self, sums: _Counts, offset: int) -> npt.NDArray[np.int64]:
+        return (sums - np.uint64(self.num_terms * offset % 2**64)).view(np.int64)
 
     def _mean(self, name: str, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
         mean = self._total(name) / self.total_weight

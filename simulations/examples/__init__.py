@@ -27,6 +27,7 @@ from medfed.simulations.examples.segmentation import segmentation_rows
 from medfed.simulations.held_out import FinalModels, held_out_images, task_of
 
 NUM_EXAMPLES = 16
+_PNG_LEVEL = 2  # a third of the default's time, files a quarter larger
 
 # Each makes rows of the table, with the picture of each under "picture".
 _ROWS: dict[str, Callable[..., list[dict[str, Any]]]] = {
@@ -58,7 +59,7 @@ def write_examples(run: Path, study: StudyConfig) -> None:
             rows = _ROWS[study.task.type](model, task, loader, held_out, np.sort(chosen), study)
         for row in rows:
             file = f"{len(table):03d}.png"
-            Image.fromarray(row.pop("picture")).save(folder / file)
+            Image.fromarray(row.pop("picture")).save(folder / file, compress_level=_PNG_LEVEL)
             table.append({"image": file, "site": name, **row})
     write_json(folder / "examples.json", table)
 

@@ -1,5 +1,6 @@
 """Networks: right shapes, weights by seed only, nothing that mixes patients."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -69,3 +70,22 @@ def test_layout_for_cpu_changes_no_weight_and_next_to_no_output(channels: int) -
         features = layer(features)
         assert features.is_contiguous(memory_format=torch.channels_last)
     assert torch.allclose(laid_out(images), plain(images), atol=1e-6)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_small_cnn_gives_the_bits_of_relu_before_pool(spatial_dims: int) -> None:
+    torch.manual_seed(0)
+    model = Cnn(1, 16, 2, spatial_dims)
+    usual = copy.deepcopy(model)
+    for pool in (1, 4):
+        layers = usual.features
+        layers[pool], layers[pool + 1] = layers[pool + 1], layers[pool]
+    images = torch.randn(5, 1, *(16,) * spatial_dims)
+    images[:, :, :7] = 0.3  # windows full of equal values
+    for network in (model, usual):
+        network(images).square().sum().backward()
+    assert torch.equal(model(images), usual(images))
+    for mine, theirs in zip(model.parameters(), usual.parameters(), strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        assert torch.equal(mine.grad, theirs.grad)

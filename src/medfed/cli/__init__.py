@@ -5,6 +5,8 @@ import gc
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -111,6 +113,17 @@ def main() -> None:
         sys.exit(130)
 
 
+@contextmanager
+def _much_imported() -> Iterator[None]:
+    """Import without searching what is there for cycles, then or later: it stays to the end."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 @app.callback(invoke_without_command=True)
 def _root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
@@ -149,7 +162,8 @@ def simulate(
     verbose: Verbose = False,
 ) -> None:
     """Train a study on fake hospitals made from one data set, and report on it."""
-    from medfed.cli.simulate import SimulateRequest, run_simulation
+    with _much_imported():
+        from medfed.cli.simulate import SimulateRequest, run_simulation
 
     _log_to_stderr(verbose)
     run_simulation(
