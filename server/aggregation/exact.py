@@ -51,9 +51,9 @@ class _Splitter:
     those of `_HIGH`. Sums hold `_HIGH_OFFSET` once for each term, modulo 2**64, until read.
     """
 
-    def __init__(self) -> None:
-        self._rest = np.empty(_BLOCK)
-        self._part = np.empty(_BLOCK)
+    def __init__(self, largest: int) -> None:
+        """`largest` is the size of the largest array."""
+        self._rest, self._part = np.empty((2, min(largest, _BLOCK)))
 
     def add(
         self, values: npt.NDArray[np.generic], weight: int, high: _Counts, low: _Counts
@@ -84,7 +84,7 @@ class WeightedMean:
         self._types = {name: array.dtype for name, array in template.items()}
         self._high = {n: np.zeros(a.shape, dtype=np.uint64) for n, a in template.items()}
         self._low = {n: np.zeros(a.shape, dtype=np.uint64) for n, a in template.items()}
-        self._splitter = _Splitter()
+        self._splitter = _Splitter(max((a.size for a in template.values()), default=0))
         self.total_weight = 0
         self.num_terms = 0
 
