@@ -131,9 +131,10 @@ def run_study(run: Path, options: Options, preparing: Preparing | None = None) -
     from medfed.simulations.examples import write_examples
     from medfed.simulations.uncertainty.write import write_uncertainty
 
-    write_examples(run, study)
-    write_uncertainty(run, study)
-    write_attack_success(run, study)
+    with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="end") as pool:
+        ends = (write_uncertainty, write_examples, write_attack_success)
+        for done in [pool.submit(write, run, study) for write in ends]:
+            done.result()
     environment = read_json(run / "environment.json")
     write_json(run / "environment.json", {**environment, "finished": now()})
 

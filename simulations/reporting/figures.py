@@ -14,10 +14,11 @@ from medfed.simulations.reporting import (
     training_plots,
 )
 from medfed.simulations.reporting.arms import POOLED, Arm
+from medfed.simulations.reporting.beside import draw_all, draw_in_two
 from medfed.simulations.reporting.cards import names_of
 from medfed.simulations.reporting.details import Plots, detail_of
 from medfed.simulations.reporting.dot_plots import ARM_SERIES, dot_plot
-from medfed.simulations.reporting.drawing import Drawing, draw, some_of
+from medfed.simulations.reporting.drawing import Drawing, some_of
 from medfed.simulations.reporting.matrix import plot_matrix
 from medfed.simulations.reporting.participation_plot import participation
 from medfed.simulations.reporting.run_data import RunData
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw_figures(run: RunData) -> dict[str, Drawing]:
-    """Draw every figure that the run has data for, by name."""
+def draw_figures(run: RunData, *, in_two: bool = False) -> dict[str, Drawing]:
+    """Draw every figure that the run has data for, by name; `in_two` processes if asked to."""
     detail = detail_of(run)
     first, second = results.leading(run).title, results.beside(run).title
     plots: Plots = {
@@ -58,7 +59,7 @@ def draw_figures(run: RunData) -> dict[str, Drawing]:
     if sums is not None:
         plots |= detail.plots(run, sums)
     plots |= _cards(run)
-    drawings = {name: draw(name, text, plot) for name, (text, plot) in plots.items()}
+    drawings = draw_in_two(plots) if in_two else draw_all(plots)
     return {name: drawing for name, drawing in drawings.items() if drawing is not None}
 
 

@@ -58,13 +58,17 @@ _SECTIONS = (
 )
 
 
-def write_report(run_folder: Path) -> Path:
+def write_report(run_folder: Path, *, in_two: bool = False) -> Path:
     """Write `report.html`, `figures/*.svg` and `figures/*.png` into the run folder.
 
     With local arms also `matrix.csv` and `matrix.md`: every site's model at every site.
 
     The page opens offline: styles, figures and images are inside it. The same run folder gives the
     same bytes.
+
+    Args:
+        run_folder: A run's folder.
+        in_two: Draw half of the figures in a process beside this one.
 
     Returns:
         Path of report.html.
@@ -73,7 +77,7 @@ def write_report(run_folder: Path) -> Path:
         RunError: Not a run folder, a damaged file, or a folder that cannot be written to.
     """
     run = load_run(run_folder)
-    figures = draw_figures(run)
+    figures = draw_figures(run, in_two=in_two)
     page = render("report.html.j2", f"{run.study.study.name} · medfed", **_values(run, figures))
     path = run_folder / "report.html"
     try:

@@ -69,7 +69,7 @@ def run_simulation(request: SimulateRequest, *, quiet: bool) -> None:
             # Refused before anything was trained: the next try may have the same name.
             shutil.rmtree(run)
         raise
-    report = write_report(run)
+    report = write_report(run, in_two=options.num_workers(study) > 1)
     dataset = read_json(run / "simulation.json")["dataset"]
     if dataset["num_quarantined"]:
         console.print(

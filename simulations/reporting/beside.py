@@ -1,0 +1,84 @@
+"""`draw_in_two`: half of the figures in a process beside this one.
+
+matplotlib draws in Python, one thread at a time, and a report of many sites takes as long as a
+short round. The other process is forked: it has everything in memory, touches neither torch nor a
+GPU, and sends what it drew as JSON. Whatever goes wrong with it, its half is drawn here.
+"""
+
+import base64
+import json
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from typing import Any
+
+from medfed.simulations.reporting.details import Plots
+from medfed.simulations.reporting.drawing import Drawing, draw
+
+log = logging.getLogger(__name__)
+
+_PATIENCE_S = 60.0
+_FEWEST = 4  # fewer are not worth a process
+
+Drawings = dict[str, Drawing | None]
+
+
+def draw_in_two(plots: Plots) -> Drawings:
+    """Draw every figure, in the order of `plots`; each is the same wherever it was drawn."""
+    names = list(plots)
+    theirs = names[1::2] if len(names) >= _FEWEST else []
+    if not theirs:
+        return draw_all(plots)
+    context = get_context("fork")
+    here, there = context.Pipe(duplex=False)
+    other = context.Process(
+        target=_send, args=(there, {name: plots[name] for name in theirs}), daemon=True
+    )
+    with warnings.catch_warnings():
+        # From Python 3.12: that other threads are not copied. None of them draws.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        other.start()
+    there.close()
+    try:
+        mine = draw_all({name: plots[name] for name in names if name not in theirs})
+        others = _received(here) or draw_all({name: plots[name] for name in theirs})
+    finally:
+        here.close()
+        other.kill()
+        other.join()
+    return {name: (others if name in others else mine)[name] for name in names}
+
+
+def draw_all(plots: Plots) -> Drawings:
+    """Draw every figure in this process."""
+    return {name: draw(name, text, plot) for name, (text, plot) in plots.items()}
+
+
+def _send(there: Connection, plots: Plots) -> None:
+    drawn = {name: drawing and _to_table(drawing) for name, drawing in draw_all(plots).items()}
+    there.send_bytes(json.dumps(drawn).encode())
+
+
+def _received(here: Connection) -> Drawings:
+    """Return what the other process drew; nothing if it did not come."""
+    try:
+        if here.poll(_PATIENCE_S):
+            table = json.loads(here.recv_bytes())
+            return {name: _from_table(one) if one else None for name, one in table.items()}
+        log.warning("The other half of the figures did not come in %g s.", _PATIENCE_S)
+    except (EOFError, OSError) as error:
+        log.warning("The other half of the figures did not come: %s", type(error).__name__)
+    return {}
+
+
+def _to_table(drawing: Drawing) -> dict[str, Any]:
+    files = {name: base64.b64encode(getattr(drawing, name)).decode() for name in ("svg", "png")}
+    return asdict(drawing) | files
+
+
+def _from_table(table: Mapping[str, Any]) -> Drawing:
+    files = {name: base64.b64decode(table[name]) for name in ("svg", "png")}
+    return Drawing(**{**table, **files})
