@@ -171,7 +171,7 @@ def test_training_without_privacy_is_a_plain_loop_bit_for_bit(
     images, targets = inputs_of(study, data)
     if training.get("optimizer") == "adam":
         optimizer: torch.optim.Optimizer = torch.optim.Adam(
-            model.parameters(), lr=0.1, weight_decay=0.01
+            model.parameters(), lr=0.1, weight_decay=0.01, fused=True
         )
     else:
         optimizer = torch.optim.SGD(
@@ -179,6 +179,7 @@ def test_training_without_privacy_is_a_plain_loop_bit_for_bit(
             lr=0.1,
             momentum=float(str(training["momentum"])),
             weight_decay=float(str(training.get("weight_decay", 0.0))),
+            fused=True,
         )
 
     def criterion(outputs: Tensor, wanted: Tensor) -> Tensor:
