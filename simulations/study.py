@@ -129,11 +129,14 @@ def run_study(run: Path, options: Options, preparing: Preparing | None = None) -
             done.result()
     from medfed.simulations.attack_success import write_attack_success
     from medfed.simulations.examples import write_examples
+    from medfed.simulations.reporting.drawing import get_ready
     from medfed.simulations.uncertainty.write import write_uncertainty
 
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="end") as pool:
         ends = (write_uncertainty, write_examples, write_attack_success)
-        for done in [pool.submit(write, run, study) for write in ends]:
+        written = [pool.submit(write, run, study) for write in ends]
+        pool.submit(get_ready)  # half a second of imports that the report needs
+        for done in written:
             done.result()
     environment = read_json(run / "environment.json")
     write_json(run / "environment.json", {**environment, "finished": now()})

@@ -13,6 +13,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -101,6 +102,12 @@ class Drawing:
     png: bytes
     inline: str
     width_in: float
+
+
+def get_ready() -> None:
+    """Import all that `draw` needs, which it does itself if nobody did before."""
+    for name in ("figure", "backends.backend_agg", "backends.backend_svg"):
+        import_module(f"matplotlib.{name}")
 
 
 def draw(name: str, description: str, plot: Callable[[], "Figure | None"]) -> Drawing | None:

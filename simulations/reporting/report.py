@@ -76,7 +76,12 @@ def write_report(run_folder: Path, *, in_two: bool = False) -> Path:
     Raises:
         RunError: Not a run folder, a damaged file, or a folder that cannot be written to.
     """
-    run = load_run(run_folder)
+    return report_of(load_run(run_folder), in_two=in_two)
+
+
+def report_of(run: RunData, *, in_two: bool = False) -> Path:
+    """Write the report of a run that was loaded; see `write_report`."""
+    run_folder = run.folder
     figures = draw_figures(run, in_two=in_two)
     page = render("report.html.j2", f"{run.study.study.name} · medfed", **_values(run, figures))
     path = run_folder / "report.html"

@@ -19,8 +19,8 @@ from medfed.common.study import StudyConfig
 from medfed.common.study_file import load_study, with_files
 from medfed.simulations.plugins import complete
 from medfed.simulations.reporting.headline import headline, privacy_tile
-from medfed.simulations.reporting.report import write_report
-from medfed.simulations.reporting.run_data import load_run
+from medfed.simulations.reporting.report import report_of
+from medfed.simulations.reporting.run_data import RunData, load_run
 from medfed.simulations.study import GridName, Options, read_run, run_study, start_study
 from medfed.simulations.sweep import SWEEP_FILE, start_sweep
 from medfed.simulations.tracking import check_tool, track
@@ -69,7 +69,8 @@ def run_simulation(request: SimulateRequest, *, quiet: bool) -> None:
             # Refused before anything was trained: the next try may have the same name.
             shutil.rmtree(run)
         raise
-    report = write_report(run, in_two=options.num_workers(study) > 1)
+    loaded = load_run(run)
+    report = report_of(loaded, in_two=options.num_workers(study) > 1)
     dataset = read_json(run / "simulation.json")["dataset"]
     if dataset["num_quarantined"]:
         console.print(
@@ -77,17 +78,16 @@ def run_simulation(request: SimulateRequest, *, quiet: bool) -> None:
             f"each is listed with its reason in {dataset['quarantine_list']}",
             style="yellow",
         )
-    lines = [] if quiet else ["", *_summary(run), ""]
+    lines = [] if quiet else ["", *_summary(loaded), ""]
     lines += [f"Run folder  {run}", f"Report      {report}"]
     if request.track is not None:
         lines.append(f"Tracked     {track(run, request.track)}")
     Console(stderr=False, soft_wrap=True, highlight=False).print("\n".join(lines), markup=False)
 
 
-def _summary(run: Path) -> list[str]:
+def _summary(run: RunData) -> list[str]:
     """The top of the report in words: what came out, and at what privacy."""
-    data = load_run(run)
-    summary, privacy = headline(data), privacy_tile(data)
+    summary, privacy = headline(run), privacy_tile(run)
     return [
         summary.sentence,
         f"{privacy.label}: {privacy.value} ({privacy.note})",
