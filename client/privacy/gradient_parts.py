@@ -20,14 +20,15 @@ Shapes: P patients, K images of each, T positions of an output, R = K T rows of 
 of an input (of a patch, for a convolution), O outputs.
 """
 
-import itertools
 import math
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from medfed.client.privacy.patches import Geometry, weight_gradient
 
 # Times the precision of the numbers: 1.2e-4 in single precision.
 _GUARD = 1024
@@ -66,7 +67,7 @@ def rows_pay_convolution(patched: Tensor, plain: Tensor, weight: Tensor, num_pat
     num_rows = plain[:, 0].numel() // num_patients
     gram = positions**2 * patched.shape[1] + num_rows**2 * plain.shape[1]
     # Adding up what lies at each offset reads memory only, which counts more than arithmetic.
-    return _pays(gram + 2 * num_rows**2 * weight[0, 0].numel(), weight.numel())
+    return _pays(gram + 2 * num_rows**2 * sum(weight.shape[2:]), weight.numel())
 
 
 def _pays(multiplications: int, numbers: int) -> bool:
@@ -145,16 +146,6 @@ class EmbeddingRows:
 
 
 @dataclass(frozen=True)
-class Geometry:
-    """How a convolution in one group lies over its input; a number for each dimension."""
-
-    kernel: tuple[int, ...]
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class ConvolutionRows:
     """Of a convolution: its rows are patches of `patched` beside the numbers of `plain` there.
 
@@ -195,50 +186,33 @@ class ConvolutionRows:
         images = by_patient(self.patched, self.num_patients)
         num_images = images.shape[1]
         positions = _gram(images.flatten(3).transpose(2, 3).flatten(1, 2))
-        # Positions in the padding are zeros; they come last, so that fewer are multiplied.
-        padding = [side for pad in reversed(self.geometry.padding) for side in (pad, pad)]
-        products = F.pad(
-            positions.view(self.num_patients, num_images, *sides, num_images, *sides),
-            [*padding, 0, 0, *padding],
-        )
+        products = positions.view(self.num_patients, num_images, *sides, num_images, *sides)
+        for dim in range(len(sides)):
+            products = self._added_along(products, dim)
+        num_rows = num_images * math.prod(self.plain.shape[2:])
+        return products.reshape(self.num_patients, num_rows, num_rows)
+
+    def _added_along(self, products: Tensor, dim: int) -> Tensor:
+        """Add up the products of positions that lie at each offset in the kernel, along `dim`."""
+        one, other = dim + 2, dim + len(self.geometry.kernel) + 3
+        pad, step = self.geometry.padding[dim], self.geometry.stride[dim]
+        if pad:
+            # Positions in the padding are zeros.
+            around = [0] * (2 * products.dim())
+            for axis in (one, other):
+                around[2 * axis : 2 * axis + 2] = pad, pad
+            products = F.pad(products, around[::-1])
+        length = step * (self.plain.shape[2 + dim] - 1) + 1
         total: Tensor | None = None
-        for offset in itertools.product(*map(range, self.geometry.kernel)):
-            window = self._window(offset)
-            part = products[(slice(None), slice(None), *window, slice(None), *window)]
+        for offset in range(self.geometry.kernel[dim]):
+            start = offset * self.geometry.dilation[dim]
+            window = slice(start, start + length, step)
+            at = [slice(None)] * products.dim()
+            at[one] = at[other] = window
+            part = products[tuple(at)]
             total = part.clone() if total is None else total.add_(part)
         assert total is not None
-        num_rows = num_images * math.prod(self.plain.shape[2:])
-        return total.reshape(self.num_patients, num_rows, num_rows)
-
-    def _window(self, offset: tuple[int, ...]) -> tuple[slice, ...]:
-        """Return where in the padded input the number at `offset` of each patch lies."""
-        starts = [o * d for o, d in zip(offset, self.geometry.dilation, strict=True)]
-        return tuple(
-            slice(start, start + step * (length - 1) + 1, step)
-            for start, step, length in zip(
-                starts, self.geometry.stride, self.plain.shape[2:], strict=True
-            )
-        )
-
-
-def weight_gradient(patched: Tensor, plain: Tensor, geometry: Geometry, groups: int) -> Tensor:
-    """Return the gradient of a convolution's weight, [C', C / groups, *kernel].
-
-    Args:
-        patched: Its input, [N, C, *S].
-        plain: Its output's gradient, [N, C', *T].
-        geometry: Of the convolution.
-        groups: Of the convolution.
-    """
-    shape = (plain.shape[1], patched.shape[1] // groups, *geometry.kernel)
-    # Only its shape and type are looked at.
-    weight = patched.new_empty(1).expand(shape)
-    none = [0] * len(geometry.kernel)
-    _, gradient, _ = torch.ops.aten.convolution_backward(
-        plain, patched, weight, None, geometry.stride, geometry.padding, geometry.dilation,
-        False, none, groups, [False, True, False],
-    )  # fmt: skip
-    return cast(Tensor, gradient)
+        return total
 
 
 def by_patient(images: Tensor, num_patients: int) -> Tensor:

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from medfed.client.privacy.gradient_parts import Geometry
 from medfed.client.privacy.layer_records import Records
+from medfed.client.privacy.patches import Geometry
 
 # Of aten::convolution, after the tensors: stride, padding, dilation, transposed, output padding,
 # groups.

@@ -12,13 +12,17 @@ from torch import Tensor, nn
 from medfed.client.privacy.gradient_parts import (
     ConvolutionRows,
     EmbeddingRows,
-    Geometry,
     LinearRows,
     OwnGradients,
     Part,
     by_patient,
     rows_pay,
     rows_pay_convolution,
+)
+from medfed.client.privacy.patches import (
+    Geometry,
+    gradients_by_image,
+    patches_are_small,
     weight_gradient,
 )
 
@@ -92,6 +96,9 @@ class Records:
             self._convolutions[id(weight)] = ConvolutionRows(
                 patched.detach(), plain.detach(), geometry, self.num_patients
             )
+            return
+        if groups == 1 and patches_are_small(weight):
+            self.add_own(weight, gradients_by_image(patched.detach(), plain.detach(), geometry))
             return
         # Each patient as a group of channels of its own: one call makes all gradients.
         patients_as_groups = weight_gradient(

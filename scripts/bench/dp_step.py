@@ -12,7 +12,7 @@ thread, as in a script. It matters: glibc gives a thread an arena of its own, wh
 back to the system whatever the setting says, unless there is one arena for all.
 
   non-private       forward, mean loss, backward, SGD
-  medfed, seeded    medfed's dp_step: book-keeping; torch's noise, as in a simulation
+  medfed, seeded    medfed's dp_step: book-keeping; seeded noise, as in a simulation
   medfed, secure    the same with noise from AES-256-CTR, as in a deployment
   opacus ...        PrivacyEngine.make_private with that grad_sample_mode; torch's noise
 

@@ -40,6 +40,7 @@ from medfed.client.privacy.dp_sgd import NoisyOptimizer, PatientBatch, dp_step
 from medfed.client.privacy.noise import SecureNoise, SeededNoise
 from medfed.client.workspace import keep_freed_memory
 from medfed.common.models import build_model
+from medfed.common.models.cnn import lay_out_for_cpu
 from medfed.common.study import PrivacySection, StudyConfig
 from medfed.common.tasks import Task, make_task
 
@@ -123,7 +124,10 @@ def make_step(name: str, variant: str, options: dict[str, Any]) -> Callable[[], 
     study = CONTESTANTS[name].study()
     device = torch.device(options["device"])
     task = make_task(study, WORDS)
-    model = build_model(study, task.num_outputs).to(device).train()
+    model = build_model(study, task.num_outputs).train()
+    if device.type == "cpu":
+        lay_out_for_cpu(model)
+    model.to(device)
     inputs, targets = make_batch(study, task, options["batch_size"])
     inputs, targets = tuple(part.to(device) for part in inputs), targets.to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)

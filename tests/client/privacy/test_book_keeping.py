@@ -23,7 +23,8 @@ from medfed.client.privacy.dp_sgd import (
     patient_gradients,
     sum_function,
 )
-from medfed.client.privacy.gradient_parts import ConvolutionRows, Geometry, LinearRows
+from medfed.client.privacy.gradient_parts import ConvolutionRows, LinearRows
+from medfed.client.privacy.patches import Geometry
 from medfed.client.privacy.recorded_sums import RecordedSums
 from medfed.client.recording import Body, Replay
 from medfed.common.models import build_model
@@ -143,6 +144,18 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "convolutions in groups": (
         lambda: Apart(nn.Conv2d(2, 4, 3, groups=2), nn.Tanh(), nn.Conv2d(4, 4, 3, groups=4)),
         FLAT,
+    ),
+    "grey images": (
+        lambda: Apart(nn.Conv2d(1, 9, 3, padding=1), nn.Tanh(), nn.ConvTranspose2d(9, 1, 3)),
+        (1, 6, 6),
+    ),
+    "uneven grey images": (
+        lambda: Apart(
+            nn.Conv2d(1, 8, (3, 2), stride=(1, 2), padding=(2, 1), dilation=(1, 2), bias=False),
+            nn.Tanh(),
+            nn.ConvTranspose2d(8, 1, 2, stride=2, output_padding=1),
+        ),
+        (1, 6, 6),
     ),
     "one dimension": (
         lambda: Apart(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.ConvTranspose1d(4, 2, 3, stride=2)),

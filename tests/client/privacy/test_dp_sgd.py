@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from opacus.optimizers import DPOptimizer
 from torch import Tensor, nn
 
+from medfed.client.privacy import dp_sgd
 from medfed.client.privacy.dp_sgd import (
     Clipping,
     LossPerImage,
@@ -417,6 +418,20 @@ def test_dp_step_on_an_empty_sample_is_noise_only() -> None:
     drawn = torch.cat([again.normal_like(p).reshape(-1) for p in model.parameters()])
     torch.testing.assert_close(step, drawn * 1.5 * 0.4 / 8.0, rtol=0, atol=1e-7)
     assert float(step.norm()) > 0
+
+
+@pytest.mark.parametrize("name", ["linear", "channels last"])
+def test_noise_of_a_wide_layer_reaches_every_number_once(name: str) -> None:
+    """It is drawn in blocks, in the order of the numbers and not of memory."""
+    model: nn.Module = nn.Linear(700, 401)
+    if name == "channels last":
+        model = nn.Conv2d(300, 101, 3).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    assert model.weight.numel() > 2 * dp_sgd._BLOCK
+    source, again = (SeededNoise(torch.Generator().manual_seed(2)) for _ in range(2))
+    values = {"noise_multiplier": 3.0, "max_grad_norm": 0.5, "expected_batch_size": 4.0}
+    step = step_of(model, MULTICLASS, [], noise=source, **values)
+    drawn = torch.cat([again.normal_like(p).reshape(-1) for p in model.parameters()])
+    torch.testing.assert_close(step, drawn * 3.0 * 0.5 / 4.0, rtol=0, atol=1e-6)
 
 
 def test_dp_step_takes_nothing_over_from_the_step_before() -> None:

@@ -4,11 +4,15 @@ SecureNoise cannot be seeded, so thresholds are set for a false alarm in about a
 """
 
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy.stats import kstest, norm
 
 from medfed.common.noise import _CHUNK, NoiseSource, SecureNoise, SecureUniform, SeededNoise
@@ -52,8 +56,10 @@ def test_noise_is_independent_standard_normals(name: str) -> None:
     assert complaints(draw(SOURCES[name]())) == []
 
 
-def test_noise_is_independent_standard_normals_in_float32_and_small_pieces() -> None:
-    source = SecureNoise()
+@pytest.mark.parametrize("name", SOURCES)
+def test_noise_is_independent_standard_normals_in_float32_and_small_pieces(name: str) -> None:
+    source = SOURCES[name]()
+    assert complaints(source.normal_like(torch.empty(COUNT)).numpy()) == []
     pieces = [source.normal_like(torch.empty(37)).numpy() for _ in range(COUNT // 37)]
     assert complaints(np.concatenate(pieces)) == []
 
@@ -89,6 +95,54 @@ def test_seeded_noise_is_repeatable_and_depends_on_the_seed() -> None:
         assert torch.equal(one, same)
         assert not torch.any(one == other)
     assert not torch.any(stream(1)[0].flatten() == stream(1)[1][:15])
+
+
+def test_seeded_noise_of_training_is_box_muller_of_aes_under_a_key_of_the_generator() -> None:
+    """A twin in double precision: whoever has the seed gets these numbers, on any machine."""
+    drawn = SeededNoise(torch.Generator().manual_seed(8)).normal_like(torch.empty(2 * _CHUNK + 3))
+    generator = torch.Generator().manual_seed(8)
+    words = torch.randint(-(2**31), 2**31, (8,), generator=generator, dtype=torch.int32)
+    key = b"".join(int(word).to_bytes(4, "little", signed=True) for word in words)
+    stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+
+    def pairs(count: int) -> npt.NDArray[np.float64]:
+        bits = np.frombuffer(stream.update(bytes(8 * count)), dtype="<u4").astype(np.float64)
+        radius = np.sqrt(-2 * np.log((bits[:count] % 2**31 + 1) / 2**31))
+        angle = 2 * np.pi * bits[count:] / 2**32
+        return np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+
+    wanted = np.concatenate([pairs(_CHUNK), pairs(2)[:3]])
+    np.testing.assert_allclose(drawn.numpy(), wanted, rtol=1e-4, atol=1e-5)
+    assert complaints(drawn.numpy()) == []
+
+
+PRINT_NOISE = """
+import hashlib, torch
+from medfed.common.noise import SeededNoise
+drawn = SeededNoise(torch.Generator().manual_seed(6)).normal_like(torch.empty(1 << 20))
+print(hashlib.sha256(drawn.numpy().tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_seeded_noise_has_the_same_bits_on_an_older_processor() -> None:
+    older = {"NPY_DISABLE_CPU_FEATURES": "X86_V4 AVX512_ICL AVX512_SPR"}
+    found = {
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", PRINT_NOISE],
+            env={**os.environ, **more}, check=True, capture_output=True, text=True,
+        ).stdout
+        for more in ({}, older)
+    }  # fmt: skip
+    assert len(found) == 1
+    assert len(found.pop().strip()) == 64
+
+
+def test_seeded_noise_in_whole_chunks_is_that_of_them_all() -> None:
+    whole, parts = (SeededNoise(torch.Generator().manual_seed(4)) for _ in range(2))
+    reference = torch.empty(5 * _CHUNK)
+    drawn = [parts.normal_like(part) for part in reference.split(2 * _CHUNK)]
+    assert torch.equal(whole.normal_like(reference), torch.cat(drawn))
 
 
 @pytest.mark.parametrize("name", SOURCES)
