@@ -103,10 +103,16 @@ def first_alpha(study: StudyConfig) -> StateDict:
 
 def alpha_of(part: Mapping[str, npt.NDArray[np.generic]], study: StudyConfig) -> float:
     """Return a site's alpha: what it learned, or what the study says."""
-    if ALPHA in part:
-        return float(part[ALPHA].astype(np.float64))
+    learned = learned_alpha(part)
+    if learned is not None:
+        return learned
     assert study.federation.apfl_alpha is not None  # of every study with apfl
     return study.federation.apfl_alpha
+
+
+def learned_alpha(part: Mapping[str, npt.NDArray[np.generic]]) -> float | None:
+    """Return the alpha that a site learned; None where it is fixed."""
+    return float(part[ALPHA].astype(np.float64)) if ALPHA in part else None
 
 
 def mixture_of(

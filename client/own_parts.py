@@ -2,7 +2,8 @@
 
 In the state folder, `personal/<run>/`:
 
-    round-00007.safetensors    what it was after round 7; its header has names and digest
+    round-00007.safetensors    what it was after round 7; its header has names, digest, and the
+                               number that each round until then learned (APFL's alpha)
 
 A round starts from what the last one before it left, so a round that is asked for again, after a
 kill here or at the server, starts from the same and ends in the same bits. Two are kept: what the
@@ -70,8 +71,21 @@ class OwnParts:
             log.warning("%s cannot be read (%s): its site begins anew.", path.name, error)
             return None
 
-    def keep(self, round_number: int, part: StateDict) -> None:
+    def learned(self, round_number: int) -> dict[int, float]:
+        """Return the numbers that `keep` was given, by round, as `after` has its part.
+
+        They are for reading only, and none where no file can be read.
+        """
+        earlier = [number for number in self._rounds() if number <= round_number]
+        return _read_learned(self._path(max(earlier))) if earlier else {}
+
+    def keep(self, round_number: int, part: StateDict, learned: float | None = None) -> None:
         """Keep what a round left, and the one before it; forget all others.
+
+        Args:
+            round_number: 1-based.
+            part: What the round left.
+            learned: A number within it that a report shows by round; None where there is none.
 
         Raises:
             OSError: It could not be written: the round's update must not leave.
@@ -79,7 +93,11 @@ class OwnParts:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for half in self.folder.glob(".*.tmp"):
             half.unlink()  # of a process that was killed
-        write_secret(self._path(round_number), _pack(part))
+        # In the same file: a kill cannot part them.
+        numbers = (
+            {} if learned is None else {**self.learned(round_number - 1), round_number: learned}
+        )
+        write_secret(self._path(round_number), _pack(part, numbers))
         before = [number for number in self._rounds() if number < round_number]
         for number in self._rounds():
             if number not in (round_number, max(before, default=0)):
@@ -95,12 +113,23 @@ class OwnParts:
         return [int(match[1]) for match in found if match]
 
 
-def _pack(part: StateDict) -> bytes:
+def _pack(part: StateDict, learned: Mapping[int, float]) -> bytes:
     # The file sorts names its own way.
-    facts = {"names": list(part), "sha256": digest(part)}
+    facts: dict[str, object] = {"names": list(part), "sha256": digest(part)}
+    if learned:
+        facts["learned"] = learned
     arrays = {name: np.asarray(array, order="C") for name, array in part.items()}
     packed: bytes = save(arrays, {"medfed": json.dumps(facts)})
     return packed
+
+
+def _read_learned(path: Path) -> dict[int, float]:
+    try:
+        with safe_open(path, framework="np") as file:
+            found = json.loads(file.metadata()["medfed"]).get("learned", {})
+        return {int(number): float(value) for number, value in found.items()}
+    except (OSError, SafetensorError, ValueError, TypeError, KeyError, AttributeError):
+        return {}
 
 
 def _read(path: Path, expected: StateDict) -> StateDict:

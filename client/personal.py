@@ -13,7 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
-from medfed.client.apfl import ApflModel, alpha_of, first_alpha, mixture_of
+from medfed.client.apfl import ApflModel, alpha_of, first_alpha, learned_alpha, mixture_of
 from medfed.client.ditto import DittoModel
 from medfed.client.own_parts import OwnParts
 from medfed.client.site import SiteConfig
@@ -50,7 +50,7 @@ def own_part(here: Workspace, request: ModelRequest, site: SiteConfig) -> Iterat
         write_state(here.model, before)
         yield None
         part = read_state(here.model, list(start))
-    parts.keep(request.round_number, part)
+    parts.keep(request.round_number, part, learned_alpha(part))
 
 
 def own_weights(here: Workspace, request: ModelRequest, site: SiteConfig) -> StateDict:

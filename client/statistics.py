@@ -87,12 +87,10 @@ def release_statistics(
         OSError: It could not be kept: it must not leave.
     """
     policy.check_statistics(study, site.policy)
-    parts = ("statistics", study.digest(), run)
-    release = hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
-    folder = site.state_folder / STATISTICS_FOLDER
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = folder / f"answer-{release[:32]}.json"
-    with (folder / _LOCK).open("w") as lock:
+    release = _release(study, run)
+    path = _path(site, release)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (path.parent / _LOCK).open("w") as lock:
         # The same request in two processes must be charged once.
         fcntl.flock(lock, fcntl.LOCK_EX)
         kept = _read(path, study)
@@ -107,6 +105,11 @@ def release_statistics(
         said = SaidStatistics(values, least, spend.noise, charge.epsilon, charge.head)
         _keep(path, said)
         return said
+
+
+def said_before(study: StudyConfig, site: SiteConfig, *, run: str) -> SaidStatistics | None:
+    """Return what `release_statistics` kept of a run; None if nothing. Nothing is charged."""
+    return _read(_path(site, _release(study, run)), study)
 
 
 def would_say(data: ImageSet, study: StudyConfig, site: SiteConfig) -> dict[str, Floats]:
@@ -173,6 +176,15 @@ def harmonised_data(
         return data
     said = release_statistics(data.train, study, site, run=run)
     return harmonised(data, harmonising_tables(said, study, reference))
+
+
+def _release(study: StudyConfig, run: str) -> str:
+    parts = ("statistics", study.digest(), run)
+    return hashlib.sha256("\x1f".join(parts).encode()).hexdigest()
+
+
+def _path(site: SiteConfig, release: str) -> Path:
+    return site.state_folder / STATISTICS_FOLDER / f"answer-{release[:32]}.json"
 
 
 def _values(

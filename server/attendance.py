@@ -110,6 +110,11 @@ class Attendance:
         self._gone.add(name)
 
     @property
+    def was_short(self) -> bool:
+        """Whether this round has been tried before, and too few answered."""
+        return self._short_since is not None
+
+    @property
     def may_hope(self) -> bool:
         """Whether there is time left to repeat a round that was short."""
         limit_s = self._study.federation.rejoin_timeout_s

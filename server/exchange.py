@@ -82,6 +82,8 @@ class Exchange:
         grid: Flower's.
         watch: Tells which nodes will not answer; None to wait for all.
         asks_again: Whether a node may be asked the same twice: it then gives the same answer.
+        forgets: Whether an answer takes seconds only, so that a node which gave none after it was
+            connected anew has forgotten the message: that one is not waited for, enough or not.
         most_bytes: Most memory that a reply may take, besides 64 MB.
 
     Attributes:
@@ -96,12 +98,14 @@ class Exchange:
         watch: Watch | None = None,
         *,
         asks_again: bool = False,
+        forgets: bool = False,
         most_bytes: float = 0.0,
     ) -> None:
         self._grid = grid
         self._pull_messages = _puller(grid, _MOST_BYTES + most_bytes)
         self._watch = watch
         self._asks_again = asks_again
+        self._forgets = forgets
         self._asked: dict[int, _Asked] = {}
         self._nodes: dict[str, int] = {}
         self._pause_s = _FIRST_PAUSE_S
@@ -140,8 +144,8 @@ class Exchange:
         while self._asked and time.monotonic() < self._deadline:
             self._notice()
             yield from self.pull()
-            if enough is not None and self._asked and enough():
-                yield from self._give_up()
+            if enough is not None and self._asked:
+                yield from self._give_up(is_enough=enough())
             if self._asked:
                 self.wait()
         for node in list(self._asked):
@@ -269,18 +273,19 @@ class Exchange:
         )
         self.push([again])
 
-    def _give_up(self) -> Iterator[Message]:
-        """Stop waiting for nodes that have been unable to answer for long."""
+    def _give_up(self, *, is_enough: bool) -> Iterator[Message]:
+        """Stop waiting for nodes that have been unable to answer for long, or cannot any more."""
         clock = time.monotonic()
-        if self._watch is None or clock - self._gave_up < _LONGEST_PAUSE_S:
+        if self._watch is None or not (is_enough or self._forgets):
+            return
+        if clock - self._gave_up < _LONGEST_PAUSE_S:
             return
         self._gave_up = clock
         for node, asked in list(self._asked.items()):
-            silent_s = max(
-                self._watch.presence.offline_s(node),
-                self._watch.turned_away_s(node),
-                0.0 if asked.forgot_at is None else time.monotonic() - asked.forgot_at,
-            )
+            silent_s = 0.0 if asked.forgot_at is None else time.monotonic() - asked.forgot_at
+            if is_enough:
+                offline_s = self._watch.presence.offline_s(node)
+                silent_s = max(silent_s, offline_s, self._watch.turned_away_s(node))
             if silent_s >= self._watch.lost_after_s:
                 # Asked for now, a SuperLink drops the message: it must not wait for the node, which
                 # would train for a round that is over.

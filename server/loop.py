@@ -242,14 +242,20 @@ def _without_quorum(run: Run, number: int) -> str:
     """Say why too few sites answered, or nothing if the round is to be repeated.
 
     It is repeated once sites are back that were away or paused; whoever has answered sends the same
-    again. A spent budget ends the run, anything else fails it.
+    again. With split learning it is repeated once for sites that failed, too: half a step cannot be
+    asked for twice. A spent budget ends the run, anything else fails it.
 
     Raises:
         RunError: It fails.
     """
     strategy = run.strategy
     states = {name: s for name, s in strategy.conversation.sites.items() if s.status != "ok"}
-    missing = {name: Absence(s.status, s.reason) for name, s in states.items() if _may_return(s)}
+    again = run.study.federation.algorithm == "split" and not run.attendance.was_short
+    missing = {
+        name: Absence(site.status, site.reason)
+        for name, site in states.items()
+        if _may_return(site) or (again and _has_failed(site))
+    }
     over_budget = [n for n, site in states.items() if site.reason == RefusalReason.BUDGET.value]
     few = not missing or len(strategy.staying) < run.needed
     if over_budget and len(over_budget) + len(missing) == len(states) and few:
@@ -267,6 +273,11 @@ def _without_quorum(run: Run, number: int) -> str:
 
 def _may_return(site: SiteRound) -> bool:
     return site.status in ("away", "lost") or site.reason == RefusalReason.PAUSED.value
+
+
+def _has_failed(site: SiteRound) -> bool:
+    """Whether a site's program broke off, or had forgotten the round when it was to go on."""
+    return site.status == "failed" or site.reason == RefusalReason.INTERNAL.value
 
 
 def _evaluate(run: Run, progress: Progress, started: str) -> dict[str, float] | None:

@@ -59,6 +59,7 @@ class Run:
         progress: Progress,
         *,
         asks_again: bool,
+        forgets: bool = False,
         besides: float = 0.0,
     ) -> Exchange:
         """Return an exchange of the round that began at `started` (ISO), for all or by site.
@@ -67,6 +68,7 @@ class Run:
             started: When.
             progress: Of whose weights a reply may hold an update.
             asks_again: See `Exchange`.
+            forgets: See `Exchange`.
             besides: Bytes of what else a reply may hold.
         """
         conversation = self.strategy.conversation
@@ -83,7 +85,9 @@ class Run:
         )
         # An update, however it is packed; what it may be exactly is screened once it is read.
         most_bytes = 4 * sum(array.nbytes for array in progress.weights.values()) + besides
-        return Exchange(self.grid, watch, asks_again=asks_again, most_bytes=most_bytes)
+        return Exchange(
+            self.grid, watch, asks_again=asks_again, forgets=forgets, most_bytes=most_bytes
+        )
 
 
 def begin(

@@ -11,7 +11,8 @@ update of front and back are one update: the one that the site would have made w
 network, to the bit. So screening, rules, weights, checkpoints and records are those of FedAvg.
 
 Nothing of a round is kept through a kill: it is begun anew from the checkpoint, and ends in the
-same weights. A site that is lost in the middle of a round has failed for it.
+same weights. A site that is lost in the middle of a round has failed for it; if the quorum needs
+it, the round is begun anew (`server.loop`).
 
 References: Vepakomma et al. 2018, https://arxiv.org/abs/1812.00564 (U-shape: no label leaves);
 Thapa et al. 2022, https://arxiv.org/abs/2004.12088 (SplitFedV1: sites in parallel, all parts
@@ -71,7 +72,9 @@ def train_split(
     run.arm.emit("round", round=number, sites=len(names), names=names)
     middles = Middles(run, number, progress, len(sites))
     strategy.start_from(progress.weights, {}, middles.trained)
-    exchange = run.exchange(started, progress, asks_again=False, besides=middles.most_bytes)
+    exchange = run.exchange(
+        started, progress, asks_again=False, forgets=True, besides=middles.most_bytes
+    )
     replies = exchange.replies(
         middles.begin(sites),
         run.study.federation.round_timeout_s,

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from medfed.client.apfl import alpha_of
 from medfed.client.data.site_data import ImageSet, load_site_data
 from medfed.client.own_parts import OwnParts
 from medfed.client.personal import combined, first_part
@@ -93,6 +94,13 @@ class FinalModels:
                 "Name a site that trained."
             )
         return self._with(kept)
+
+    def alpha_of(self, site: SiteConfig) -> float | None:
+        """Return the share of a site's own weights in its model; None but for apfl."""
+        kept = self._kept(site, self._start())
+        if kept is None or self._study.federation.algorithm != "apfl":
+            return None
+        return alpha_of(kept, self._study)
 
     def _start(self) -> StateDict:
         shared, local = (

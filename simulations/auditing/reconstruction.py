@@ -2,7 +2,8 @@
 
 Real updates of single images, made by the installed trainer with the study's own network, clipping
 and noise, and beside them the same without privacy, which proves that the attacks work. Candidates
-are patients that the run trained on.
+are patients that the run trained on. With split learning more than updates is sent, and attacked
+(`split_attacks`).
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from medfed.client.data.site_data import ImageSet
 from medfed.common.errors import DataError, StudyError
 from medfed.common.models import build_model
 from medfed.common.seeding import numpy_rng
@@ -47,6 +49,7 @@ from medfed.simulations.auditing.reconstruction_page import (
     plain_finding,
     private_finding,
 )
+from medfed.simulations.auditing.split_attacks import BUDGETS, attack_split
 from medfed.simulations.explaining.load import Trained, load_trained
 
 # Above it an inversion's hundreds of second derivatives take minutes; identification does not.
@@ -102,14 +105,20 @@ def audit_reconstruction(run: Path, *, seed: int, budget: str) -> PartResult:
         target = _target(trained, units, chosen, smaller)
     pictures = reconstruct(target, min(plan.pictures, len(chosen) - 1), plan.steps, seed)
     findings.append(picture_finding(pictures, trained.study, smaller))
+    tables, figures = (
+        [picture_table(pictures)],
+        [Figure(caption(pictures), picture_figure(pictures))],
+    )
+    if trained.study.federation.algorithm == "split":
+        found, table, figure = attack_split(
+            trained, _members(units, seed), BUDGETS[budget], seed=seed
+        )
+        findings += found
+        tables.append(table)
+        figures.append(figure)
     if trained.study.simulation is None:
         findings.append(patient_data())
-    return PartResult(
-        NAME,
-        tuple(findings),
-        (picture_table(pictures),),
-        (Figure(caption(pictures), picture_figure(pictures)),),
-    )
+    return PartResult(NAME, tuple(findings), tuple(tables), tuple(figures))
 
 
 def identify(target: Target, draws: list[tuple[int, int]], *, private: bool, seed: int) -> Interval:
@@ -168,6 +177,11 @@ def _choose(units: Units, count: int, seed: int) -> np.ndarray[tuple[int], np.dt
     members = np.flatnonzero(units.is_member)
     order = numpy_rng(seed, "audit candidates").permutation(members)[:count]
     return np.array([units.groups[unit][0] for unit in order], dtype=np.int64)
+
+
+def _members(units: Units, seed: int) -> ImageSet:
+    """The first image of each member, in an order by seed."""
+    return subset(units.images, _choose(units, units.num_members, seed))
 
 
 def _target(

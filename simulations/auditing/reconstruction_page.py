@@ -185,15 +185,18 @@ def _plot(rows: Sequence[Picture]) -> "Figure":
     for line, cells in zip(table, axes, strict=True):
         for title, image, cell in zip(titles, line, cells, strict=True):
             assert image is not None
-            cell.imshow(_shown(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            cell.imshow(shown(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             cell.set_axis_off()
             if line is table[0]:
                 cell.set_title(title)
     return figure
 
 
-def _shown(image: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-    """[H, W] or, of colour images, [H, W, 3]; of a volume the middle slice, of views the first."""
+def shown(image: Tensor) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    """Return an image [C, *S] as it is drawn: of a volume the middle slice, of views the first.
+
+    [H, W] or, of colour images, [H, W, 3].
+    """
     pixels = image.numpy()
     if pixels.ndim == 4:
         pixels = pixels[..., pixels.shape[-1] // 2]

@@ -8,6 +8,7 @@ from medfed.common.tasks import Classification, Report, Segmentation, is_own_tas
 from medfed.simulations.explaining.about_classes import about_classes
 from medfed.simulations.explaining.about_masks import about_masks
 from medfed.simulations.explaining.about_reports import about_reports
+from medfed.simulations.explaining.grey_levels import harmonised
 from medfed.simulations.explaining.load import (
     Examination,
     Trained,
@@ -19,7 +20,7 @@ from medfed.simulations.explaining.page import Content, write_explanation
 
 def explain_examination(
     run: Path, images: Sequence[str], columns: Sequence[str], out: Path, site: str = ""
-) -> tuple[str, Path]:
+) -> tuple[str, Path, str]:
     """Explain what the run's federated model says about one examination.
 
     Args:
@@ -27,18 +28,22 @@ def explain_examination(
         images: FILE, or VIEW=FILE for each view that there is.
         columns: COLUMN=VALUE for each known metadata column.
         out: Folder for the page, its pictures and its figures.
-        site: Whose own model to ask (`load_trained`); empty for the global one.
+        site: Whose own model to ask (`load_trained`), or as whose images the files are to be seen
+            (`harmonised`); empty for the global model and files as they are.
 
     Returns:
-        The prediction in a line, and the path of the page.
+        The prediction in a line, the path of the page, and with data.harmonise what was done to
+        grey levels.
 
     Raises:
         MedfedError: Not a finished run, or files that do not fit its study.
     """
     trained = load_trained(run, site)
     examination = load_examination(images, columns, trained.study)
+    examination = harmonised(examination, trained.study, run / "arms" / "federated", site)
     content = explain(trained, examination)
-    return content.headline, write_explanation(trained, examination, content, out)
+    page = write_explanation(trained, examination, content, out)
+    return content.headline, page, examination.grey_levels
 
 
 def explain(trained: Trained, examination: Examination) -> Content:

@@ -40,6 +40,7 @@ class Trained:
         weights_sha256: `common.state_dicts.digest` of what was trained; of the global model
             rounds.jsonl names it too.
         site: Whose model it is; empty for the global one.
+        alpha: With apfl, the share of the site's own weights in its model; else None.
     """
 
     run: str
@@ -48,6 +49,7 @@ class Trained:
     model: nn.Module
     weights_sha256: str
     site: str = ""
+    alpha: float | None = None
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Examination:
         present: uint8 [V], 1 where a view is there.
         columns: Metadata as text, by column.
         sha256: Hash of each file, by view. Names of files may hold those of patients.
+        grey_levels: With data.harmonise, what was done to them; else empty.
     """
 
     views: tuple[str, ...]
@@ -67,6 +70,7 @@ class Examination:
     present: npt.NDArray[np.uint8]
     columns: Mapping[str, str]
     sha256: Mapping[str, str]
+    grey_levels: str = ""
 
     def view_pixels(self, index: int) -> npt.NDArray[np.uint8]:
         """Return one view's channels, [C, *S]."""
@@ -80,7 +84,8 @@ def load_trained(run: Path, site: str = "") -> Trained:
     Args:
         run: Run folder.
         site: Of a run with fedbn, ditto or apfl: the site whose own model it is to be. A name of
-            a simulated one, or a hospital's site.toml; empty for the global model.
+            a simulated one, or a hospital's site.toml; empty for the global model. With
+            data.harmonise it may be a site of any run, and the model be the global one.
 
     Raises:
         RunError: Not a run folder, one without a final model, or weights that do not fit; no such
@@ -101,10 +106,13 @@ def load_trained(run: Path, site: str = "") -> Trained:
     study = load_study(study_file)
     task = make_task(study, _words(arm, study))
     name = run.resolve().name
-    if site:
-        owner = _owner(site, arm, study)
-        model = _own_model(owner, arm, study, task)
-        return Trained(name, study, task, model, digest(trained_state(model)), owner.name)
+    if site and study.federation.keeps_at_sites:
+        return _trained_at(_owner(site, arm), arm, name, study, task)
+    if site and study.data.harmonise == "none":
+        raise RunError(
+            f'--site {site} with federation.algorithm = "{study.federation.algorithm}": all sites '
+            "use the global model. Leave --site out."
+        )
     if study.federation.algorithm == "fedbn":
         raise RunError(
             f"{run} was trained by fedbn: its global model has no normalisations of its own, each "
@@ -125,36 +133,43 @@ def _global_model(arm: Path, study: StudyConfig, task: Task) -> nn.Module:
     return model.eval()
 
 
-def _owner(site: str, arm: Path, study: StudyConfig) -> SiteConfig:
-    """Return the site that is asked for: a file is a hospital's, a name a simulated site's."""
-    if not study.federation.keeps_at_sites:
-        raise RunError(
-            f'--site {site} with federation.algorithm = "{study.federation.algorithm}": all sites '
-            "use the global model. Leave --site out."
-        )
+def site_here(site: str, arm: Path) -> SiteConfig | None:
+    """Return a site whose folder is here: a file is a hospital's, a name a simulated site's."""
     if site.endswith(".toml"):
         return load_site(Path(site))
-    names = sorted(path.parent.name for path in (arm / "sites").glob("*/site.toml"))
-    if site not in names:
-        simulated = ", ".join(names) or "none: it was not simulated"
+    if site not in _simulated(arm):
+        return None
+    return load_site(arm / "sites" / site / "site.toml")
+
+
+def _simulated(arm: Path) -> list[str]:
+    return sorted(path.parent.name for path in (arm / "sites").glob("*/site.toml"))
+
+
+def _owner(site: str, arm: Path) -> SiteConfig:
+    owner = site_here(site, arm)
+    if owner is None:
+        simulated = ", ".join(_simulated(arm)) or "none: it was not simulated"
         raise RunError(
             f"Expected the name of a site of this run, or a hospital's site.toml, got {site!r}. "
             f"Simulated sites of this run: {simulated}."
         )
-    return load_site(arm / "sites" / site / "site.toml")
+    return owner
 
 
-def _own_model(owner: SiteConfig, arm: Path, study: StudyConfig, task: Task) -> nn.Module:
-    for name in ("plan.json", "rounds.jsonl"):
-        if not (arm / name).is_file():
+def _trained_at(owner: SiteConfig, arm: Path, name: str, study: StudyConfig, task: Task) -> Trained:
+    for file in ("plan.json", "rounds.jsonl"):
+        if not (arm / file).is_file():
             raise RunError(
-                f"Expected {arm / name}, which says what of a site belongs to this model, found "
+                f"Expected {arm / file}, which says what of a site belongs to this model, found "
                 "none. Copy the whole run folder."
             )
     # It imports Flower, which takes seconds and is not needed for a global model.
     from medfed.simulations.held_out import FinalModels
 
-    return FinalModels(arm, study, task).kept_by(owner)
+    models = FinalModels(arm, study, task)
+    model, alpha = models.kept_by(owner), models.alpha_of(owner)
+    return Trained(name, study, task, model, digest(trained_state(model)), owner.name, alpha)
 
 
 def load_examination(

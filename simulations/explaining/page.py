@@ -89,6 +89,7 @@ def write_explanation(
         content=content,
         run=trained.run,
         site=trained.site,
+        grey_levels=examination.grey_levels,
         study=trained.study,
         images={name: _data_uri(png) for name, png in files.items()},
         scale=scale_colours(),
@@ -115,10 +116,12 @@ def _facts(trained: Trained, examination: Examination) -> dict[str, Any]:
         "task": trained.study.task.type,
         "model": trained.study.model.name,
         "site": trained.site,
+        "alpha": trained.alpha,
         "weights_sha256": trained.weights_sha256,
         "images_sha256": dict(examination.sha256),
         "columns": dict(examination.columns),
         "shape": list(examination.pixels.shape),
+        "grey_levels": examination.grey_levels,
     }
 
 
@@ -129,11 +132,13 @@ def _provenance(trained: Trained, examination: Examination) -> list[tuple[str, s
         ("Run", trained.run),
         ("Study (SHA-256)", trained.study.digest()),
         ("Model", trained.study.model.name),
-        ("Whose", f"site {trained.site}'s own" if trained.site else "global"),
+        ("Whose", _whose(trained)),
         ("Weights (SHA-256)", trained.weights_sha256),
         *((f"File, {view} (SHA-256)", sha) for view, sha in examination.sha256.items()),
         ("As the model sees it", f"{shape} {unit}"),
     ]
+    if examination.grey_levels:
+        rows.append(("Grey levels", examination.grey_levels))
     rows += [(f"Column {name}", value) for name, value in examination.columns.items()]
     missing = [
         view
@@ -141,6 +146,13 @@ def _provenance(trained: Trained, examination: Examination) -> list[tuple[str, s
         if not present
     ]
     return rows + ([("Views missing", ", ".join(missing))] if missing else [])
+
+
+def _whose(trained: Trained) -> str:
+    if not trained.site:
+        return "global"
+    share = "" if trained.alpha is None else f", alpha {trained.alpha:.3f}: the rest is global"
+    return f"site {trained.site}'s own{share}"
 
 
 def _png(picture: Picture) -> bytes:

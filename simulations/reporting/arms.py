@@ -4,7 +4,7 @@ What is missing is left out; a damaged file is a RunError that names it and the 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -16,6 +16,7 @@ from medfed.common.metrics import MetricSums
 from medfed.common.study import StudyConfig
 from medfed.server.countersigning import HEADS_FILE
 from medfed.server.records import STATISTICS_FILE, ArmFolder, RoundRecord, RunPlan, SiteRound
+from medfed.simulations.reporting.alphas import Alphas, read_alphas
 from medfed.simulations.reporting.cards import CardFacts, read_cards
 from medfed.simulations.reporting.heads import HeadFacts, read_heads
 from medfed.simulations.reporting.history import Happening, read_history
@@ -59,6 +60,7 @@ class Arm:
         model_size: How much of the model is sent; None before the first round is saved.
         happened: What the server wrote down while it ran, oldest first.
         heads: What the server signed of the sites' ledgers; None if it signed nothing.
+        alphas: With apfl, what each simulated site learned, by site and round.
     """
 
     name: str
@@ -74,6 +76,7 @@ class Arm:
     note: str = ""
     happened: tuple[Happening, ...] = ()
     heads: HeadFacts | None = None
+    alphas: Alphas = field(default_factory=dict)
 
     @property
     def evaluated(self) -> tuple[RoundRecord, ...]:
@@ -187,6 +190,9 @@ def _read_arm(folder: Path, study: StudyConfig, task: "Task", deployed: bool) ->
         note=plan.note,
         happened=happened,
         heads=read_heads(folder / HEADS_FILE),
+        alphas=read_alphas(
+            folder / "sites", plan.run, study, rounds[-1].round_number if rounds else 0
+        ),
     )
 
 

@@ -28,6 +28,8 @@ def cannot_see(run: RunData) -> tuple[str, ...]:
         "The sites' policies and budgets: a refusal comes with one word, without detail. What lies "
         "behind it is in the site's own log (`medfed site log`).",
     ]
+    if run.study.federation.apfl_alpha_rate:
+        lines.append("Each site's alpha, which it learns for its own model and tells nobody.")
     if run.study.secure_aggregation.enabled:
         lines.append("One site's update: the server saw sums of masked updates alone.")
     return tuple(lines)

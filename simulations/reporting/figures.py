@@ -41,6 +41,10 @@ def draw_figures(run: RunData, *, in_two: bool = False) -> dict[str, Drawing]:
             f"{first} and {second} of each site under the federated, pooled and own model.",
             partial(_sites, run),
         ),
+        "alphas": (
+            "Each site's alpha, the share of its own weights in its model, by round.",
+            partial(_alphas, run),
+        ),
         "labels": (
             "Patients with labels by round, and the leading figure over them.",
             partial(scarce.plot_labels, run),
@@ -120,6 +124,15 @@ def _sites(run: RunData) -> "Figure | None":
 def _epsilon(run: RunData) -> "Figure | None":
     return training_plots.epsilon_by_round(
         spending.curves(run), spending.budget(run), run.study.training.rounds
+    )
+
+
+def _alphas(run: RunData) -> "Figure | None":
+    federation = run.study.federation
+    learned = run.federated.alphas if run.federated else {}
+    points = {site: sorted(by_round.items()) for site, by_round in learned.items()}
+    return training_plots.alphas_by_round(
+        points, federation.apfl_alpha or 0.0, run.study.training.rounds
     )
 
 

@@ -11,6 +11,7 @@ from medfed.simulations.reporting import (
     conduct,
     deployed,
     failures,
+    personal,
     privacy,
     results,
     scarce,
@@ -61,7 +62,8 @@ _SECTIONS = (
 def write_report(run_folder: Path, *, in_two: bool = False) -> Path:
     """Write `report.html`, `figures/*.svg` and `figures/*.png` into the run folder.
 
-    With local arms also `matrix.csv` and `matrix.md`: every site's model at every site.
+    With local arms also `matrix.csv` and `matrix.md`: every site's model at every site. With
+    personal models `personal.csv` and `personal.md`: each site's beside the global one.
 
     The page opens offline: styles, figures and images are inside it. The same run folder gives the
     same bytes.
@@ -90,6 +92,9 @@ def report_of(run: RunData, *, in_two: bool = False) -> Path:
         if matrix := matrix_table(run):
             write_atomically(run_folder / "matrix.csv", matrix_csv(run).encode())
             write_atomically(run_folder / "matrix.md", to_markdown(matrix).encode())
+        if own := personal.personal_table(run):
+            write_atomically(run_folder / "personal.csv", personal.personal_csv(run).encode())
+            write_atomically(run_folder / "personal.md", to_markdown(own).encode())
         write_atomically(path, page.encode())
     except OSError as error:
         raise RunError(
@@ -218,6 +223,8 @@ def _quality(run: RunData) -> dict[str, Any]:
         "resamples": whole(run.uncertainty.get("resamples")),
         "bootstrapped": whole(run.uncertainty.get("num_patients")),
         "sites": deployed.sites_table(run) if run.deployed else results.sites_table(run),
+        "personal": personal.personal_table(run),
+        "personal_lines": personal.personal_lines(run),
         "matrix": matrix_table(run),
         "note": detail.note,
         "baseline_notes": results.baseline_notes(run),

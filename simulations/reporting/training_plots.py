@@ -96,20 +96,10 @@ def epsilon_by_round(
     spent: Mapping[str, Sequence[tuple[int, float]]], budget: float | None, rounds: int
 ) -> "Figure | None":
     """Draw epsilon by round; sites whose curves are equal share one line and one label."""
-    groups: dict[tuple[tuple[int, float], ...], list[str]] = {}
-    for site, points in spent.items():
-        if points:
-            groups.setdefault(tuple(points), []).append(site)
-    if not groups:
+    if not any(spent.values()):
         return None
     figure, axes = new_figure(10, 3.6)
-    ends = []
-    for index, (points, members) in enumerate(groups.items()):
-        colour = CYCLE[index % len(CYCLE)]
-        x, y = zip(*points, strict=True)
-        axes.plot(x, y, color=colour, marker="o", markersize=4, **HALO)
-        name = short(members[0]) if len(members) == 1 else f"{len(members)} sites"
-        ends.append((y[-1], f"{name} {y[-1]:.2f}", colour))
+    ends = _lines(axes, spent)
     axes.set_ylim(bottom=0)
     if budget is not None:
         axes.axhline(budget, color=INK["vermillion"], linestyle=(0, (4, 3)), linewidth=1.4)
@@ -117,9 +107,47 @@ def epsilon_by_round(
         ends.append((budget, f"budget {budget:g}", INK["vermillion"]))
     axes.set(xlabel="round", ylabel="ε spent so far", xlim=(0.6, rounds + 0.4))
     whole_numbers(axes.xaxis)
-    ends.sort(reverse=True)
-    label_ends(axes, rounds + 0.4, ends if len(ends) <= _MAX_LABELS else [ends[0], ends[-1]])
+    _label_some(axes, rounds + 0.4, ends)
     return figure
+
+
+def alphas_by_round(
+    learned: Mapping[str, Sequence[tuple[int, float]]], start: float, rounds: int
+) -> "Figure | None":
+    """Draw each site's alpha by round; sites whose curves are equal share one line and label."""
+    if not any(learned.values()):
+        return None
+    figure, axes = new_figure(10, 3.6)
+    ends = _lines(axes, learned)
+    _open_y(axes)
+    axes.axhline(start, color=INK["muted"], linestyle=(0, (4, 3)), linewidth=1.2)
+    axes.set(xlabel="round", ylabel="alpha", xlim=(0.6, rounds + 0.4))
+    whole_numbers(axes.xaxis)
+    _label_some(axes, rounds + 0.4, ends)
+    return figure
+
+
+def _lines(
+    axes: "Axes", curves: Mapping[str, Sequence[tuple[int, float]]]
+) -> list[tuple[float, str, str]]:
+    """Draw a line for each different curve; return its end, label and colour."""
+    groups: dict[tuple[tuple[int, float], ...], list[str]] = {}
+    for site, points in curves.items():
+        if points:
+            groups.setdefault(tuple(points), []).append(site)
+    ends = []
+    for index, (points, members) in enumerate(groups.items()):
+        colour = CYCLE[index % len(CYCLE)]
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, color=colour, marker="o", markersize=4, **HALO)
+        name = short(members[0]) if len(members) == 1 else f"{len(members)} sites"
+        ends.append((y[-1], f"{name} {y[-1]:.2f}", colour))
+    return ends
+
+
+def _label_some(axes: "Axes", x: float, ends: list[tuple[float, str, str]]) -> None:
+    ends.sort(reverse=True)
+    label_ends(axes, x, ends if len(ends) <= _MAX_LABELS else [ends[0], ends[-1]])
 
 
 def traffic(rows: Sequence[tuple[str, int, int]], note: str = "") -> "Figure | None":

@@ -87,6 +87,29 @@ def test_a_damaged_part_is_as_if_it_had_never_been(
     assert value(parts.after(2, part(0))) == 2
 
 
+def test_what_rounds_learned_is_kept_with_the_part_that_it_belongs_to(parts: OwnParts) -> None:
+    assert parts.learned(9) == {}
+    for number in (1, 2, 4):
+        parts.keep(number, part(number), number / 10)
+    assert parts.learned(9) == {1: 0.1, 2: 0.2, 4: 0.4}
+    assert parts.learned(3) == {1: 0.1, 2: 0.2}
+    parts.keep(4, part(4), 0.45)  # asked for again
+    assert parts.learned(4) == {1: 0.1, 2: 0.2, 4: 0.45}
+    parts.keep(2, part(2), 0.25)  # the server stands before round 2, and round 1 is gone
+    assert parts.learned(9) == {2: 0.25}
+    parts.keep(3, part(3))
+    assert parts.learned(9) == {}
+
+
+def test_what_was_learned_is_not_read_from_a_damaged_file(parts: OwnParts) -> None:
+    parts.keep(1, part(1), 0.1)
+    path = parts.folder / "round-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:40])
+    assert parts.learned(1) == {}
+    parts.keep(2, part(2), 0.2)
+    assert parts.learned(2) == {2: 0.2}
+
+
 def test_runs_and_studies_have_parts_of_their_own(tmp_path: Path) -> None:
     for run, study in (("a", "0"), ("b", "0"), ("a", "1"), ("a/b", "0"), ("a-b", "0")):
         parts = OwnParts(tmp_path, run, study)

@@ -53,10 +53,17 @@ def never(node: int) -> float:
     return 0.0
 
 
-def watched(link: Link, *, asks_again: bool = False, turned: Callable[[int], float] = never) -> Any:
+def watched(
+    link: Link,
+    *,
+    asks_again: bool = False,
+    forgets: bool = False,
+    turned: Callable[[int], float] = never,
+) -> Any:
     presence = Presence(link.grid)
     presence.look()
-    return Exchange(link.grid, Watch(presence, LOST_AFTER_S, turned), asks_again=asks_again)
+    watch = Watch(presence, LOST_AFTER_S, turned)
+    return Exchange(link.grid, watch, asks_again=asks_again, forgets=forgets)
 
 
 class Gate:
@@ -237,6 +244,37 @@ def test_a_node_that_must_not_be_asked_again_is_lost_when_it_was_killed(link: Li
     assert exchange.failures == {node.node_id: LOST}
     assert len(node.handled) == 1
     restarting.join()
+
+
+@pytest.mark.parametrize("forgets", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_node_that_has_forgotten_is_not_waited_for_even_if_there_are_too_few_answers(
+    link: Link, forgets: bool
+) -> None:
+    gate = Gate()
+    node, whole = link.add("node", gate), link.add("whole", answer)
+
+    def restart() -> None:
+        node.kill()
+        gate.open.set()
+        node.start()
+
+    restarting = later(restart, gate.asked)
+    exchange = watched(link, asks_again=False, forgets=forgets)
+    began = time.monotonic()
+    assert collect(exchange, [node, whole], 6.0, enough=lambda: False) == [whole.node_id]
+    assert (time.monotonic() - began < 5.0) == forgets
+    assert exchange.failures == {node.node_id: LOST if forgets else LATE}
+    restarting.join()
+
+
+def test_a_node_that_is_cut_off_is_waited_for_though_it_may_forget(link: Link, gate: Gate) -> None:
+    dead, whole = link.add("dead", gate), link.add("whole", answer)
+    killing = later(dead.kill, gate.asked)
+    exchange = watched(link, forgets=True)
+    began = time.monotonic()
+    assert collect(exchange, [dead, whole], 3.0, enough=lambda: False) == [whole.node_id]
+    assert time.monotonic() - began >= 3.0
+    killing.join()
 
 
 def test_one_answer_counts_of_a_node_that_was_asked_twice_and_answers_both(link: Link) -> None:

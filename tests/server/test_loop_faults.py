@@ -521,6 +521,68 @@ def test_a_site_that_dies_in_a_masked_round_is_never_asked_for_a_second_vector(
     assert node.handled.count((messages.TRAIN, "1")) == 1
 
 
+@pytest.fixture
+def splitting(prepared: Callable[..., Path]) -> Iterator[Federation]:
+    """Split learning, with a quorum of all."""
+    with superlink() as link:
+        made = Federation(
+            link,
+            prepared(
+                "federation.algorithm=split",
+                "federation.min_sites=3",
+                "privacy.unit=none",
+                "training.batch_size=8",
+                "simulation.max_epsilon=50",
+            ),
+        )
+        made.add(*SITES)
+        yield made
+        assert made.failed == []
+
+
+@pytest.mark.parametrize(
+    "half", [pytest.param(messages.SPLIT_FRONT, marks=pytest.mark.slow), messages.SPLIT_BACK]
+)
+def test_a_split_round_is_redone_when_a_site_is_killed_that_it_needs(
+    splitting: Federation, half: str
+) -> None:
+    node = splitting.node("scanner-2")
+
+    def restart() -> None:
+        threading.Timer(0.2, node.start).start()
+        die(node)
+
+    splitting.before = once(half, 2, "scanner-2", restart)
+    splitting.run()
+    for name in SITES:
+        assert statuses(splitting.records, name) == ["ok"] * 3
+        # Without noise: the second beginning is on record, and costs nothing.
+        began_once = (name, half) == ("scanner-2", messages.SPLIT_FRONT)
+        assert splitting.charged(name) == ([1, 2, 3] if began_once else [1, 2, 2, 3])
+    assert [event["site"] for event in splitting.events("lost")] == ["scanner-2"]
+    begun = [event["round"] for event in splitting.events("round")]
+    assert begun == [1, 2, 2, 3]
+    # Not at the deadline of the round.
+    assert splitting.records[1].seconds < 50
+
+
+def test_a_split_round_is_redone_once_for_a_site_that_fails(splitting: Federation) -> None:
+    def broken(name: str, message: Message) -> None:
+        about = (name, message.metadata.message_type, message.metadata.group_id)
+        if about == ("scanner-2", messages.SPLIT_BACK, "2"):
+            raise ValueError
+
+    splitting.before = broken
+    with pytest.raises(RunError, match="scanner-2: failed"):
+        splitting.run()
+    assert [event["round"] for event in splitting.events("round")] == [1, 2, 2]
+    assert {type(error) for error in splitting.failed} == {ValueError}
+    splitting.failed.clear()
+    splitting.before = lambda site, message: None
+    splitting.run()
+    assert statuses(splitting.records, "scanner-2") == ["ok"] * 3
+
+
 # Runs the arm in a child of this process, which imports once; the child dies at the given moment.
 # Moments are counted: before and after each call of the server's that changes what is on the disk.
 SERVING = """

@@ -1,5 +1,6 @@
 """fedbn, ditto, apfl and qfedavg in whole runs: kept through kills, reported, and what leaves."""
 
+import csv
 import hashlib
 import json
 import shutil
@@ -25,6 +26,7 @@ from medfed.server.records import ArmFolder
 from medfed.simulations.auditing.findings import Status
 from medfed.simulations.auditing.ledger_part import audit_run_ledgers
 from medfed.simulations.explaining.load import load_trained
+from medfed.simulations.reporting.arms import is_training
 from medfed.simulations.reporting.report import write_report
 from medfed.simulations.study import Options, run_study
 
@@ -191,6 +193,7 @@ def test_a_site_s_own_model_is_its_part_on_the_global_weights(
     trained = load_trained(folder, "scanner-1")
     share = float(part.pop(ALPHA, np.array(0.0 if algorithm == "fedbn" else 1.0)))
     assert (0 < share < 1 and share != 0.5) == (algorithm == "apfl")
+    assert trained.alpha == (share if algorithm == "apfl" else None)
     for name, array in read_state(trained.model).items():
         whole = array.dtype.kind == "i" or "running" in name or algorithm == "fedbn"
         own = part.get(name, sent[name])
@@ -253,6 +256,32 @@ def test_personal_models_leave_the_global_one_as_fedavg_has_it(serial: Run, algo
     released = read_releases(next(arm(own).folder.glob("sites/*/state")))[0]
     names = {quantity.name for one in released for quantity in one.quantities}
     assert {"update", "global count"} <= names
+
+
+@pytest.mark.slow
+def test_learned_alphas_are_shown_and_leave_no_site(serial: Run) -> None:
+    folder = serial(*CHANGES["apfl"])
+    assert "alpha at the end" in write_report(folder).read_text()
+    trained = {
+        (name, record.round_number)
+        for record in arm(folder).read_rounds()
+        for name, site in record.sites.items()
+        if is_training(site) and site.status == "ok"
+    }
+    lines = list(csv.DictReader((folder / "personal.csv").read_text().splitlines()))
+    shown = {
+        (line["site"], int(line["round"])): float(line["alpha"]) for line in lines if line["alpha"]
+    }
+    assert set(shown) == trained
+    assert len({site for site, _ in trained}) == 3
+    for site, last in {site: number for site, number in sorted(trained)}.items():
+        [parts] = (arm(folder).folder / "sites" / site / "state" / "personal").iterdir()
+        assert shown[site, last] == float(load_file(max(parts.iterdir()))[ALPHA])
+    for state in arm(folder).folder.glob("sites/*/state"):
+        names = {quantity.name for one in read_releases(state)[0] for quantity in one.quantities}
+        assert names  # and none of them is new
+        assert not [name for name in names if "alpha" in name]
+    assert "alpha" not in (arm(folder).folder / "rounds.jsonl").read_text()
 
 
 @pytest.mark.slow

@@ -226,7 +226,8 @@ def explain(
         str,
         typer.Option(
             metavar="NAME_OR_SITE.toml",
-            help="Ask this site's own model (fedbn, ditto, apfl): one of a simulation, or yours.",
+            help="This site's own model (fedbn, ditto, apfl) and grey levels (data.harmonise): "
+            "one of a simulation, or yours.",
         ),
     ] = "",
 ) -> None:

@@ -15,7 +15,9 @@ def print_explanation(
     """Write the explanation into `out` and print the prediction and where the page is."""
     if not images:
         raise StudyError("Expected the image to explain. Add --image FILE.")
-    headline, page = explain_examination(run, images, columns, out, site)
+    headline, page, grey_levels = explain_examination(run, images, columns, out, site)
     console = Console(soft_wrap=True, highlight=False)
     console.print(headline, markup=False)
+    if grey_levels:
+        console.print(f"Grey levels  {grey_levels}.", markup=False)
     console.print(f"Page  {page}", markup=False)

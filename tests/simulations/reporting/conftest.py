@@ -62,6 +62,7 @@ class RunMaker:
     reason: str = "budget"
     learning_rate: float = 0.05
     num_images: int = 40
+    federation: dict[str, Any] = field(default_factory=dict)
     study: StudyConfig = field(init=False)
     task: Task = field(init=False)
 
@@ -103,6 +104,7 @@ class RunMaker:
                     "local_steps": 4,
                     "learning_rate": self.learning_rate,
                 },
+                "federation": self.federation,
                 "privacy": privacy if self.private else {"unit": "none"},
                 "simulation": {"dataset": "phantom", "max_epsilon": 8.0},
             },
