@@ -52,9 +52,10 @@ def captions(run: RunData) -> dict[str, str]:
             "come again. Without privacy, on CPU, the same sites, data and versions end in the "
             "same weights, bit for bit.",
         }
+    local = "Green squares: each local model after its last round; dashed line: their mean."
     return {
-        "convergence": "Held-out images of all sites together, by round. Green squares: each local "
-        "model after its last round; dashed line: their mean.",
+        "convergence": "Held-out images of all sites together, by round. "
+        + (local if run.local_arms else ""),
         "epsilon": f"{spent}.",
         "epsilon_figure": f"{line} The dashed line is the budget; a site refuses a round that "
         "would cross it.",
