@@ -155,8 +155,14 @@ def test_comparison_fails_when_a_metric_differs_in_the_last_place(
     assert differences(serial("plain"), run) == ["round 1"]
 
 
+_FLIPPED = 8
+
+
 class _OneBitOff(ClientApp):
-    """Flips the lowest bit of the largest value in one site's first update."""
+    """Flips one bit of the largest value in one site's first update.
+
+    Not the lowest: weights are larger than updates, and their sum may round that one away.
+    """
 
     def __call__(self, message: Message, context: Context) -> Message:
         reply = client_app(message, context)
@@ -174,7 +180,7 @@ def _flip_largest(update: dict[str, Any]) -> None:
     flat = update[name].reshape(-1)
     at = int(np.abs(flat).argmax())
     [bits] = struct.unpack("<I", struct.pack("<f", flat[at]))
-    [flat[at]] = struct.unpack("<f", struct.pack("<I", bits ^ 1))
+    [flat[at]] = struct.unpack("<f", struct.pack("<I", bits ^ 1 << _FLIPPED))
 
 
 def test_comparison_fails_when_one_bit_of_one_update_differs(
