@@ -24,6 +24,7 @@ from medfed.common.messages import (
     StatisticsRequest,
     TrainReply,
 )
+from medfed.common.state_dicts import digest
 from medfed.common.study_file import load_study
 
 STUDY = load_study(Path(__file__).parents[2] / "studies" / "demo.toml")
@@ -75,6 +76,16 @@ def test_requests_survive_the_wire_without_the_simulation() -> None:
     assert (back.run, back.round_number) == ("r", 3)
     assert (back.parcels, back.weight, back.total_weight, back.countersignature) == (b"", 1, 1, "")
     np.testing.assert_array_equal(back.weights["w"], weights["w"])
+
+
+def test_model_request_names_its_very_weights() -> None:
+    # What a site's ledger calls the round by: another name would be charged, the same not again.
+    for value in (0.0, 1.0, 0.0):
+        weights = {"b": np.full(3, value, np.float32), "a": np.ones((2, 2), np.float32)}
+        packed = messages.pack_model(
+            STUDY, "r", 1, messages.pack_arrays(weights), frozen_sha256="f"
+        )
+        assert messages.unpack_model_request(packed()).weights_digest() == digest(weights)
 
 
 def test_model_request_carries_what_is_one_sites_own() -> None:

@@ -156,6 +156,18 @@ def test_study_for_sites_holds_no_simulation_and_digest_ignores_it() -> None:
     assert other.digest() != study.digest()
 
 
+def test_copy_with_other_values_has_its_own_digest() -> None:
+    study = load_study(STUDIES / "demo.toml")
+    before = study.digest(), study.to_json(), hash(study)
+    training = study.training.model_copy(update={"learning_rate": 0.123})
+    other = study.model_copy(update={"training": training})
+    loaded = load_study(STUDIES / "demo.toml", ["training.learning_rate=0.123"])
+    assert (other.digest(), other.to_json()) == (loaded.digest(), loaded.to_json())
+    assert other.digest() != study.digest()
+    assert (study.digest(), study.to_json(), hash(study)) == before
+    assert study == load_study(STUDIES / "demo.toml")  # what was worked out is no value
+
+
 def test_weighting_is_public_under_privacy_and_examples_without() -> None:
     assert parse_study(minimal(), "s").weighting == "public"
     assert parse_study(changed("privacy", unit="none"), "s").weighting == "examples"

@@ -107,6 +107,15 @@ def later(act: Callable[[], None], asked: threading.Event) -> threading.Thread:
     return thread
 
 
+def restarted_when_asked(node: Node, gate: Gate) -> threading.Thread:
+    def restart() -> None:
+        node.kill()
+        gate.open.set()
+        node.start()
+
+    return later(restart, gate.asked)
+
+
 def test_each_reply_comes_once(link: Link) -> None:
     nodes = [link.add(str(number), answer) for number in range(5)]
     exchange = watched(link)
@@ -181,13 +190,7 @@ def test_the_answer_of_a_node_that_was_cut_off_for_a_while_counts(link: Link, ga
 def test_a_node_that_was_killed_and_is_back_is_asked_again(link: Link) -> None:
     gate = Gate()
     node = link.add("node", gate)
-
-    def restart() -> None:
-        node.kill()
-        gate.open.set()
-        node.start()
-
-    restarting = later(restart, gate.asked)
+    restarting = restarted_when_asked(node, gate)
     exchange = watched(link, asks_again=True)
     assert collect(exchange, [node]) == [node.node_id]
     assert node.handled == [(messages.TRAIN, "1")] * 2
@@ -232,13 +235,7 @@ def test_a_node_that_answered_with_an_error_is_not_asked_again(link: Link) -> No
 def test_a_node_that_must_not_be_asked_again_is_lost_when_it_was_killed(link: Link) -> None:
     gate = Gate()
     node, whole = link.add("node", gate), link.add("whole", answer)
-
-    def restart() -> None:
-        node.kill()
-        gate.open.set()
-        node.start()
-
-    restarting = later(restart, gate.asked)
+    restarting = restarted_when_asked(node, gate)
     exchange = watched(link, asks_again=False)
     assert collect(exchange, [node, whole], enough=lambda: True) == [whole.node_id]
     assert exchange.failures == {node.node_id: LOST}
@@ -252,13 +249,7 @@ def test_a_node_that_has_forgotten_is_not_waited_for_even_if_there_are_too_few_a
 ) -> None:
     gate = Gate()
     node, whole = link.add("node", gate), link.add("whole", answer)
-
-    def restart() -> None:
-        node.kill()
-        gate.open.set()
-        node.start()
-
-    restarting = later(restart, gate.asked)
+    restarting = restarted_when_asked(node, gate)
     exchange = watched(link, asks_again=False, forgets=forgets)
     began = time.monotonic()
     assert collect(exchange, [node, whole], 6.0, enough=lambda: False) == [whole.node_id]
