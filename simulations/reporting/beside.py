@@ -3,6 +3,9 @@
 matplotlib draws in Python, one thread at a time, and a report of many sites takes as long as a
 short round. The other process is forked: it has everything in memory, touches neither torch nor a
 GPU, and sends what it drew as JSON. Whatever goes wrong with it, its half is drawn here.
+
+Weighed: threads (they wait for one another), and a process started with the run, which would cost
+two seconds of imports and 230 MB for all of it.
 """
 
 import base64
