@@ -10,8 +10,8 @@ from medfed.client.workspace import Workspace, pick_device, site_data, workspace
 from medfed.common.errors import LedgerError, RefusalReason, SiteRefusal, StudyError
 from medfed.common.ledger import Countersignature, Ledger, Spend
 from medfed.common.messages import ModelRequest, SplitRequest
-from medfed.common.models import shared_names
-from medfed.common.state_dicts import check_fits, digest
+from medfed.common.models import local_names
+from medfed.common.state_dicts import check_shapes, digest
 from medfed.common.study import StudyConfig
 
 
@@ -38,8 +38,10 @@ def workspace_of(request: ModelRequest, site: SiteConfig) -> Workspace:
     Checked before any charge: weights of another model must not cost the patients anything.
     """
     here = network_of(request, site, request.words)
-    names = shared_names(here.model, request.study)
-    check_fits({name: here.network.start[name] for name in names}, request.weights)
+    local = local_names(here.model, request.study)
+    shared = {name: array for name, array in here.network.start.items() if name not in local}
+    check_shapes(shared, request.weights)
+    request.check_finite()
     return here
 
 

@@ -12,7 +12,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -155,7 +155,12 @@ def write_release(folder: Path, release: Release) -> None:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = folder / RELEASES_FILE
     is_new = not path.exists()
-    line = json.dumps(asdict(release), sort_keys=True).encode() + b"\n"
+    table = {
+        **vars(release),
+        "quantities": [vars(quantity) for quantity in release.quantities],
+        "withheld": dict(release.withheld),
+    }
+    line = json.dumps(table, sort_keys=True).encode() + b"\n"
     with path.open("ab+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         size = os.fstat(file.fileno()).st_size

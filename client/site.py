@@ -1,6 +1,7 @@
 """`SiteConfig`: a hospital's own `site.toml`. Never transmitted."""
 
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, Self
 
@@ -11,7 +12,7 @@ from medfed.common.errors import SiteConfigError
 from medfed.common.study import Name, PositiveFloat, PositiveInt, Section
 from medfed.common.study.labels import AnnotationSection
 from medfed.common.study.model import CLASSIFIERS, REPORTERS, SEGMENTERS
-from medfed.common.toml_files import read_toml
+from medfed.common.toml_files import parse_toml, read_text
 
 Metric = Literal[
     "loss", "tables", "scores", "calibration", "overlap", "surfaces", "text", "findings"
@@ -193,4 +194,11 @@ def load_site(path: Path) -> SiteConfig:
         SiteConfigError: Missing, not TOML, unknown key or impossible value, with the way out.
     """
     missing = f"Expected a site file at {path}, found none."
-    return read_toml(path, SiteConfig, SiteConfigError, missing, folder=path.resolve().parent)
+    text = read_text(path, SiteConfigError, missing)
+    return _parsed(path.absolute(), text)
+
+
+@lru_cache(maxsize=4096)
+def _parsed(path: Path, text: str) -> SiteConfig:
+    """Worked out once for each text: every message reads the file."""
+    return parse_toml(text, path, SiteConfig, SiteConfigError, folder=path.resolve().parent)

@@ -34,11 +34,25 @@ def write_state(model: nn.Module, state: Mapping[str, npt.NDArray[np.generic]]) 
         for name, array in state.items():
             if name not in own or tuple(own[name].shape) != array.shape:
                 raise MessageError(f"{name}: expected an array of the model, got another.")
-            own[name].copy_(torch.from_numpy(array))
+            if own[name].is_cpu:
+                np.copyto(own[name].numpy(), array, casting="unsafe")
+            else:
+                # A copy: torch warns of arrays that cannot be written, as shared ones cannot.
+                own[name].copy_(torch.tensor(array))
 
 
 def check_fits(expected: StateDict, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
     """Check that `state` has the names, shapes and types of `expected`, and is finite.
+
+    Raises:
+        MessageError: Naming the first array that does not fit.
+    """
+    check_shapes(expected, state)
+    check_finite(state)
+
+
+def check_shapes(expected: StateDict, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    """Check that `state` has the names, shapes and types of `expected`.
 
     Raises:
         MessageError: Naming the first array that does not fit.
@@ -53,6 +67,15 @@ def check_fits(expected: StateDict, state: Mapping[str, npt.NDArray[np.generic]]
                 f"{name}: expected {own.dtype} of shape {list(own.shape)}, got "
                 f"{array.dtype} of shape {list(array.shape)}."
             )
+
+
+def check_finite(state: Mapping[str, npt.NDArray[np.generic]]) -> None:
+    """Check that no value is NaN or infinite.
+
+    Raises:
+        MessageError: Naming the first array with one.
+    """
+    for name, array in state.items():
         if not all_finite(array):
             raise MessageError(f"{name}: holds NaN or infinite values.")
 

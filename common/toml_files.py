@@ -36,8 +36,22 @@ def read_toml(
     Raises:
         MedfedError: As `error`.
     """
+    return parse_toml(read_text(path, error, missing), path, section, error, folder=folder)
+
+
+def read_text(path: Path, error: type[MedfedError], missing: str) -> str:
+    """Read the text of a TOML file.
+
+    Args:
+        path: The file.
+        error: What is raised: missing, or not text.
+        missing: What is said if it is not there.
+
+    Raises:
+        MedfedError: As `error`.
+    """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         raise error(missing) from None
     except IsADirectoryError:
@@ -46,8 +60,22 @@ def read_toml(
             f"Expected a TOML file, got the folder {path}. "
             + (f"Give a file in it: {names}." if names else "Give the file; it is not in there.")
         ) from None
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as reason:
-        raise error(f"{path} cannot be read: {reason}. Mend that line.") from None
+    except (OSError, UnicodeDecodeError) as reason:
+        raise _unreadable(path, error, reason) from None
+
+
+def parse_toml(
+    text: str, path: Path, section: type[S], error: type[MedfedError], *, folder: Path | None = None
+) -> S:
+    """Validate the text of the file at `path`; the rest as `read_toml`.
+
+    Raises:
+        MedfedError: As `error`.
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as reason:
+        raise _unreadable(path, error, reason) from None
     if folder is not None:
         if "folder" in table:
             raise error(f"{path}: folder: unknown key. It is where the file lies.")
@@ -56,3 +84,7 @@ def read_toml(
         return section.model_validate(table)
     except ValidationError as reason:
         raise error(describe_errors(reason, section, str(path))) from None
+
+
+def _unreadable(path: Path, error: type[MedfedError], reason: Exception) -> MedfedError:
+    return error(f"{path} cannot be read: {reason}. Mend that line.")

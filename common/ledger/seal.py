@@ -40,17 +40,18 @@ class Seal:
 
 
 def write_seal(path: Path, seal: Seal, key: Ed25519PrivateKey) -> None:
-    """Sign `seal` and put it at `path`, whole or not at all.
+    """Sign `seal` and write it over the one at `path`, with the ledger's lock held.
 
-    Not flushed to the disk: a seal that a power cut takes costs a second, not an entry. For the
-    same reason a full disk is no error.
+    In place, and not flushed to the disk: a seal that is torn by a power cut, or read while it is
+    written, is none, which costs a second and not an entry. For the same reason a full disk is no
+    error. Renaming a new file over the old would take 0.2 ms a round where this takes 0.01.
     """
     body = _to_table(seal)
     signature = key.sign(_PURPOSE + canonical(body)).hex()
-    aside = path.with_name(f".{path.name}.tmp")
     try:
-        aside.write_bytes(canonical({**body, "signature": signature}) + b"\n")
-        aside.replace(path)
+        with path.open("r+b" if path.exists() else "wb") as file:
+            file.write(canonical({**body, "signature": signature}) + b"\n")
+            file.truncate()
     except OSError as error:
         log.warning("%s could not be written (%s): opening the ledger will be slow.", path, error)
 

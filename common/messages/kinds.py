@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from medfed.common.errors import RefusalReason
-from medfed.common.messages.records import digest_of_packed
+from medfed.common.messages.records import check_finite_packed, digest_of_packed
 from medfed.common.metrics import MetricSums
-from medfed.common.state_dicts import StateDict, digest
+from medfed.common.state_dicts import StateDict, check_finite, digest
 from medfed.common.study import StudyConfig
 
 Array = npt.NDArray[np.generic]
@@ -85,6 +85,17 @@ class ModelRequest:
         """Return the digest of `weights`."""
         packed = self.packed_weights
         return digest_of_packed(packed) if packed else digest(self.weights)
+
+    def check_finite(self) -> None:
+        """Check that no weight is NaN or infinite.
+
+        Raises:
+            MessageError: Naming the first array with one.
+        """
+        if self.packed_weights:
+            check_finite_packed(self.packed_weights)
+        else:
+            check_finite(self.weights)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,11 +31,11 @@ from medfed.common.messages.records import (
     bytes_of,
     listed,
     listed_numbers,
+    model_arrays_of,
     number_of,
     numbers_of,
     pack,
     pack_arrays,
-    packed_arrays_of,
     present,
     text_of,
     text_or_empty,
@@ -176,12 +176,13 @@ def pack_model(
 def unpack_model_request(content: RecordDict) -> ModelRequest:
     """Unpack a `ModelRequest`."""
     values = unpack(content, "model")
+    weights, packed_weights = model_arrays_of(content)
     return ModelRequest(
         study=parse_study_json(text_of(values, "study")),
         run=text_of(values, "run"),
         round_number=at_least_one(values, "round_number"),
-        weights=arrays_of(content),
-        packed_weights=packed_arrays_of(content),
+        weights=weights,
+        packed_weights=packed_weights,
         frozen_sha256=text_of(values, "frozen_sha256"),
         words=texts_of(values, "words"),
         reference=numbers_of(values, "reference"),

@@ -14,7 +14,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from safetensors.numpy import load, save
 
 from medfed.common.errors import MessageError
-from medfed.common.state_dicts import StateDict, digest
+from medfed.common.state_dicts import StateDict, check_finite, digest
 
 MESSAGE_VERSION = 4
 MAX_WORDS = 100_000
@@ -179,11 +179,15 @@ def unpack_arrays(record: ArrayRecord) -> StateDict:
     Raises:
         MessageError: A type that is not allowed, or damaged bytes.
     """
+    return _unpacked(_packed_in(record))
+
+
+def _packed_in(record: ArrayRecord) -> bytes:
     packed = record.get(_STYPE)
     if len(record) != 1 or packed is None or packed.stype != _STYPE:
         stated = sorted({array.stype for array in record.values()})
         raise MessageError(f"Expected arrays as one of safetensors, got {len(record)} of {stated}.")
-    return _unpacked(packed.data)
+    return packed.data
 
 
 def _unpacked(data: bytes) -> StateDict:
@@ -207,12 +211,28 @@ def _unpacked(data: bytes) -> StateDict:
 
 
 @lru_cache(maxsize=1)
-def digest_of_packed(data: bytes) -> str:
-    """Return the digest of the arrays in `data`, which were packed here.
+def _unpacked_once(data: bytes) -> StateDict:
+    """Sites that are simulated in one process all get the very same bytes."""
+    arrays = _unpacked(data)
+    for array in arrays.values():
+        array.flags.writeable = False
+    return arrays
 
-    Sites that are simulated in one process all get the very same bytes.
+
+@lru_cache(maxsize=1)
+def digest_of_packed(data: bytes) -> str:
+    """Return the digest of the arrays in `data`; remembered for the last."""
+    return digest(_unpacked_once(data))
+
+
+@lru_cache(maxsize=1)
+def check_finite_packed(data: bytes) -> None:
+    """Check that no array in `data` holds NaN or infinite values; remembered for the last.
+
+    Raises:
+        MessageError: Naming the first one.
     """
-    return digest(_unpacked(data))
+    check_finite(_unpacked_once(data))
 
 
 def array_sizes(record: ArrayRecord) -> dict[str, int]:
@@ -238,9 +258,13 @@ def arrays_of(content: RecordDict, name: str = "arrays") -> StateDict:
     return unpack_arrays(_arrays_in(content, name))
 
 
-def packed_arrays_of(content: RecordDict) -> bytes:
-    """Return a message's arrays as they came, which `arrays_of` has unpacked."""
-    return bytes(_arrays_in(content, "arrays")[_STYPE].data)
+def model_arrays_of(content: RecordDict) -> tuple[StateDict, bytes]:
+    """Return a message's arrays, and what they came in.
+
+    Where the last message came with the same bytes, its arrays are the same; none can be written.
+    """
+    data = bytes(_packed_in(_arrays_in(content, "arrays")))
+    return dict(_unpacked_once(data)), data
 
 
 def _arrays_in(content: RecordDict, name: str) -> ArrayRecord:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from scipy import ndimage
 
 from medfed.client.data.site_data import ImageSet
 from medfed.common.study import DataSection
@@ -104,6 +103,8 @@ def draw_outlines(picture: Picture, truth: Sequence[Mask], predicted: Sequence[M
 
 
 def _outline(mask: Mask, picture: Picture) -> Mask:
+    from scipy import ndimage  # takes 0.4 s to import, and only masks need it
+
     height, width = picture.shape[:2]
     # Pixels stay square: what is drawn is the mask, not what it might have been.
     enlarged = Image.fromarray(np.ascontiguousarray(mask)).resize(

@@ -1,8 +1,9 @@
-"""`draw_in_two`: half of the figures in a process beside this one.
+"""`draw_in_two`: some of the figures in a process beside this one.
 
 matplotlib draws in Python, one thread at a time, and a report of many sites takes as long as a
 short round. The other process is forked: it has everything in memory, touches neither torch nor a
-GPU, and sends what it drew as JSON. Whatever goes wrong with it, its half is drawn here.
+GPU, and sends what it drew as JSON. Whoever has drawn one figure takes the next. Whatever goes
+wrong with the other process, what it took is drawn here.
 
 Weighed: threads (they wait for one another), and a process started with the run, which would cost
 two seconds of imports and 230 MB for all of it.
@@ -11,6 +12,7 @@ two seconds of imports and 230 MB for all of it.
 import base64
 import json
 import logging
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -25,34 +27,34 @@ log = logging.getLogger(__name__)
 
 _PATIENCE_S = 60.0
 _FEWEST = 4  # fewer are not worth a process
+_TICKET_BYTES = 2
 
 Drawings = dict[str, Drawing | None]
 
 
 def draw_in_two(plots: Plots) -> Drawings:
     """Draw every figure, in the order of `plots`; each is the same wherever it was drawn."""
-    names = list(plots)
-    theirs = names[1::2] if len(names) >= _FEWEST else []
-    if not theirs:
+    if len(plots) < _FEWEST:
         return draw_all(plots)
     context = get_context("fork")
     here, there = context.Pipe(duplex=False)
-    other = context.Process(
-        target=_send, args=(there, {name: plots[name] for name in theirs}), daemon=True
-    )
+    tickets = _tickets(len(plots))
+    other = context.Process(target=_send, args=(there, plots, tickets), daemon=True)
     with warnings.catch_warnings():
         # From Python 3.12: that other threads are not copied. None of them draws.
         warnings.simplefilter("ignore", DeprecationWarning)
         other.start()
     there.close()
     try:
-        mine = draw_all({name: plots[name] for name in names if name not in theirs})
-        others = _received(here) or draw_all({name: plots[name] for name in theirs})
+        drawn = _draw_some(plots, tickets)
+        drawn |= _received(here)
+        drawn |= draw_all({name: plots[name] for name in plots if name not in drawn})
     finally:
+        os.close(tickets)
         here.close()
         other.kill()
         other.join()
-    return {name: (others if name in others else mine)[name] for name in names}
+    return {name: drawn[name] for name in plots}
 
 
 def draw_all(plots: Plots) -> Drawings:
@@ -60,9 +62,26 @@ def draw_all(plots: Plots) -> Drawings:
     return {name: draw(name, text, plot) for name, (text, plot) in plots.items()}
 
 
-def _send(there: Connection, plots: Plots) -> None:
-    drawn = {name: drawing and _to_table(drawing) for name, drawing in draw_all(plots).items()}
-    there.send_bytes(json.dumps(drawn).encode())
+def _tickets(count: int) -> int:
+    """Return a pipe from which each process takes the number of the figure that it draws next."""
+    taken, given = os.pipe()
+    os.write(given, b"".join(number.to_bytes(_TICKET_BYTES) for number in range(count)))
+    os.close(given)
+    return taken
+
+
+def _draw_some(plots: Plots, tickets: int) -> Drawings:
+    names, drawn = list(plots), {}
+    while ticket := os.read(tickets, _TICKET_BYTES):
+        name = names[int.from_bytes(ticket)]
+        drawn |= draw_all({name: plots[name]})
+    return drawn
+
+
+def _send(there: Connection, plots: Plots, tickets: int) -> None:
+    drawn = _draw_some(plots, tickets)
+    tables = {name: drawing and _to_table(drawing) for name, drawing in drawn.items()}
+    there.send_bytes(json.dumps(tables).encode())
 
 
 def _received(here: Connection) -> Drawings:
@@ -71,9 +90,9 @@ def _received(here: Connection) -> Drawings:
         if here.poll(_PATIENCE_S):
             table = json.loads(here.recv_bytes())
             return {name: _from_table(one) if one else None for name, one in table.items()}
-        log.warning("The other half of the figures did not come in %g s.", _PATIENCE_S)
+        log.warning("The other process' figures did not come in %g s.", _PATIENCE_S)
     except (EOFError, OSError) as error:
-        log.warning("The other half of the figures did not come: %s", type(error).__name__)
+        log.warning("The other process' figures did not come: %s", type(error).__name__)
     return {}
 
 

@@ -50,6 +50,24 @@ def test_site_file_is_refused_by_key(tmp_path: Path, text: str, fragment: str) -
     assert fragment in str(caught.value)
 
 
+def test_a_changed_policy_holds_from_the_next_message_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = 'name = "n"\n[data]\nstores = ["s"]\n[policy]\nmax_epsilon = 8\n'
+    path = write(tmp_path, text)
+    assert load_site(path).policy.max_epsilon == 8
+    write(tmp_path, text.replace("8", "2"))  # as long, and at once
+    assert load_site(path).policy.max_epsilon == 2
+    other = tmp_path / "other"
+    other.mkdir()
+    write(other, text)
+    # The same name and text in another folder is another site.
+    for folder in (tmp_path, other):
+        write(folder, text)
+        monkeypatch.chdir(folder)
+        assert load_site(Path("site.toml")).state_folder == folder / "state"
+
+
 def test_missing_site_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SiteConfigError, match="found none"):
         load_site(tmp_path / "site.toml")

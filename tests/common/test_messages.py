@@ -88,6 +88,24 @@ def test_model_request_names_its_very_weights() -> None:
         assert messages.unpack_model_request(packed()).weights_digest() == digest(weights)
 
 
+def test_weights_that_sites_share_are_theirs_to_read_only() -> None:
+    # In one process all sites get the very same bytes, and the very same arrays out of them.
+    for value in (1.0, np.nan, np.nan, 2.0):
+        weights = {"w": np.full(3, value, np.float32)}
+        packed = messages.pack_model(
+            STUDY, "r", 1, messages.pack_arrays(weights), frozen_sha256="f"
+        )
+        request = messages.unpack_model_request(packed())
+        np.testing.assert_array_equal(request.weights["w"], weights["w"])
+        with pytest.raises(ValueError, match="read-only"):
+            request.weights["w"] += 1
+        if np.isnan(value):
+            with pytest.raises(MessageError, match="w: holds NaN"):
+                request.check_finite()
+        else:
+            request.check_finite()
+
+
 def test_model_request_carries_what_is_one_sites_own() -> None:
     arrays = messages.pack_arrays({"w": np.zeros(2, np.float32)})
     contents = messages.pack_model(

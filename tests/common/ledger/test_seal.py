@@ -198,7 +198,7 @@ def test_ledger_goes_on_when_the_seal_cannot_be_written(
     eight: Ledger, base_spend: Spend, caplog: pytest.LogCaptureFixture
 ) -> None:
     seal_of(eight).unlink()
-    (eight.folder / ".ledger.seal.tmp").mkdir()
+    seal_of(eight).mkdir()
     with eight.locked() as locked:
         locked.append(replace(base_spend, round_number=9))
     assert "could not be written" in caplog.text

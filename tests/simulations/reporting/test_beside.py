@@ -4,6 +4,8 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
 
 import pytest
 from matplotlib.figure import Figure
@@ -28,32 +30,35 @@ def _plots() -> Plots:
     }
 
 
-def test_two_processes_draw_what_one_draws() -> None:
-    here = os.getpid()
-    drawn_at = []
+def test_two_processes_draw_what_one_draws(tmp_path: Path) -> None:
+    def noted(name: str, slope: int) -> Figure:
+        with (tmp_path / "drawn").open("a") as file:
+            file.write(f"{name} {os.getpid()}\n")
+        time.sleep(0.3)  # long enough for the other process to take the next
+        return _line(slope)
 
-    def noted() -> Figure:
-        drawn_at.append(os.getpid())
-        return _line(9)
-
-    plots = {**_plots(), "other": ("Drawn beside.", noted)}
-    drawn = draw_in_two(plots)
-    assert drawn_at == []  # it was not drawn here
-    assert drawn == draw_all(plots)
-    assert drawn_at == [here]
-    assert list(drawn) == list(plots)
+    names = [f"slow-{slope}" for slope in range(6)]
+    slow = {name: ("Slow.", partial(noted, name, slope)) for slope, name in enumerate(names)}
+    drawn = draw_in_two({**slow, **_plots()})
+    lines = [line.split() for line in (tmp_path / "drawn").read_text().splitlines()]
+    assert sorted(name for name, _ in lines) == names  # each once
+    assert len({process for _, process in lines}) == 2
+    assert drawn == draw_all({**slow, **_plots()})
+    assert list(drawn) == [*names, *_plots()]
 
 
-def _die(*ignored: object) -> None:
+def _die(there: Connection, plots: Plots, tickets: int) -> None:
+    os.read(tickets, 2)  # a figure that it does not draw
     os._exit(3)
 
 
-def _sleep(*ignored: object) -> None:
+def _sleep(there: Connection, plots: Plots, tickets: int) -> None:
+    os.read(tickets, 2)
     time.sleep(600)
 
 
 @pytest.mark.parametrize("fate", [_die, _sleep])
-def test_half_that_does_not_come_is_drawn_here(
+def test_what_does_not_come_is_drawn_here(
     fate: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(beside, "_send", fate)
