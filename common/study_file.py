@@ -136,7 +136,10 @@ def study_to_toml(study: StudyConfig) -> str:
 
 
 def apply_override(table: dict[str, Any], override: str) -> None:
-    """Set `section.key=value` in place; the value is TOML, or else taken as text."""
+    """Set `section.key=value` in place; the value is TOML, or else taken as text.
+
+    With no value the key is taken out: what the study says without it holds.
+    """
     key, separator, text = override.partition("=")
     names = [name.strip() for name in key.split(".")]
     if not separator or not all(names) or len(names) < 2:
@@ -152,7 +155,10 @@ def apply_override(table: dict[str, Any], override: str) -> None:
         table = table.setdefault(name, {})
         if not isinstance(table, dict):
             raise StudyError(f"--set {override}: {name} is a value, not a section.")
-    table[names[-1]] = value
+    if text.strip():
+        table[names[-1]] = value
+    else:
+        table.pop(names[-1], None)
 
 
 def _describe(detail: ErrorDetails, model: type[BaseModel]) -> str:

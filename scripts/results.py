@@ -4,9 +4,9 @@
 
 Each run is a `medfed simulate` in a folder of its own under --runs; what is finished is not run
 again, what was interrupted goes on. The tables hold mean and standard deviation over seeds of each
-study's leading figures on the held-out images of all sites: every study as it stands; what is large
-enough for patient-level privacy at three epsilons, with the noise that spends just that; and the
-algorithms on HAM10000's real clinics.
+study's leading figures on the held-out images of all sites: every study as it stands; studies under
+patient-level privacy at three epsilons, with the noise that spends just that; and the algorithms on
+HAM10000's real clinics. A row whose runs are not under --runs stays as the page has it.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medfed.common.planning import PlannedTraining, pld_epsilon, smallest_noise
@@ -24,6 +24,8 @@ from medfed.server.records import ArmFolder
 from medfed.simulations.reporting.run_data import RunData, load_run
 
 ROOT = Path(__file__).resolve().parents[1]
+PRIVATE_HEADING = "## Under patient-level differential privacy"
+ALGORITHMS_HEADING = "## Algorithms on HAM10000's clinics"
 MARK = "<!-- made by scripts/results.py: do not edit below -->"
 
 
@@ -36,12 +38,14 @@ class Study:
         data: Folder under --data; "" for generated data.
         suffix: Of the run's folder, where the study is changed.
         changes: Study settings.
+        unclipped: Other settings where gradients are not clipped.
     """
 
     name: str
     data: str
     suffix: str = ""
     changes: tuple[str, ...] = ()
+    unclipped: tuple[str, ...] = ()
 
 
 STUDIES = (
@@ -63,9 +67,42 @@ STUDIES = (
 # None for the same training without noise and clipping.
 EPSILONS = (None, 8.0, 3.0, 1.0)
 ALL_ARMS = 'simulation.arms=["federated", "pooled", "local"]'
+_HIGHER_RATE = ("training.learning_rate=0.1",)
+_BY_PATIENT = (
+    'privacy.unit="patient"',
+    "privacy.target_delta=0.0001",
+    "training.local_epochs=",
+    "training.local_steps=4",
+)
+# The first two are written for it. The others get few steps of large lots, which bear noise best.
 PRIVATE = (
-    Study("ham10000_private", "ham10000_200x150"),
-    Study("pneumoniamnist", "pneumoniamnist_28"),
+    Study("ham10000_private", "ham10000_200x150", unclipped=_HIGHER_RATE),
+    Study("pneumoniamnist", "pneumoniamnist_28", unclipped=_HIGHER_RATE),
+    Study(
+        "ham10000_lesions",
+        "ham10000_200x150",
+        changes=(*_BY_PATIENT, "privacy.sample_rate=0.2", "privacy.images_per_patient=2"),
+    ),
+    Study(
+        "hippocampus",
+        "msd_hippocampus",
+        changes=(*_BY_PATIENT, "privacy.sample_rate=0.5", "privacy.images_per_patient=1"),
+    ),
+    Study(
+        "lgg",
+        "lgg_mri_kaggle_3m",
+        changes=(*_BY_PATIENT, "privacy.sample_rate=0.5", "privacy.images_per_patient=4"),
+    ),
+    Study(
+        "busi",
+        "busi",
+        changes=(*_BY_PATIENT, "privacy.sample_rate=0.5", "privacy.images_per_patient=1"),
+    ),
+    Study(
+        "covid_findings",
+        "covid_chestxray",
+        changes=(*_BY_PATIENT, "privacy.sample_rate=0.5", "privacy.images_per_patient=1"),
+    ),
 )
 
 # On the study's own settings where the algorithm allows them.
@@ -106,10 +143,10 @@ def private_studies() -> list[Study]:
 def at_epsilon(study: Study, target: float | None) -> Study:
     """Return `study` with the noise that spends just `target` over all its steps."""
     if target is None:
-        # The studies' learning rates are for gradients that are clipped.
-        changes = ('privacy.unit="none"', "training.learning_rate=0.1", ALL_ARMS)
-        return Study(study.name, study.data, "-none", changes)
-    config = load_study(ROOT / "studies" / f"{study.name}.toml")
+        others = [change for change in study.changes if not change.startswith("privacy.")]
+        changes = ('privacy.unit="none"', *others, *study.unclipped, ALL_ARMS)
+        return replace(study, suffix="-none", changes=changes)
+    config = load_study(ROOT / "studies" / f"{study.name}.toml", study.changes)
     assert config.training.local_steps is not None
     planned = PlannedTraining(
         noise_multiplier=1.0,
@@ -117,8 +154,8 @@ def at_epsilon(study: Study, target: float | None) -> Study:
         steps=config.training.rounds * config.training.local_steps,
     )
     noise = smallest_noise(planned, target, config.privacy.target_delta, pld_epsilon)
-    changes = (f"privacy.noise_multiplier={noise}", f"simulation.max_epsilon={target}", ALL_ARMS)
-    return Study(study.name, study.data, f"-epsilon{target:g}", changes)
+    settings = (f"privacy.noise_multiplier={noise}", f"simulation.max_epsilon={target}", ALL_ARMS)
+    return replace(study, suffix=f"-epsilon{target:g}", changes=(*study.changes, *settings))
 
 
 def algorithm_studies() -> list[Study]:
@@ -172,20 +209,27 @@ def is_finished(run: Path) -> bool:
 def write_tables(runs: Path, seeds: list[int]) -> None:
     """Rewrite the generated part of docs/results.md."""
     page = ROOT / "docs" / "results.md"
-    written = page.read_text(encoding="utf-8").partition(MARK)[0] if page.exists() else ""
-    rows = [row for study in STUDIES for row in rows_of(study, runs, seeds)]
-    table = [
-        "| study | task | sites | figure | federated | pooled | local only, mean | ε | seeds |",
-        "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
-        *rows,
-    ]
-    parts = [written.rstrip(), "", MARK, "", *table, ""]
-    parts += ["## Under patient-level differential privacy", "", *private_table(runs, seeds), ""]
-    parts += ["## Algorithms on HAM10000's clinics", "", *algorithm_table(runs, seeds), ""]
+    written, _, tables = page.read_text(encoding="utf-8").partition(MARK)
+    studies, _, rest = tables.partition(PRIVATE_HEADING)
+    private, _, algorithms = rest.partition(ALGORITHMS_HEADING)
+    parts = [written.rstrip(), "", MARK, "", *study_table(runs, seeds, studies), ""]
+    parts += [PRIVATE_HEADING, "", *private_table(runs, seeds, private), ""]
+    parts += [ALGORITHMS_HEADING, "", *algorithm_table(runs, seeds, algorithms), ""]
     page.write_text("\n".join(parts), encoding="utf-8")
 
 
-def private_table(runs: Path, seeds: list[int]) -> list[str]:
+def study_table(runs: Path, seeds: list[int], page: str) -> list[str]:
+    """Every study as it stands: federated, pooled, local."""
+    table = [
+        "| study | task | sites | figure | federated | pooled | local only, mean | ε | seeds |",
+        "| --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for study in STUDIES:
+        table += rows_of(study, runs, seeds) or rows_on(page, f"| {study.name} |")
+    return table
+
+
+def private_table(runs: Path, seeds: list[int], page: str) -> list[str]:
     """The studies of `PRIVATE` by epsilon: what privacy costs, and what a federation gives then."""
     table = [
         "| study | figure | ε asked | ε spent | federated | pooled | local only, mean | seeds |",
@@ -195,17 +239,18 @@ def private_table(runs: Path, seeds: list[int]) -> list[str]:
         figure = make_task(load_study(ROOT / "studies" / f"{study.name}.toml")).figures[0]
         for target in EPSILONS:
             found = finished(at_epsilon(study, target), runs, seeds)
-            if found:
-                spent = (
-                    "none" if target is None else f"{statistics.fmean(map(_epsilon, found)):.2f}"
-                )
-                asked = "none" if target is None else f"{target:g}"
-                cells = (study.name, figure.title, asked, spent, *arms_of(found, figure.key))
-                table.append("| " + " | ".join((*cells, str(len(found)))) + " |")
+            asked = "none" if target is None else f"{target:g}"
+            lead = f"| {study.name} | {figure.title} | {asked} |"
+            if not found:
+                table += rows_on(page, lead)
+                continue
+            spent = "none" if target is None else f"{statistics.fmean(map(_epsilon, found)):.2f}"
+            cells = (spent, *arms_of(found, figure.key), str(len(found)))
+            table.append(f"{lead} " + " | ".join(cells) + " |")
     return table
 
 
-def algorithm_table(runs: Path, seeds: list[int]) -> list[str]:
+def algorithm_table(runs: Path, seeds: list[int], page: str) -> list[str]:
     """The federated arm under every algorithm, between fedavg's local and pooled models."""
     base = finished(algorithm_study("fedavg", ()), runs, seeds)
     figures = make_task(load_study(ROOT / "studies" / "ham10000.toml")).figures[:2]
@@ -213,17 +258,29 @@ def algorithm_table(runs: Path, seeds: list[int]) -> list[str]:
         "| model | " + " | ".join(figure.title for figure in figures) + " | seeds |",
         "| --- | ---: | ---: | ---: |",
     ]
-    if not base:
-        return table
-    _, pooled, local = zip(*(arms_of(base, figure.key) for figure in figures), strict=True)
-    rows = [("local only, mean", *local, str(len(base)))]
+
+    def row(name: str, arm: int, found: list[RunData]) -> list[str]:
+        if not found:
+            return rows_on(page, f"| {name} |")
+        cells = (name, *(arms_of(found, figure.key)[arm] for figure in figures), str(len(found)))
+        return ["| " + " | ".join(cells) + " |"]
+
+    table += row("local only, mean", 2, base)
     for name, changes in ALGORITHMS:
         found = finished(algorithm_study(name, changes), runs, seeds)
-        if found:
-            own = (arms_of(found, figure.key)[0] for figure in figures)
-            rows.append((f"federated: {name}", *own, str(len(found))))
-    rows.append(("pooled", *pooled, str(len(base))))
-    return table + ["| " + " | ".join(row) + " |" for row in rows]
+        table += row(f"federated: {name}", 0, found)
+    return table + row("pooled", 1, base)
+
+
+def rows_on(page: str, lead: str) -> list[str]:
+    """Return the rows of a table that begin with `lead`, and what belongs to them below."""
+    rows: list[str] = []
+    for line in page.splitlines():
+        if line.startswith(lead) or (rows and line.startswith("|  |")):
+            rows.append(line)
+        elif rows:
+            break
+    return rows
 
 
 def finished(study: Study, runs: Path, seeds: list[int]) -> list[RunData]:

@@ -142,6 +142,17 @@ def test_override_sets_one_value(override: str, section: str, key: str, value: o
     assert getattr(getattr(study, section), key) == value
 
 
+def test_override_without_a_value_takes_the_key_out() -> None:
+    steps = ["training.local_steps=3", "training.local_epochs="]
+    study = load_study(STUDIES / "busi.toml", steps)
+    assert (study.training.local_steps, study.training.local_epochs) == (3, None)
+    with pytest.raises(StudyError, match="exactly one of local_epochs"):
+        load_study(STUDIES / "busi.toml", steps[:1])
+    assert load_study(STUDIES / "busi.toml", ["training.batch_size=", "model.freeze="]) == (
+        load_study(STUDIES / "busi.toml", ["training.batch_size=32"])
+    )
+
+
 @pytest.mark.parametrize("override", ["training", "rounds=3", "training.rounds", ".x=1"])
 def test_override_refuses_malformed(override: str) -> None:
     with pytest.raises(StudyError, match="--set"):
