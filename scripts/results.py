@@ -74,6 +74,20 @@ _BY_PATIENT = (
     "training.local_epochs=",
     "training.local_steps=4",
 )
+_FEW = (*_BY_PATIENT, "privacy.sample_rate=0.5", "privacy.images_per_patient=1")
+
+
+def _stating(**patients: int) -> tuple[str, ...]:
+    """Return the settings that state so many patients at each site, about as many as train."""
+    return tuple(
+        f"simulation.public_num_patients.{site}={count}" for site, count in patients.items()
+    )
+
+
+def _each(num_sites: int, count: int) -> dict[str, int]:
+    return {f"site-{number}": count for number in range(1, num_sites + 1)}
+
+
 # The first two are written for it. The others get few steps of large lots, which bear noise best.
 PRIVATE = (
     Study("ham10000_private", "ham10000_200x150", unclipped=_HIGHER_RATE),
@@ -81,28 +95,21 @@ PRIVATE = (
     Study(
         "ham10000_lesions",
         "ham10000_200x150",
-        changes=(*_BY_PATIENT, "privacy.sample_rate=0.2", "privacy.images_per_patient=2"),
+        changes=(
+            *_BY_PATIENT,
+            *_stating(rosendahl=220, vidir_modern=250, vidir_molemax=220, vienna_dias=90),
+            "privacy.sample_rate=0.2",
+            "privacy.images_per_patient=2",
+        ),
     ),
-    Study(
-        "hippocampus",
-        "msd_hippocampus",
-        changes=(*_BY_PATIENT, "privacy.sample_rate=0.5", "privacy.images_per_patient=1"),
-    ),
+    Study("hippocampus", "msd_hippocampus", changes=(*_FEW, *_stating(**_each(4, 11)))),
     Study(
         "lgg",
         "lgg_mri_kaggle_3m",
-        changes=(*_BY_PATIENT, "privacy.sample_rate=0.5", "privacy.images_per_patient=4"),
+        changes=(*_FEW, *_stating(cs=3, du=6, fg=3, ht=5), "privacy.images_per_patient=4"),
     ),
-    Study(
-        "busi",
-        "busi",
-        changes=(*_BY_PATIENT, "privacy.sample_rate=0.5", "privacy.images_per_patient=1"),
-    ),
-    Study(
-        "covid_findings",
-        "covid_chestxray",
-        changes=(*_BY_PATIENT, "privacy.sample_rate=0.5", "privacy.images_per_patient=1"),
-    ),
+    Study("busi", "busi", changes=(*_FEW, *_stating(**_each(2, 9)))),
+    Study("covid_findings", "covid_chestxray", changes=(*_FEW, *_stating(**_each(2, 11)))),
 )
 
 # On the study's own settings where the algorithm allows them.

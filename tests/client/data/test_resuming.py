@@ -99,12 +99,18 @@ def test_workers_end_with_the_process_that_they_work_for(tmp_path: Path) -> None
 
 def test_two_processes_at_once_decode_every_image_once(tmp_path: Path) -> None:
     parent, log = tmp_path / "stores", tmp_path / "log"
-    both = [start(parent, log, 1), start(parent, log, 1)]
-    assert [process.wait(60) for process in both] == [0, 0]
+    first = start(parent, log, 1)
+    until(lambda: len(decoded(log)) >= 1)
+    os.kill(first.pid, signal.SIGSTOP)  # or it might be through before the other has begun
+    try:
+        second = start(parent, log, 1)
+        until(lambda: "Waiting for it" in (tmp_path / "stderr").read_text())
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    assert [process.wait(60) for process in (first, second)] == [0, 0]
     assert Counter(decoded(log)) == Counter(range(NUM_RECORDS))
     [folder] = parent.iterdir()
     assert len(open_store(folder)) == NUM_RECORDS - 1
-    assert "Waiting for it" in (tmp_path / "stderr").read_text()
 
 
 @pytest.mark.parametrize("kind", KINDS)
