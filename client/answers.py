@@ -7,7 +7,7 @@ leaves. The study was held to the policy before any of them is called (`policy.c
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from medfed.client import policy
 from medfed.client.annotating import annotated
@@ -161,16 +161,29 @@ def _journal(
 
 
 def _train_masked(request: ModelRequest, site: SiteConfig, memory: Memory) -> Answer:
-    """Do the same under masks. They are for one time: nothing is kept to be sent again."""
-    here = annotated(workspace_of(request, site), request, site, round_of(request, site))
-    check_correction(request.study.federation.algorithm, request.correction, here.model)
+    """Do the same under masks, which are for one time: what leaves again, leaves under others."""
     masking = MaskedTraining(request, site, memory)
     spend = spend_of(request, site)
-    charge = policy.charge(site, spend)
-    result = _trained(here, request, site)
+    with _journal(request, site, spend) as journal:
+        kept = journal.finished(site.name) if journal else None
+        again = "" if kept is None else "sent again, the same under other masks: "
+        if kept is None:
+            kept = _trained_for_masks(request, site, spend, journal)
+        reply = replace(kept.reply, update=masking.mask(kept.reply.update))
+        cost = kept.cost._replace(text=again + kept.cost.text)
+        return Answer(reply, {"update": cost}, kept.withheld)
+
+
+def _trained_for_masks(
+    request: ModelRequest, site: SiteConfig, spend: Spend, journal: ReplyJournal | None
+) -> KeptReply:
+    """Charge and train; the update is not masked yet, and from here on it may leave."""
+    here = annotated(workspace_of(request, site), request, site, round_of(request, site))
+    check_correction(request.study.federation.algorithm, request.correction, here.model)
+    charge = policy.charge(site, spend, journal)
     reply = TrainReply(
         site=site.name,
-        update=masking.mask(result.update),
+        update=_trained(here, request, site).update,
         # These would tell the server what it must not see of one site.
         num_examples=None,
         loss=None,
@@ -181,7 +194,12 @@ def _train_masked(request: ModelRequest, site: SiteConfig, memory: Memory) -> An
     why = "private under DP" if request.study.privacy.enabled else "secure aggregation"
     cost = _cost_of_update(spend, charge, site)
     masked = Cost(cost.protection, f"masked: the server sees sums over sites; {cost.text}")
-    return Answer(reply, {"update": masked}, _withheld(why))
+    kept = KeptReply(reply, masked, _withheld(why))
+    if journal and request.study.secure_aggregation.distributed_noise == "none":
+        journal.keep(kept)
+    elif journal:
+        journal.let_go()
+    return kept
 
 
 def _withheld(why: str) -> dict[str, str]:

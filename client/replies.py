@@ -17,9 +17,13 @@ leave; from then on the same request gets the same bits. Whatever is missing or 
 the charge is made again: more is counted than was spent, never less. So leave this folder out of
 backups: an old `charging.json` that comes back could vouch for a training that has left since.
 
-Nothing is kept under secure aggregation, whose masks are for one time; nor where the policy allows
-seeded noise, since training anew gives the same bits (docs/adr/0004), and simulations of many sites
-would pay for it in time and disk.
+Under secure aggregation the update is kept as it was before it was masked, and leaves under other
+masks when the round is begun anew. Where all sites add the noise together it is not kept
+(`let_go`): with the same noise in two sums over different sites, neither would be as private as
+stated.
+
+Nothing is kept where the policy allows seeded noise, since training anew gives the same bits
+(docs/adr/0004), and simulations of many sites would pay for it in time and disk.
 """
 
 import fcntl
@@ -158,6 +162,14 @@ class ReplyJournal:
         except OSError:
             self._remove_halves()
             raise
+        self._remove_charging()
+
+    def let_go(self) -> None:
+        """Write down that what was charged may leave now, and is not kept.
+
+        Raises:
+            OSError: It could not be written: nothing may leave.
+        """
         self._remove_charging()
 
     def _remove_charging(self) -> None:

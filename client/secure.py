@@ -233,7 +233,10 @@ def reveal(state: SiteState, survivors: bytes) -> tuple[SiteState, bytes]:
 
 def _expect(state: SiteState, step: Step) -> None:
     if state.step != step:
-        raise _refusal(f'expected the step after "{step}", the site is at "{state.step}".')
+        raise _refusal(
+            f'expected the step after "{step}", the site is at "{state.step}".',
+            RefusalReason.INTERNAL,
+        )
 
 
 def _check_roster(state: SiteState, keys: Mapping[str, wire.PublicKeys]) -> None:
@@ -247,13 +250,12 @@ def _check_roster(state: SiteState, keys: Mapping[str, wire.PublicKeys]) -> None
         channel=agreement.public_key(state.channel_key), mask=agreement.public_key(state.mask_key)
     )
     if keys.get(state.site) != own:
-        raise _refusal("the keys shown as this site's own are not.")
+        raise _refusal("the keys shown as this site's own are not.", RefusalReason.INTERNAL)
     single = {raw for each in keys.values() for raw in (each.channel, each.mask)}
     if len(single) != 2 * len(keys):
         raise MessageError("Expected a key of its own for each site, got one twice.")
 
 
-def _refusal(detail: str) -> SiteRefusal:
-    return SiteRefusal(
-        RefusalReason.POLICY, f"Secure aggregation: {detail} Nothing more is sent in this round."
-    )
+def _refusal(detail: str, reason: RefusalReason = RefusalReason.POLICY) -> SiteRefusal:
+    # Internal is not for good: a server that asks twice, or a kill, brings it about, too.
+    return SiteRefusal(reason, f"Secure aggregation: {detail} Nothing more is sent in this round.")

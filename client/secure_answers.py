@@ -1,7 +1,7 @@
 """What a site answers in a round of secure aggregation, phase by phase (`client.secure`).
 
 Between the phases the site's secrets are in a `Memory`: at a hospital that of its SuperNode, never
-a disk and never a message.
+a disk and never a message. What has been given out is on the disk (`client.masked_record`).
 """
 
 import logging
@@ -9,10 +9,12 @@ from collections.abc import Callable
 from typing import Protocol
 
 from medfed.client import policy, secure
+from medfed.client.masked_record import note_revealed, note_vector
 from medfed.client.secure import SiteState
 from medfed.client.site import SiteConfig
 from medfed.common.errors import MessageError, RefusalReason, SiteRefusal
 from medfed.common.messages import MASKED, ModelRequest, SecureReply, SecureRequest
+from medfed.common.secure_sum import agreement, wire
 from medfed.common.secure_sum.discrete_gaussian import secure_words, seeded_words
 from medfed.common.secure_sum.from_study import context_of, grid_of, noisy_grid_of
 from medfed.common.secure_sum.masking import Vector
@@ -56,7 +58,9 @@ def share_secrets(request: SecureRequest, site: SiteConfig, memory: Memory) -> S
 
 def reveal(request: SecureRequest, site: SiteConfig, memory: Memory) -> SecureReply:
     """Reveal what unmasks the sum over the sites that stayed."""
-    state, shares = secure.reveal(_state(request, memory), request.payload)
+    before = _state(request, memory)
+    state, shares = secure.reveal(before, request.payload)
+    note_revealed(site.state_folder, before.context, wire.unpack_names(request.payload))
     memory.keep(state)
     return SecureReply(site=site.name, payload=shares)
 
@@ -74,6 +78,7 @@ class MaskedTraining:
 
     def __init__(self, request: ModelRequest, site: SiteConfig, memory: Memory) -> None:
         self._memory = memory
+        self._folder = site.state_folder
         self._state = secure.receive_shares(_state(request, memory), request.parcels)
         # Once opened they are not opened again: a second vector would share its masks.
         memory.keep(self._state)
@@ -86,8 +91,11 @@ class MaskedTraining:
 
         Raises:
             UpdateError: NaN or infinite values.
+            SiteRefusal: Another update has left under this round's masks.
+            OSError: It could not be written down that this one leaves.
         """
         vector = self._encode(update)
+        note_vector(self._folder, agreement.public_key(self._state.mask_key), vector)
         self._memory.keep(secure.mask(self._state, vector))
         return {MASKED: vector}
 

@@ -65,6 +65,8 @@ class Conversation:
         countersignatures: By name, what the next message to a site carries.
         order: Names of the sites whose updates were taken in the current round, as they came.
         counted: By name, the last round in which a site's update counted, where sites need to know.
+        in_vain: Names of sites that did all that they were asked for in the current round, which
+            gave nothing because of others.
     """
 
     def __init__(
@@ -92,6 +94,7 @@ class Conversation:
         self.countersignatures: Mapping[str, str] = {}
         self.order: list[str] = []
         self.counted: dict[str, int] = {}
+        self.in_vain: set[str] = set()
 
     def admit(self, site: Participant) -> None:
         """Listen to a site; through this node alone, if it had another one before."""
@@ -111,7 +114,7 @@ class Conversation:
     ) -> None:
         """Begin a round of training with the sites that were chosen for it; `absent` by name."""
         self._asked = time.perf_counter()
-        self.heads, self.order = {}, []
+        self.heads, self.order, self.in_vain = {}, [], set()
         self.sites = {site.name: SiteRound(status="failed", reason="no answer") for site in chosen}
         for name, why in absent.items():
             self.sites[name] = SiteRound(status=why.status, reason=why.reason)
@@ -292,9 +295,10 @@ class Conversation:
 
     def note_lost(self, reason: str) -> None:
         """Note that the round gave no sum, for sites that nothing else is known of."""
-        for site in self.sites.values():
+        for name, site in self.sites.items():
             if site.status == "failed" and site.reason == "no answer":
                 site.reason = f"the round was lost: {reason}"
+                self.in_vain.add(name)
 
     @property
     def num_updates(self) -> int:

@@ -12,13 +12,13 @@ only; where the study allows it, it is asked again. Whichever answer comes first
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
 
 from flwr.app import Message
 from flwr.common.constant import SUPERLINK_NODE_ID
 from flwr.serverapp import Grid
 
-from medfed.server.presence import Presence
+from medfed.server.pulling import Puller
+from medfed.server.watch import Asked, Patience, Watch
 
 LATE = "late"
 LOST = "lost"
@@ -26,10 +26,7 @@ DAMAGED = "damaged"
 UNREADABLE = -1
 """Code of the error that stands for a reply which is not what was announced. None of Flower's."""
 
-_MOST_BYTES = 64e6
-
-_FIRST_PAUSE_S = 0.02
-_LONGEST_PAUSE_S = 1.0
+_JUDGE_EVERY_S = 1.0
 # A message or its reply that Flower lost on the way: its ErrorCode MESSAGE_UNAVAILABLE,
 # REPLY_MESSAGE_UNAVAILABLE and NODE_UNAVAILABLE.
 _LOST_ON_THE_WAY = (3, 4, 5)
@@ -39,42 +36,6 @@ _CRASHED = 8
 _MOST_ASKED = 5
 
 
-@dataclass(frozen=True)
-class Watch:
-    """How to tell that a node will not answer.
-
-    Attributes:
-        presence: Who is connected.
-        lost_after_s: A node that has been unable to answer for so long is lost.
-        turned_away_s: By node, how long ago an answer of it was turned away; 0 if none was.
-    """
-
-    presence: Presence
-    lost_after_s: float
-    turned_away_s: Callable[[int], float]
-
-
-@dataclass
-class _Asked:
-    """A node that was asked and has not answered.
-
-    Attributes:
-        message: What it was asked.
-        start: When it was connected, as Flower says.
-        times: How often it was asked.
-        identifiers: Of the messages that it may answer.
-        owed: Whether it is to be asked again as soon as it is connected.
-        forgot_at: When it was seen to be connected anew, if it cannot be asked again.
-    """
-
-    message: Message
-    start: str
-    times: int = 1
-    identifiers: set[str] = field(default_factory=set)
-    owed: bool = False
-    forgot_at: float | None = None
-
-
 class Exchange:
     """Messages under way and their replies.
 
@@ -82,8 +43,8 @@ class Exchange:
         grid: Flower's.
         watch: Tells which nodes will not answer; None to wait for all.
         asks_again: Whether a node may be asked the same twice: it then gives the same answer.
-        forgets: Whether an answer takes seconds only, so that a node which gave none after it was
-            connected anew has forgotten the message: that one is not waited for, enough or not.
+        forgets: See `Patience`.
+        away_at_most_s: See `Patience`.
         most_bytes: Most memory that a reply may take, besides 64 MB.
 
     Attributes:
@@ -99,17 +60,16 @@ class Exchange:
         *,
         asks_again: bool = False,
         forgets: bool = False,
+        away_at_most_s: float = math.inf,
         most_bytes: float = 0.0,
     ) -> None:
         self._grid = grid
-        self._pull_messages = _puller(grid, _MOST_BYTES + most_bytes)
+        self._puller = Puller(grid, most_bytes)
         self._watch = watch
         self._asks_again = asks_again
-        self._forgets = forgets
-        self._asked: dict[int, _Asked] = {}
+        self._patience = Patience(forgets, away_at_most_s)
+        self._asked: dict[int, Asked] = {}
         self._nodes: dict[str, int] = {}
-        self._pause_s = _FIRST_PAUSE_S
-        self._pulling_s = 0.0
         self._deadline = float("inf")
         self._noticed = -1
         self._owes = False
@@ -160,23 +120,23 @@ class Exchange:
         # A list: the real grid answers a generator with HTTP 500.
         pushed = list(outgoing)
         if pushed:
-            self._pause_s = _FIRST_PAUSE_S  # an answer to these may come at once
+            self._puller.hurry()
         accepted = set(self._grid.push_messages(pushed)) if pushed else set()
         for message in pushed:
             # Grids number the messages they are given; one that they could not take is left out.
             identifier, node = message.metadata.message_id, message.metadata.dst_node_id
             if identifier not in accepted:
-                self._asked.setdefault(node, _Asked(message, ""))
+                self._asked.setdefault(node, Asked(message, ""))
                 self._end(node, "unreachable")
                 continue
             self.failures.pop(node, None)
-            asked = self._asked.setdefault(node, _Asked(message, self._start_of(node)))
+            asked = self._asked.setdefault(node, Asked(message, self._start_of(node)))
             asked.identifiers.add(identifier)
             self._nodes[identifier] = node
 
     def pull(self) -> Iterator[Message]:
         """Yield the replies with content that have come."""
-        if getattr(self._grid, "pull_waits", False):
+        if self._puller.waits:
             if self._nodes:
                 yield from self._pull(list(self._nodes))
             return
@@ -186,17 +146,11 @@ class Exchange:
 
     def wait(self) -> None:
         """Pause before the next pull, unless pulling from this grid itself waits for replies."""
-        if self._asked and getattr(self._grid, "pull_waits", False):
-            return
-        # A request for each node took a while: rest as long, so that others get something done.
-        time.sleep(max(self._pause_s, min(self._pulling_s, _LONGEST_PAUSE_S)))
-        self._pulling_s = 0.0
-        self._pause_s = min(self._pause_s * 1.5, _LONGEST_PAUSE_S)
+        if not (self._asked and self._puller.waits):
+            self._puller.rest()
 
     def _pull(self, identifiers: list[str]) -> Iterator[Message]:
-        began = time.monotonic()
-        found = list(self._pull_messages(identifiers))
-        self._pulling_s += time.monotonic() - began
+        found = self._puller.pull(identifiers)
         while found:
             message = found.pop(0)
             if self._takes(message):
@@ -226,7 +180,7 @@ class Exchange:
         self._forget(node)
         return True
 
-    def _take_error(self, node: int, asked: _Asked, identifier: str, code: int) -> None:
+    def _take_error(self, node: int, asked: Asked, identifier: str, code: int) -> None:
         del self._nodes[identifier]
         asked.identifiers.discard(identifier)
         if asked.identifiers:
@@ -261,7 +215,7 @@ class Exchange:
             elif asked.forgot_at is None:
                 asked.forgot_at = time.monotonic()
 
-    def _ask_again(self, node: int, asked: _Asked) -> None:
+    def _ask_again(self, node: int, asked: Asked) -> None:
         old = asked.message.metadata
         asked.start, asked.times, asked.owed = self._start_of(node), asked.times + 1, False
         again = Message(
@@ -276,17 +230,11 @@ class Exchange:
     def _give_up(self, *, is_enough: bool) -> Iterator[Message]:
         """Stop waiting for nodes that have been unable to answer for long, or cannot any more."""
         clock = time.monotonic()
-        if self._watch is None or not (is_enough or self._forgets):
-            return
-        if clock - self._gave_up < _LONGEST_PAUSE_S:
+        if self._watch is None or clock - self._gave_up < _JUDGE_EVERY_S:
             return
         self._gave_up = clock
         for node, asked in list(self._asked.items()):
-            silent_s = 0.0 if asked.forgot_at is None else time.monotonic() - asked.forgot_at
-            if is_enough:
-                offline_s = self._watch.presence.offline_s(node)
-                silent_s = max(silent_s, offline_s, self._watch.turned_away_s(node))
-            if silent_s >= self._watch.lost_after_s:
+            if self._patience.has_ended(node, asked, self._watch, is_enough=is_enough):
                 # Asked for now, a SuperLink drops the message: it must not wait for the node, which
                 # would train for a round that is over.
                 for identifier in list(asked.identifiers):
@@ -310,14 +258,3 @@ class Exchange:
 
     def _start_of(self, node: int) -> str:
         return "" if self._watch is None else self._watch.presence.start_of(node)
-
-
-def _puller(grid: Grid, most_bytes: float) -> Callable[[Iterable[str]], Iterable[Message]]:
-    """Return what pulls replies from `grid`: through a `Reader` where sites are other machines."""
-    if getattr(grid, "pull_waits", False):
-        return grid.pull_messages  # in this process: none of what a SuperLink needs is imported
-    from flwr.superlink.grid.http_grid import HttpGrid
-
-    from medfed.server.reading import Reader
-
-    return Reader(grid, most_bytes).pull if isinstance(grid, HttpGrid) else grid.pull_messages

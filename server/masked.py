@@ -2,7 +2,11 @@
 
 Four phases, each to those that answered the one before: keys, shares, training, reveal
 (`server.secure`). Whoever is silent in one has dropped out; the round goes on while the threshold
-of sites is there.
+of sites is there, and the quorum until the sum is about to be opened: a sum that would not count is
+never opened, because the next one, over other sites, would tell what they differ by.
+
+A phase may be asked for again: a site whose worker was killed goes on, and one whose memory was
+lost says so at once, so that nobody waits for it (docs/adr/0010).
 """
 
 import logging
@@ -13,7 +17,7 @@ from typing import cast
 from flwr.app import ArrayRecord, Message
 
 from medfed.common import messages
-from medfed.common.errors import MessageError, UpdateError
+from medfed.common.errors import MessageError, RunError, UpdateError
 from medfed.common.messages import MASKED, Reply, SecureReply, SecureRequest, TrainReply
 from medfed.common.secure_sum.from_study import context_of
 from medfed.common.secure_sum.masking import Vector
@@ -50,13 +54,13 @@ class MaskedRound:
     """One round; `train` runs it.
 
     Args:
-        exchange: Makes a phase's exchange. It must ask no site twice: masks are for one time.
+        exchange: Makes a phase's exchange.
         study: With secure_aggregation.enabled.
         run: The run's identifier.
         round_number: 1-based.
         conversation: Notes what each site does.
         chosen: The round's participants.
-        min_sites: Lost sites are waited for until so many have answered, or the threshold.
+        min_sites: Without so many vectors in the sum it is not opened.
     """
 
     def __init__(
@@ -90,29 +94,46 @@ class MaskedRound:
             trained: Called with the name of each site that has trained.
 
         Raises:
-            RunError: Fewer sites than the threshold were left, or one shared out wrong secrets. The
-                round is lost.
+            RunError: Fewer sites than the threshold or the quorum were left, or one shared out
+                wrong secrets. The round is lost.
         """
         chosen = list(self._by_name)
         context = context_of(self._study, self._run, self._number, len(chosen))
         secure = SecureRound(context, chosen, num_values(weights))
-        self._min_sites = max(self._min_sites, context.threshold)
-        self._phase(messages.SECURE_KEYS, chosen, b"", secure.on_keys)
+        needed = max(self._min_sites, context.threshold)
+        self._phase(messages.SECURE_KEYS, chosen, b"", secure.on_keys, needed)
         roster = secure.roster()
-        self._phase(messages.SECURE_SHARES, sorted(secure.offered), roster, secure.on_shares)
-        replies = self._train(secure, arrays, trained)
+        offered = sorted(self._quorum_of(secure.offered, "keys"))
+        self._phase(messages.SECURE_SHARES, offered, roster, secure.on_shares, needed)
+        sharers = self._quorum_of(secure.sharers(), "shares")
+        replies = self._train(secure, sharers, arrays, trained, needed)
         survivors = secure.survivors()
-        stayed = sorted(secure.summed)
-        self._phase(messages.SECURE_REVEAL, stayed, survivors, secure.on_reveal)
+        stayed = sorted(self._quorum_of(secure.summed, "masked updates"))
+        # Whoever is in the sum may leave now, as long as the others' shares open it.
+        threshold = context.threshold
+        self._phase(messages.SECURE_REVEAL, stayed, survivors, secure.on_reveal, threshold)
         total = secure.result()
         for name in sorted(secure.culprits):
             log.warning("%s revealed wrong shares; they were left out.", name)
         return MaskedSum(total, {name: self.weights[name] for name in stayed}, replies)
 
+    def _quorum_of(self, sites: frozenset[str], sent: str) -> frozenset[str]:
+        if len(sites) < self._min_sites:
+            raise RunError(
+                f"{len(sites)} sites sent {sent}, the quorum is {self._min_sites}. Nothing of "
+                "their updates is known."
+            )
+        return sites
+
     def _phase(
-        self, kind: str, to: Collection[str], payload: bytes, take: Callable[[str, bytes], None]
+        self,
+        kind: str,
+        to: Collection[str],
+        payload: bytes,
+        take: Callable[[str, bytes], None],
+        needed: int,
     ) -> None:
-        """Ask the same of some sites and take their answers, until the deadline."""
+        """Ask the same of some sites and take their answers; once `needed` came, lost ones go."""
         content = messages.pack_secure_request(
             SecureRequest(
                 study=self._study,
@@ -125,7 +146,7 @@ class MaskedRound:
         sites = [self._by_name[name] for name in to]
         outgoing = self._conversation.address(kind, self._number, sites, lambda _: content)
         taken: list[str] = []
-        for site, reply in self._answers(outgoing, _PHASE_TIMEOUT_S, taken):
+        for site, reply in self._answers(outgoing, _PHASE_TIMEOUT_S, taken, needed):
             if not isinstance(reply, SecureReply):
                 self._wrong_kind(site, reply)
                 continue
@@ -137,9 +158,14 @@ class MaskedRound:
             taken.append(site.name)
 
     def _train(
-        self, secure: SecureRound, arrays: ArrayRecord, trained: Callable[[str], None]
+        self,
+        secure: SecureRound,
+        names: frozenset[str],
+        arrays: ArrayRecord,
+        trained: Callable[[str], None],
+        needed: int,
     ) -> dict[str, TrainReply]:
-        sharers = [self._by_name[name] for name in sorted(secure.sharers())]
+        sharers = [self._by_name[name] for name in sorted(names)]
         outgoing = self._conversation.model_messages(
             messages.TRAIN,
             self._number,
@@ -150,7 +176,7 @@ class MaskedRound:
         )
         replies: dict[str, TrainReply] = {}
         limit_s = self._study.federation.round_timeout_s
-        for site, reply in self._answers(outgoing, limit_s, replies):
+        for site, reply in self._answers(outgoing, limit_s, replies, needed):
             if not isinstance(reply, TrainReply):
                 self._wrong_kind(site, reply)
                 continue
@@ -167,12 +193,12 @@ class MaskedRound:
         return replies
 
     def _answers(
-        self, outgoing: list[Message], timeout_s: float, taken: Sized
+        self, outgoing: list[Message], timeout_s: float, taken: Sized, needed: int
     ) -> Iterator[tuple[Participant, Reply]]:
-        """Yield who answered; those who are lost are not waited for once enough are `taken`."""
+        """Yield who answered; who is lost is not waited for once `needed` are `taken`."""
         exchange = self._exchange()
         limit_s = min(timeout_s, self._study.federation.round_timeout_s)
-        replies = exchange.replies(outgoing, limit_s, lambda: len(taken) >= self._min_sites)
+        replies = exchange.replies(outgoing, limit_s, lambda: len(taken) >= needed)
         yield from self._conversation.opened(replies)
         self._conversation.note_failures(exchange.failures)
         self._conversation.note_ignored(exchange.ignored)

@@ -1,5 +1,6 @@
 """What stays the same from round to round: the study, who takes part, and what the server keeps."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from medfed.server.attendance import Attendance
 from medfed.server.checkpoint import Checkpoint
 from medfed.server.countersigning import HEADS_FILE, SERVER_KEY, Countersigner
 from medfed.server.distributed_privacy import DistributedPrivacy, noised_by_sites
-from medfed.server.exchange import Exchange, Watch
+from medfed.server.exchange import Exchange
 from medfed.server.joining import Joining
 from medfed.server.participants import Participant
 from medfed.server.presence import Presence
@@ -23,6 +24,7 @@ from medfed.server.statistics import ask_for_statistics
 from medfed.server.strategy import FedAvgStrategy
 from medfed.server.turned_away import TurnedAway
 from medfed.server.under_way import UnderWay
+from medfed.server.watch import Watch
 from medfed.server.words import agree_on_words
 
 
@@ -60,6 +62,7 @@ class Run:
         *,
         asks_again: bool,
         forgets: bool = False,
+        away_at_most_s: float = math.inf,
         besides: float = 0.0,
     ) -> Exchange:
         """Return an exchange of the round that began at `started` (ISO), for all or by site.
@@ -69,6 +72,7 @@ class Run:
             progress: Of whose weights a reply may hold an update.
             asks_again: See `Exchange`.
             forgets: See `Exchange`.
+            away_at_most_s: See `Exchange`.
             besides: Bytes of what else a reply may hold.
         """
         conversation = self.strategy.conversation
@@ -86,7 +90,12 @@ class Run:
         # An update, however it is packed; what it may be exactly is screened once it is read.
         most_bytes = 4 * sum(array.nbytes for array in progress.weights.values()) + besides
         return Exchange(
-            self.grid, watch, asks_again=asks_again, forgets=forgets, most_bytes=most_bytes
+            self.grid,
+            watch,
+            asks_again=asks_again,
+            forgets=forgets,
+            away_at_most_s=away_at_most_s,
+            most_bytes=most_bytes,
         )
 
 

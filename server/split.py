@@ -12,7 +12,7 @@ network, to the bit. So screening, rules, weights, checkpoints and records are t
 
 Nothing of a round is kept through a kill: it is begun anew from the checkpoint, and ends in the
 same weights. A site that is lost in the middle of a round has failed for it; if the quorum needs
-it, the round is begun anew (`server.loop`).
+it, the round is begun anew (`server.quorum`).
 
 References: Vepakomma et al. 2018, https://arxiv.org/abs/1812.00564 (U-shape: no label leaves);
 Thapa et al. 2022, https://arxiv.org/abs/2004.12088 (SplitFedV1: sites in parallel, all parts
@@ -46,7 +46,7 @@ from medfed.server.participants import Participant
 from medfed.server.progress import Progress
 from medfed.server.run import Run
 from medfed.server.screening import screen_batch, screen_size
-from medfed.server.strategy import TrainedHere
+from medfed.server.updates import TrainedHere
 
 Announced = Callable[[Iterable[Message]], Iterator[Message]]
 

@@ -21,11 +21,12 @@ from medfed.common.messages import Refusal, StatisticsReply, StatisticsRequest
 from medfed.common.statistics import Values, to_lists
 from medfed.common.study import StudyConfig
 from medfed.server.countersigning import Countersigner, screen_head
-from medfed.server.exchange import Exchange, Watch
+from medfed.server.exchange import Exchange
 from medfed.server.participants import Participant
 from medfed.server.presence import Presence
 from medfed.server.records import STATISTICS_FILE, ArmFolder, RunPlan
 from medfed.server.screening import screen_statistics
+from medfed.server.watch import Watch
 
 
 def ask_for_statistics(

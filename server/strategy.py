@@ -9,54 +9,24 @@ sites do not train all at once, or not the whole model (`server.cyclic`, `server
 
 import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
-from medfed.common import compression, messages
-from medfed.common.errors import UpdateError
-from medfed.common.messages import EvaluateReply, TrainReply
+from medfed.common import messages
 from medfed.common.state_dicts import StateDict, digest
 from medfed.common.study import StudyConfig
-from medfed.common.tasks import make_task, pooled_metrics
-from medfed.server.aggregation.choice import normalises, rule_for
-from medfed.server.aggregation.fednova import effective_steps
-from medfed.server.aggregation.rule import Rule
+from medfed.common.tasks import make_task
 from medfed.server.aggregation.scaffold import Variates
 from medfed.server.conversation import Absence, Conversation
-from medfed.server.participants import (
-    Participant,
-    draw_evaluators,
-    draw_participants,
-    site_weight,
-)
+from medfed.server.figures import Figures
+from medfed.server.participants import Participant, draw_evaluators, draw_participants
 from medfed.server.released_sums import ReleasedSums
-from medfed.server.screening import (
-    screen_examples,
-    screen_loss,
-    screen_size,
-    screen_statement,
-    screen_sums,
-    screen_update,
-)
 from medfed.server.site_privacy import SitePrivacy, noised_by_server
+from medfed.server.updates import TrainedHere, Updates
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrainedHere:
-    """What of a round's updates the server made itself, with split learning.
-
-    Attributes:
-        names: Of the arrays that sites neither get nor send.
-        updates: By site, their update.
-    """
-
-    names: frozenset[str] = frozenset()
-    updates: dict[str, StateDict] = field(default_factory=dict)
 
 
 class FedAvgStrategy(Strategy):
@@ -76,8 +46,6 @@ class FedAvgStrategy(Strategy):
 
     Attributes:
         conversation: What was said in the current round, and what each site did.
-        sums: What sites released of the last evaluation.
-        global_sums: With personal models, the same of the global model.
         absent: Sites that are not asked anything now, by name, and why.
         training: With fedbuff, names of sites that are busy: they are not asked for figures.
         variates: With scaffold, what each site drifts by.
@@ -103,20 +71,11 @@ class FedAvgStrategy(Strategy):
             raise ValueError("Expected Variates exactly where the algorithm is scaffold.")
         self._study = study
         self._privacy = privacy
-        self._task = make_task(study, words)
         self._trainers = list(trainers)
         self._evaluators = list(evaluators)
         self.absent: dict[str, Absence] = {}
         self.training: frozenset[str] = frozenset()
-        self._weights: StateDict = {}
-        self._staleness: Mapping[str, int] = {}
-        self._trained_here = TrainedHere()
-        self._parameters = frozenset(parameters)
-        self._steps: dict[str, float] = {}
-        self._losses: dict[str, float] = {}
         self.variates = variates
-        self.sums = ReleasedSums()
-        self.global_sums = ReleasedSums()
         self.conversation = Conversation(
             study,
             run,
@@ -126,6 +85,10 @@ class FedAvgStrategy(Strategy):
             frozen_sha256=frozen_sha256,
             stated_participants=privacy.stated_participants if privacy else None,
         )
+        self._updates = Updates(
+            study, self.conversation, self._trainers, parameters=parameters, variates=variates
+        )
+        self._figures = Figures(study, self.conversation, make_task(study, words))
 
     @property
     def num_updates(self) -> int:
@@ -176,14 +139,14 @@ class FedAvgStrategy(Strategy):
             staleness: With fedbuff, by site, rounds since it was asked; else empty.
             trained_here: With split, what is added to sites' updates; it is filled as they come.
         """
-        self._weights, self._staleness = weights, staleness
-        self._trained_here = trained_here or TrainedHere()
+        self._updates.weights, self._updates.staleness = weights, staleness
+        self._updates.trained_here = trained_here or TrainedHere()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return one training message for each participant of the round."""
-        self._weights = messages.unpack_arrays(arrays)
+        self._updates.weights = messages.unpack_arrays(arrays)
         chosen = self.choose(server_round)
         correction = None
         if self.variates is not None:
@@ -196,7 +159,7 @@ class FedAvgStrategy(Strategy):
     def _correction(self, site: str) -> StateDict:
         """Return what a site is to add to its gradients, and put its digest on record."""
         assert self.variates is not None  # configure_train asks with scaffold only
-        found = self.variates.correction(site, self._weights)
+        found = self.variates.correction(site, self._updates.weights)
         self.conversation.round_of(site).correction_sha256 = digest(found)
         return found
 
@@ -208,20 +171,14 @@ class FedAvgStrategy(Strategy):
         Under site-level privacy there is always a result, if need be of noise alone, and no count.
         """
         if self._privacy is not None:
-            noisy = self._privacy.rule(self._weights, server_round)
-            self._fold_all(noisy, replies)
-            new = self._privacy.release(noisy, self._weights, server_round)
+            start = self._updates.weights
+            noisy = self._privacy.rule(start, server_round)
+            self._updates.fold_all(noisy, replies)
+            new = self._privacy.release(noisy, start, server_round)
             return messages.pack_arrays(new), MetricRecord()
         section = self._study.aggregation
-        rule = rule_for(
-            self._study,
-            self._weights,
-            self._parameters,
-            self._steps,
-            self._staleness,
-            self._losses,
-        )
-        self._fold_all(rule, replies)
+        rule = self._updates.rule()
+        self._updates.fold_all(rule, replies)
         if rule.num_updates < section.min_updates:
             log.warning(
                 "Round %d had %d usable updates; %s needs %d to hold against what a site may send.",
@@ -240,7 +197,7 @@ class FedAvgStrategy(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> list[Message]:
         """Return one evaluation message for each evaluating site."""
-        self.sums, self.global_sums = ReleasedSums(), ReleasedSums()
+        self._figures.start()
         others = self.absent.keys() | self.training
         present = [site for site in self._evaluators if site.name not in others]
         asked = draw_evaluators(present, self._study, server_round)
@@ -250,42 +207,24 @@ class FedAvgStrategy(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> MetricRecord | None:
         """Add the sites' sums; None if no site released any."""
-        for site, reply in self.conversation.opened(replies):
-            if not isinstance(reply, EvaluateReply) or reply.sums is None:
-                continue
-            try:
-                screen_sums(reply.sums, self._task.sum_shapes())
-                self._note_global(site, reply)
-            except UpdateError as error:
-                self.conversation.reject(site.name, str(error))
-                continue
-            self.sums.add(site.name, reply.sums)
-            self.conversation.round_of(site.name).metrics = self._task.metrics(reply.sums)
-        if not self.sums:
-            return None
-        return MetricRecord(dict(pooled_metrics(self._task, self.sums.parts)))
+        self._figures.take(replies)
+        found = self._figures.metrics
+        return None if found is None else MetricRecord(dict(found))
 
-    def _note_global(self, site: Participant, reply: EvaluateReply) -> None:
-        """Note the global model's sums, where a site uses a personal one.
+    @property
+    def sums(self) -> ReleasedSums:
+        """What sites released of the last evaluation."""
+        return self._figures.sums
 
-        Raises:
-            UpdateError: They are none, or there where there is no other model.
-        """
-        if reply.global_sums is None:
-            return
-        if not self._study.federation.has_personal_models:
-            raise UpdateError("Expected sums of one model, got those of two.")
-        screen_sums(reply.global_sums, self._task.sum_shapes())
-        self.global_sums.add(site.name, reply.global_sums)
-        found = self._task.metrics(reply.global_sums)
-        self.conversation.round_of(site.name).global_metrics = found
+    @property
+    def global_sums(self) -> ReleasedSums:
+        """With personal models, the same of the global model."""
+        return self._figures.global_sums
 
     @property
     def global_metrics(self) -> dict[str, float] | None:
         """With personal models, the global model's figures over all held-out images."""
-        if not self.global_sums:
-            return None
-        return dict(pooled_metrics(self._task, self.global_sums.parts))
+        return self._figures.global_metrics
 
     def summary(self) -> None:
         """Log what this strategy does."""
@@ -298,87 +237,3 @@ class FedAvgStrategy(Strategy):
             if self._privacy
             else "no noise of the server",
         )
-
-    def _fold_all(self, rule: Rule, replies: Iterable[Message]) -> None:
-        # A filter holds no message while the next one is fetched, as a generator would.
-        for site, reply in self.conversation.opened(filter(self._fits, replies)):
-            if self.conversation.round_of(site.name).status != "failed":
-                log.warning("%s was not asked, or answered twice: ignored.", site.name)
-            elif isinstance(reply, TrainReply):
-                self._fold(rule, site, reply)
-            else:
-                self.conversation.reject(
-                    site.name, f"answered training with {type(reply).__name__}"
-                )
-
-    def _fits(self, message: Message) -> bool:
-        """Whether a reply is no larger than one with an update; others are let go unread."""
-        num_bytes = messages.num_bytes(message.content)
-        name = self.conversation.name_of(message.metadata.src_node_id)
-        try:
-            screen_size(num_bytes, self._travelling())
-        except UpdateError as error:
-            if name:
-                self.conversation.round_of(name).bytes_up += num_bytes
-                self.conversation.reject(name, str(error))
-            return False
-        return True
-
-    def _fold(self, rule: Rule, site: Participant, reply: TrainReply) -> None:
-        try:
-            self.conversation.note_head(site, reply.ledger_head)
-            screen_statement(reply)
-            screen_update(reply.update, self._travelling())
-            update = self._decoded(reply.update, site.name)
-            weight = site_weight(site, self._study, self._trainers)
-            if weight is None:
-                weight = screen_examples(reply.num_examples)
-            if normalises(self._study):
-                steps = self._steps_of(reply)
-                self._steps[site.name] = effective_steps(steps, self._study.training.momentum)
-            if self._study.federation.algorithm == "qfedavg":
-                self._losses[site.name] = screen_loss(reply.loss)
-            variate = self._variate_of(site.name, reply)
-            rule.add(update, weight, site.name)
-        except UpdateError as error:
-            self.conversation.reject(site.name, str(error))
-            return
-        if self.variates is not None:
-            self.variates.note(site.name, variate)
-        self.conversation.accept(site, reply, weight)
-
-    def _travelling(self) -> StateDict:
-        """Return what an update looks like on its way."""
-        here = self._trained_here.names
-        weights = {name: array for name, array in self._weights.items() if name not in here}
-        return compression.template(weights, self._parameters, self._study.compression)
-
-    def _decoded(self, travelled: StateDict, site: str) -> StateDict:
-        """Return the update of the whole model."""
-        section = self._study.compression
-        if not self._trained_here.names:
-            return compression.decode(travelled, self._weights, self._parameters, section)
-        both = travelled | self._trained_here.updates.pop(site)
-        return {name: both[name] for name in self._weights}
-
-    def _variate_of(self, site: str, reply: TrainReply) -> StateDict:
-        """Return what follows of a site's drift; empty but for scaffold."""
-        if self.variates is None:
-            return {}
-        return self.variates.next_of(
-            site,
-            reply.update,
-            num_steps=self._steps_of(reply),
-            learning_rate=self._study.training.learning_rate,
-        )
-
-    def _steps_of(self, reply: TrainReply) -> int:
-        """Return the steps that a site took: nothing is asked for it that is not released anyway.
-
-        Raises:
-            UpdateError: They follow from its number of images, which is none.
-        """
-        training = self._study.training
-        if training.local_steps is not None:
-            return training.local_steps
-        return training.steps_for(screen_examples(reply.num_examples))

@@ -19,11 +19,12 @@ from medfed.common.study import StudyConfig
 from medfed.common.text import Vocabulary
 from medfed.common.words import is_word
 from medfed.server.countersigning import Countersigner, screen_head
-from medfed.server.exchange import Exchange, Watch
+from medfed.server.exchange import Exchange
 from medfed.server.participants import Participant
 from medfed.server.presence import Presence
 from medfed.server.records import ArmFolder, RunPlan
 from medfed.server.vocabulary import merge_vocabularies, screen_words
+from medfed.server.watch import Watch
 
 VOCABULARY_FILE = "vocabulary.json"
 

@@ -1,10 +1,10 @@
 """What the fault tests share: a federation of three hospitals, moments to strike at, and what must
 hold afterwards, whatever was killed.
 
-Three kinds of study run in it. Without privacy a site's training follows from the seed: the weights
+Four kinds of study run in it. Without privacy a site's training follows from the seed: the weights
 must be those of an undisturbed simulation, bit for bit; so must those of split learning, which are
-FedAvg's. With real noise a second training is a second release: it would have to be charged, and
-one that is charged twice would show. Ledgers count the releases of all.
+FedAvg's. With real noise, masked or not, a second training is a second release: it would have to be
+charged, and one that is charged twice would show. Ledgers count the releases of all.
 """
 
 import contextlib
@@ -36,7 +36,8 @@ from medfed.server.checkpoint import load_checkpoint
 from medfed.server.records import ArmFolder, RoundRecord
 from medfed.simulations.study import Options, prepare_run, run_study, start_study
 
-Kind = Literal["exact", "noisy", "split"]
+Kind = Literal["exact", "noisy", "split", "masked"]
+_WITH_NOISE = ("noisy", "masked")
 SITES = ("scanner-1", "scanner-2", "scanner-3")
 ROUNDS = 2
 
@@ -83,6 +84,20 @@ noise_multiplier = 1.0
 sample_rate = 0.3
 images_per_patient = 2
 target_delta = 1e-3
+""",
+    "masked": """
+[training]
+rounds = {rounds}
+local_steps = 4
+learning_rate = 0.1
+[privacy]
+unit = "patient"
+noise_multiplier = 1.0
+sample_rate = 0.3
+images_per_patient = 2
+target_delta = 1e-3
+[secure_aggregation]
+enabled = true
 """,
     "split": """
 [training]
@@ -258,9 +273,9 @@ class Row:
             numbers = [entry.spend.round_number for entry in entries]
             once = numbers if self.kind != "split" else sorted(set(numbers))
             assert once == list(range(1, self._rounds + 1)), site
-            if self.kind == "noisy":
+            if self.kind in _WITH_NOISE:
                 assert records[-1].sites[site].epsilon == self.epsilon(site)
-        if self.kind != "noisy":
+        if self.kind not in _WITH_NOISE:
             expected = undisturbed(self.kind, self._rounds)
             assert [record.weights_sha256 for record in records] == list(expected)
 
@@ -305,7 +320,7 @@ class Row:
     def _check_release(self, entry: Entry, records: list[RoundRecord]) -> None:
         """A round was trained from the weights that the round before ended in, on record."""
         spend = entry.spend
-        assert spend.noise == ("secure" if self.kind == "noisy" else "none")
+        assert spend.noise == ("secure" if self.kind in _WITH_NOISE else "none")
         if self.kind == "split":  # it names the weights of the site's own parts
             sites = records[spend.round_number - 1].sites.values()
             [start] = {site.start_sha256 for site in sites}
@@ -334,3 +349,11 @@ def frozen(pid: int) -> Iterator[None]:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
+
+
+def kill_agent(federation: Deployment, site: str) -> None:
+    """Kill a site's supervisor; return once its SuperNode and worker have ended with it."""
+    status = federation.site_status(site)
+    federation.kill(f"site-{site}")
+    children = [Path(f"/proc/{status[pid]}") for pid in ("supernode_pid", "worker_pid")]
+    until("its children end", lambda: not any(child.exists() for child in children))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from deployment import Deployment
-from faults import ROUNDS, SITES, Row, frozen, three_hospitals, undisturbed, until
+from faults import ROUNDS, SITES, Row, frozen, kill_agent, three_hospitals, undisturbed
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 
@@ -60,15 +60,8 @@ def strike(row: Row, round_number: int, process: str) -> None:
             if process == "worker":
                 row.federation.kill_pid(worker)
                 return
-            kill_agent(row.federation)
+            kill_agent(row.federation, VICTIM)
             return
-
-
-def kill_agent(federation: Deployment) -> None:
-    status = federation.site_status(VICTIM)
-    federation.kill(f"site-{VICTIM}")
-    children = [Path(f"/proc/{status[pid]}") for pid in ("supernode_pid", "worker_pid")]
-    until("its children end", lambda: not any(child.exists() for child in children))
 
 
 class WithoutVictim(ClientApp):

@@ -1,5 +1,6 @@
 """Messages and replies over a SuperLink's own bookkeeping: who dies, who is cut off, who forges."""
 
+import math
 import threading
 import time
 import weakref
@@ -17,8 +18,9 @@ from link import HEARTBEAT_S, Link, Node, superlink
 from medfed.common import messages
 from medfed.common.errors import RefusalReason
 from medfed.common.messages import Refusal
-from medfed.server.exchange import DAMAGED, LATE, LOST, UNREADABLE, Exchange, Watch
+from medfed.server.exchange import DAMAGED, LATE, LOST, UNREADABLE, Exchange
 from medfed.server.presence import Presence
+from medfed.server.watch import Watch
 
 LOST_AFTER_S = 1.0
 
@@ -38,7 +40,8 @@ def request(node: int, round_number: int = 1) -> Message:
 @pytest.fixture(autouse=True)
 def _often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("medfed.server.presence._EVERY_S", 0.02)
-    monkeypatch.setattr("medfed.server.exchange._LONGEST_PAUSE_S", 0.05)
+    monkeypatch.setattr("medfed.server.exchange._JUDGE_EVERY_S", 0.05)
+    monkeypatch.setattr("medfed.server.pulling._LONGEST_PAUSE_S", 0.05)
     for name in ("_run_id", "_task_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, 1)
 
@@ -58,12 +61,15 @@ def watched(
     *,
     asks_again: bool = False,
     forgets: bool = False,
+    away_at_most_s: float = math.inf,
     turned: Callable[[int], float] = never,
 ) -> Any:
     presence = Presence(link.grid)
     presence.look()
     watch = Watch(presence, LOST_AFTER_S, turned)
-    return Exchange(link.grid, watch, asks_again=asks_again, forgets=forgets)
+    return Exchange(
+        link.grid, watch, asks_again=asks_again, forgets=forgets, away_at_most_s=away_at_most_s
+    )
 
 
 class Gate:
@@ -160,6 +166,17 @@ def test_a_lost_node_is_waited_for_while_there_are_too_few_answers(link: Link, g
     exchange = watched(link)
     assert collect(exchange, [dead, whole], 3.0, enough=lambda: False) == [whole.node_id]
     assert time.monotonic() - began >= 3.0
+    assert exchange.failures == {dead.node_id: LOST}
+    killing.join()
+
+
+def test_a_node_is_waited_for_no_longer_than_it_may_be_away(link: Link, gate: Gate) -> None:
+    dead, whole = link.add("dead", gate), link.add("whole", answer)
+    killing = later(dead.kill, gate.asked)
+    began = time.monotonic()
+    exchange = watched(link, away_at_most_s=2.0)
+    assert collect(exchange, [dead, whole], enough=lambda: False) == [whole.node_id]
+    assert 2.0 < time.monotonic() - began < 10
     assert exchange.failures == {dead.node_id: LOST}
     killing.join()
 

@@ -12,164 +12,23 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from dying import SITES, Federation, die, first_updates, once, statuses
 from flwr.app import Context, Message
-from flwr.supercore.task_identity import TaskIdentity
-from link import HEARTBEAT_S, Killed, Link, Node, superlink
+from link import HEARTBEAT_S, Killed, superlink
 
 from medfed.client import answers
-from medfed.client.app import app as client_app
-from medfed.client.releases import read_releases
 from medfed.client.site import SiteConfig, load_site
 from medfed.client.training import TrainingResult
 from medfed.common import messages
 from medfed.common.errors import RefusalReason, RunError
 from medfed.common.ledger import Ledger
 from medfed.common.messages import Refusal
-from medfed.common.study_file import load_study
-from medfed.server.loop import run_study
-from medfed.server.records import ArmFolder, RoundRecord, SiteRound, now
-from medfed.simulations.study import Options, prepare_run, start_study
+from medfed.server.records import ArmFolder, SiteRound, now
 
-SITES = ("scanner-1", "scanner-2", "scanner-3")
-STUDY = """
-[study]
-name = "tiny"
-seed = 3
-[task]
-classes = ["normal", "nodule", "effusion", "cardiomegaly"]
-[data]
-image_size = 16
-[training]
-rounds = 3
-local_steps = 2
-learning_rate = 0.1
-[federation]
-min_sites = 2
-join_timeout_s = 30
-rejoin_timeout_s = 30
-round_timeout_s = 60
-lost_after_s = 1
-[privacy]
-unit = "patient"
-noise_multiplier = 1.0
-sample_rate = 0.3
-images_per_patient = 2
-target_delta = 1e-3
-[simulation]
-dataset = "phantom"
-arms = ["federated"]
-max_epsilon = 50
-[simulation.phantom]
-num_patients = 120
-num_scanners = 3
-[simulation.partition]
-method = "natural"
-column = "scanner"
-"""
-
-Hook = Callable[[str, Message], None]
-
-
-@pytest.fixture(autouse=True)
-def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("medfed.server.presence._EVERY_S", 0.05)
-    monkeypatch.setattr("medfed.server.attendance._LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr("medfed.server.joining._JOIN_GRACE_S", 0.3)
-    monkeypatch.setattr("medfed.server.joining._ASK_AGAIN_S", 0.5)
-    monkeypatch.setattr("medfed.server.exchange._LONGEST_PAUSE_S", 0.05)
-    for name in ("_run_id", "_task_id", "_node_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Makes a run folder whose sites add real noise, and whose plan names no site."""
-    cache = tmp_path_factory.mktemp("cache")
-
-    def prepare(*overrides: str) -> Path:
-        folder = tmp_path_factory.mktemp("run")
-        (folder / "study.toml").write_text(STUDY)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("MEDFED_CACHE", str(cache))
-            start_study(
-                load_study(folder / "study.toml", overrides), folder / "tiny", None, Options()
-            )
-            prepare_run(folder / "tiny")
-        arm = ArmFolder(folder / "tiny" / "arms" / "federated")
-        arm.write_plan(replace(arm.read_plan(), train_sites=None, evaluate_sites=None))
-        for path in arm.folder.glob("sites/*/site.toml"):
-            text = path.read_text()
-            assert "allow_seeded_noise = true" in text
-            path.write_text(text.replace("allow_seeded_noise = true", "allow_seeded_noise = false"))
-        return folder / "tiny"
-
-    return prepare
-
-
-class Federation:
-    """A run with its sites on a SuperLink."""
-
-    def __init__(self, link: Link, run: Path) -> None:
-        self.link = link
-        self.run_folder = run
-        self.arm = ArmFolder(run / "arms" / "federated")
-        self.before: Hook = lambda site, message: None
-        self.after: Hook = lambda site, message: None
-        self.failed: list[BaseException] = []
-
-    def add(self, *names: str) -> None:
-        for name in names:
-            site = self.arm.folder / "sites" / name / "site.toml"
-            self.link.add(name, self._app(name), registered=name, site=str(site))
-
-    def node(self, name: str) -> Node:
-        return self.link.nodes[name]
-
-    def run(self, **plan: object) -> None:
-        study = load_study(self.run_folder / "study.toml")
-        run_study(self.link.grid, study, replace(self.arm.read_plan(), **plan), self.arm)
-
-    @property
-    def records(self) -> list[RoundRecord]:
-        return self.arm.read_rounds()
-
-    def events(self, *kinds: str) -> list[dict[str, object]]:
-        path = self.arm.folder / "events.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        return [event for line in lines if (event := json.loads(line))["event"] in kinds]
-
-    def site(self, name: str) -> SiteConfig:
-        return load_site(self.arm.folder / "sites" / name / "site.toml")
-
-    def charged(self, name: str) -> list[int]:
-        entries = Ledger(self.site(name).state_folder).entries()
-        return [entry.spend.round_number for entry in entries]
-
-    def updates(self, name: str) -> list[tuple[int, bool]]:
-        """Round, and whether it was sent again, of each update that left."""
-        releases, _ = read_releases(self.site(name).state_folder)
-        return [
-            (r.round_number, any("sent again" in q.cost for q in r.quantities))
-            for r in releases
-            if r.kind == "update"
-        ]
-
-    def _app(self, name: str) -> Callable[[Message, Context], Message]:
-        def answer(message: Message, context: Context) -> Message:
-            try:
-                self.before(name, message)
-                reply = client_app(message, context)
-                self.after(name, message)
-            except Exception as error:
-                self.failed.append(error)
-                raise
-            return reply
-
-        return answer
+pytestmark = pytest.mark.usefixtures("soon")
 
 
 @pytest.fixture
@@ -178,36 +37,6 @@ def federation(prepared: Callable[..., Path]) -> Iterator[Federation]:
         made = Federation(link, prepared())
         yield made
         assert made.failed == []
-
-
-def die(node: Node) -> None:
-    node.kill()
-    raise Killed
-
-
-def once(kind: str, round_number: int, site: str, act: Callable[[], None]) -> Hook:
-    """Act on the first message of this kind, round and site."""
-    done = threading.Event()
-
-    def hook(name: str, message: Message) -> None:
-        about = (name, message.metadata.message_type, message.metadata.group_id)
-        if about == (site, kind, str(round_number)) and not done.is_set():
-            done.set()
-            act()
-
-    return hook
-
-
-def statuses(records: list[RoundRecord], site: str) -> list[str]:
-    return [record.sites[site].status if site in record.sites else "-" for record in records]
-
-
-def first_updates(federation: Federation, site: str) -> list[int]:
-    """Rounds of the updates that were not sent again.
-
-    On a busy machine a heartbeat may be late, and a site be asked once more than it had to be.
-    """
-    return [number for number, again in federation.updates(site) if not again]
 
 
 def test_a_site_killed_in_training_is_asked_again_and_charged_once(
@@ -498,27 +327,6 @@ def test_what_the_gate_turned_away_is_on_record_and_not_waited_for(
     )  # fmt: skip
     assert first.sites["scanner-1"].status == "ok"
     assert first.seconds < 30
-
-
-def test_a_site_that_dies_in_a_masked_round_is_never_asked_for_a_second_vector(
-    federation: Federation, prepared: Callable[..., Path]
-) -> None:
-    masked = Federation(federation.link, prepared("secure_aggregation.enabled=true"))
-    masked.add(*SITES)
-    node = masked.node("scanner-3")
-
-    def restart() -> None:
-        threading.Timer(0.1, node.start).start()
-        die(node)
-
-    masked.before = once(messages.TRAIN, 1, "scanner-3", restart)
-    masked.run()
-    assert masked.failed == []
-    first = masked.records[0]
-    assert statuses(masked.records, "scanner-3") == ["lost", "ok", "ok"]
-    assert statuses(masked.records, "scanner-1") == ["ok"] * 3
-    assert first.seconds < 50
-    assert node.handled.count((messages.TRAIN, "1")) == 1
 
 
 @pytest.fixture

@@ -1,0 +1,51 @@
+"""What becomes of a round that too few sites answered: begun anew, or the end of the run."""
+
+from medfed.common.errors import RefusalReason, RunError
+from medfed.server.conversation import Absence
+from medfed.server.records import SiteRound
+from medfed.server.run import Run
+
+
+def without_quorum(run: Run, number: int) -> str:
+    """Say why too few sites answered, or nothing if the round is to be repeated.
+
+    It is repeated once sites are back that were away or paused; whoever has answered sends the same
+    again. Where a site cannot go on with a round that it has forgotten (split learning, secure
+    aggregation), it is repeated once for sites that failed, too. A spent budget ends the run,
+    anything else fails it.
+
+    Raises:
+        RunError: It fails.
+    """
+    strategy, study = run.strategy, run.study
+    states = {name: s for name, s in strategy.conversation.sites.items() if s.status != "ok"}
+    willing = strategy.num_updates + len(strategy.conversation.in_vain)
+    short = {n: site for n, site in states.items() if n not in strategy.conversation.in_vain}
+    in_steps = study.federation.algorithm == "split" or study.secure_aggregation.enabled
+    again = in_steps and not run.attendance.was_short
+    missing = {
+        name: Absence(site.status, site.reason)
+        for name, site in short.items()
+        if _may_return(site) or (again and _has_failed(site))
+    }
+    over_budget = [n for n, site in short.items() if site.reason == RefusalReason.BUDGET.value]
+    few = not missing or len(strategy.staying) < run.needed
+    if over_budget and len(over_budget) + len(missing) == len(short) and few:
+        return f"privacy budget spent before round {number} at {', '.join(sorted(over_budget))}"
+    if missing and willing + len(missing) >= run.needed and run.attendance.may_hope:
+        run.attendance.hope_for(missing)
+        return ""
+    answers = ", ".join(f"{name}: {site.status} ({site.reason})" for name, site in states.items())
+    raise RunError(
+        f"Round {number} had {strategy.num_updates} usable updates, the quorum is "
+        f"{run.needed}. {answers}. Nothing is lost: resume once the sites are back."
+    )
+
+
+def _may_return(site: SiteRound) -> bool:
+    return site.status in ("away", "lost") or site.reason == RefusalReason.PAUSED.value
+
+
+def _has_failed(site: SiteRound) -> bool:
+    """Whether a site's program broke off, or had forgotten the round when it was to go on."""
+    return site.status == "failed" or site.reason == RefusalReason.INTERNAL.value
