@@ -1,6 +1,5 @@
 """What apfl's sites learned: read from the folders of a simulation's sites, for it leaves none."""
 
-import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,13 +29,3 @@ def read_alphas(sites: Path, run: str, study: StudyConfig, last_round: int) -> A
         for name in names
     }
     return {name: alphas for name, alphas in found.items() if alphas}
-
-
-def mean_alpha(alphas: Alphas, round_number: int) -> float | None:
-    """Return the mean over sites of what each had learned by the end of a round, if any had."""
-    latest = [
-        by_round[max(rounds)]
-        for by_round in alphas.values()
-        if (rounds := [number for number in by_round if number <= round_number])
-    ]
-    return statistics.fmean(latest) if latest else None

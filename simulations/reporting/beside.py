@@ -71,8 +71,7 @@ def _tickets(count: int) -> int:
 
 
 def _draw_some(plots: Plots, tickets: int) -> Drawings:
-    names = list(plots)
-    drawn: Drawings = {}
+    names, drawn = list(plots), {}
     while ticket := os.read(tickets, _TICKET_BYTES):
         name = names[int.from_bytes(ticket)]
         drawn |= draw_all({name: plots[name]})

@@ -9,7 +9,6 @@ from medfed.common.errors import RunError
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import load_study
 from medfed.simulations.reporting import conduct, results, spending
-from medfed.simulations.reporting.alphas import mean_alpha
 from medfed.simulations.reporting.arms import FEDERATED
 from medfed.simulations.reporting.run_data import RunData, load_run
 from medfed.simulations.sweep import Cell, planned_runs
@@ -65,17 +64,6 @@ class CellRuns:
         """Return the bytes of the updates in each run's federated arm."""
         return self.values(lambda run: float(conduct.update_bytes(run.federated)))
 
-    def alpha(self) -> Values:
-        """Return the mean over sites of the alpha that apfl learned in each run."""
-
-        def learned(run: RunData) -> float | None:
-            arm = run.federated
-            return (
-                mean_alpha(arm.alphas, arm.rounds[-1].round_number) if arm and arm.rounds else None
-            )
-
-        return self.values(learned)
-
     def reaching(self, shown: "Figure", target: float) -> "tuple[Reached | None, ...]":
         """Return when the federated model was first as good as `target`, None where it was not."""
 
@@ -127,11 +115,6 @@ class SweepData:
     def some_run(self) -> RunData | None:
         """A finished run: cells may have different tasks, but a table has one set of figures."""
         return next((run for cell in self.cells for run in cell.runs if run is not None), None)
-
-    @property
-    def learns_alpha(self) -> bool:
-        """Whether sites of some finished run learned apfl's alpha."""
-        return any(value is not None for cell in self.cells for value in cell.alpha())
 
     @property
     def num_finished(self) -> int:

@@ -47,14 +47,11 @@ def cells_table(sweep: SweepData) -> Table:
     shown = shown_figures(sweep)
     scores = tuple(f"{one.title} {arm}" for one in shown for arm in ARMS)
     worst = tuple(f"{one.title} worst site" for one in shown[:1])
-    learned = ("alpha learned",) if sweep.learns_alpha else ()
-    costs = ("ε", "Sent", "Updates")
-    columns = ("Cell", *names.values(), "Seeds", *scores, *worst, *learned, *costs)
+    columns = ("Cell", *names.values(), "Seeds", *scores, *worst, "ε", "Sent", "Updates")
     rows = []
     for cell in sweep.cells:
         figures = [summarise(cell.by_arm(one.key, arm)).text() for one in shown for arm in ARMS]
         figures += [summarise(cell.worst_site(one)).text() for one in shown[:1]]
-        figures += [summarise(cell.alpha()).text() for _ in learned]
         sent = [summarise(of).mean for of in (cell.num_bytes(), cell.update_bytes())]
         rows.append(
             (
@@ -124,16 +121,15 @@ def runs_csv(sweep: SweepData) -> str:
     writer = csv.writer(text, lineterminator="\n")
     scores = [f"{one.key}_{arm}" for one in shown for arm in ARMS]
     worst = [f"{one.key}_worst_site" for one in shown]
-    learned = ["alpha"] if sweep.learns_alpha else []
-    costs = ["epsilon", "bytes", "update_bytes"]
-    writer.writerow(["cell", "seed", "run", *keys, *scores, *worst, *learned, *costs])
+    writer.writerow(
+        ["cell", "seed", "run", *keys, *scores, *worst, "epsilon", "bytes", "update_bytes"]
+    )
     for cell in sweep.cells:
         for index, (seed, run) in enumerate(zip(sweep.seeds, cell.runs, strict=True)):
             if run is None:
                 continue
             row: list[Any] = [value for one in shown for value in results.by_arm(run, one.key)]
             row += [cell.worst_site(one)[index] for one in shown]
-            row += [cell.alpha()[index] for _ in learned]
             row += [spending.stated_epsilon(run), conduct.total_bytes(run.federated)]
             row.append(conduct.update_bytes(run.federated))
             settings = [cell.cell.settings[key] for key in keys]

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from medfed.common.study import to_plain
 from medfed.server.records import RoundRecord
-from medfed.simulations.reporting.alphas import mean_alpha
 from medfed.simulations.reporting.arms import FEDERATED, Arm
 from medfed.simulations.reporting.compare import flattened
 from medfed.simulations.reporting.results import comparison_table
@@ -85,8 +84,6 @@ def _points(name: str, arm: Arm) -> Iterator[Point]:
         values = dict(record.metrics or {})
         if name == FEDERATED:
             values |= _cost(record)
-            alpha = mean_alpha(arm.alphas, record.round_number)
-            values |= {} if alpha is None else {"alpha": alpha}
         for key, value in values.items():
             yield Point(f"{name}/{key}", record.round_number, float(value), time_s)
 

@@ -13,11 +13,7 @@ from medfed.server.records import ArmFolder
 from medfed.simulations.reporting.personal import personal_csv, personal_table
 from medfed.simulations.reporting.report import write_report
 from medfed.simulations.reporting.run_data import load_run
-from medfed.simulations.reporting.sweep_data import CellRuns, SweepData
-from medfed.simulations.reporting.sweep_tables import cells_table, runs_csv
 from medfed.simulations.reporting.tables import ABSENT
-from medfed.simulations.sweep import Cell
-from medfed.simulations.tracking.facts import facts_of
 
 ALPHAS = {"site-1": {1: 0.5, 2: 0.625, 3: 0.75}, "site-2": {1: 0.5, 3: 0.125}}
 AUROC = (("site-1", 0.75, 0.5), ("site-2", 0.5, 0.625), ("site-3", 0.25, 0.25))
@@ -84,33 +80,6 @@ def test_alphas_are_kept_by_round_as_a_table_for_programs(personal: Callable[...
         if alpha:
             found.setdefault(site, {})[int(number)] = float(alpha)
     assert found == ALPHAS
-
-
-def test_trackers_and_sweeps_have_the_mean_of_what_sites_learned(
-    personal: Callable[..., Path], make_run: Callable[..., Path]
-) -> None:
-    run = load_run(personal(**LEARNED))
-    points = {point.step: point.value for point in facts_of(run).points if "alpha" in point.name}
-    # In round 2 the second site did not train: it has what it had.
-    assert points == {1: 0.5, 2: 0.5625, 3: 0.4375}
-
-    plain = load_run(make_run("plain", private=False, arms=("federated",)))
-    key = "federation.algorithm"
-    cells = (
-        CellRuns(Cell("c001", {key: "fedavg"}), (plain,)),
-        CellRuns(Cell("c002", {key: "apfl"}), (run,)),
-    )
-    sweep = SweepData(run.folder, run.study, (1,), cells)
-    table = cells_table(sweep)
-    place = table.columns.index("alpha learned")
-    assert [row[place] for row in table.rows] == [ABSENT, "0.438"]
-    assert {len(row) for row in table.rows} == {len(table.columns)}
-    lines = list(csv.DictReader(runs_csv(sweep).splitlines()))
-    assert [line["alpha"] for line in lines] == ["", "0.4375"]
-    assert all(None not in line and line["epsilon"] == "" for line in lines)
-    of_plain = SweepData(plain.folder, plain.study, (1,), cells[:1])
-    assert "alpha learned" not in cells_table(of_plain).columns
-    assert "alpha" not in runs_csv(of_plain).splitlines()[0]
 
 
 @pytest.mark.parametrize(
