@@ -104,6 +104,11 @@ class Arm:
         return (record.global_metrics or {}) if record is not None else {}
 
     @property
+    def last_alphas(self) -> Mapping[str, float]:
+        """What each site's alpha was at the end, by site; empty unless it is learned."""
+        return {site: by_round[max(by_round)] for site, by_round in self.alphas.items()}
+
+    @property
     def state(self) -> str:
         """In words: finished, stopped early, failed, not started, or how far it got."""
         done, reason = len(self.rounds), (self.outcome or {}).get("reason", "")

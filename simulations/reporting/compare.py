@@ -15,6 +15,7 @@ from medfed.common.study import to_plain
 from medfed.simulations.reporting import bytes_plot, conduct, results, spending, training_plots
 from medfed.simulations.reporting.arms import FEDERATED, POOLED
 from medfed.simulations.reporting.drawing import draw
+from medfed.simulations.reporting.extras import Extra, extras_of
 from medfed.simulations.reporting.figures import metric_curve
 from medfed.simulations.reporting.headline import unfinished_arms
 from medfed.simulations.reporting.rendering import render
@@ -97,7 +98,7 @@ def _names(runs: Sequence[RunData]) -> tuple[str, ...]:
 
 
 def _runs_table(names: Sequence[str], runs: Sequence[RunData]) -> Table:
-    shown = _figures(runs)
+    shown, extras = _figures(runs), extras_of(runs)
     scores = (f"{one.title} {arm}" for one in shown for arm in ARMS)
     columns = (
         "Run",
@@ -108,11 +109,12 @@ def _runs_table(names: Sequence[str], runs: Sequence[RunData]) -> Table:
         "Privacy",
         "ε @ δ",
         *scores,
+        *(one.title for one in extras),
         "Sent",
         "Updates",
         "Time",
     )
-    rows = tuple(_row(name, run, shown) for name, run in zip(names, runs, strict=True))
+    rows = tuple(_row(name, run, shown, extras) for name, run in zip(names, runs, strict=True))
     return Table(columns, rows, text=frozenset({0, 1, 3, 5}))
 
 
@@ -122,7 +124,9 @@ def _figures(runs: Sequence[RunData]) -> tuple["Figure", ...]:
     return tuple(shown.values())
 
 
-def _row(name: str, run: RunData, shown: Sequence["Figure"]) -> tuple[str, ...]:
+def _row(
+    name: str, run: RunData, shown: Sequence["Figure"], extras: Sequence[Extra]
+) -> tuple[str, ...]:
     rounds = run.federated.rounds if run.federated else ()
     return (
         name,
@@ -132,6 +136,7 @@ def _row(name: str, run: RunData, shown: Sequence["Figure"]) -> tuple[str, ...]:
         f"{len(rounds)} of {run.study.training.rounds}",
         *_privacy(run),
         *map(figure, _scores(run, shown)),
+        *(figure(one.of(run)) for one in extras),
         num_bytes(conduct.total_bytes(run.federated)),
         num_bytes(conduct.update_bytes(run.federated)),
         seconds(sum(record.seconds for record in rounds)),
@@ -215,6 +220,7 @@ def _page(names: Sequence[str], runs: Sequence[RunData], comparison: Comparison)
         "medfed comparison",
         figures={name: drawing for name, drawing in drawn.items() if drawing is not None},
         leading=leading,
+        extras=extras_of(runs),
         table_runs=comparison.runs,
         differing=comparison.differing,
         notices=notices,
@@ -254,8 +260,9 @@ def _csv(names: Sequence[str], runs: Sequence[RunData], differing: Table) -> str
     writer = csv.writer(text, lineterminator="\n")
     shown = _figures(runs)
     scores = [f"{one.key}_{arm}" for one in shown for arm in ARMS]
+    extras = extras_of(runs)
     writer.writerow(["run", "dataset", "sites", "algorithm", "rounds", "privacy_unit", "epsilon",
-                     "target_delta", "noise", *scores, "bytes",
+                     "target_delta", "noise", *scores, *(one.key for one in extras), "bytes",
                      "update_bytes", "seconds",
                      *(row[0] for row in differing.rows)])  # fmt: skip
     for index, (name, run) in enumerate(zip(names, runs, strict=True)):
@@ -272,6 +279,7 @@ def _csv(names: Sequence[str], runs: Sequence[RunData], differing: Table) -> str
             privacy.target_delta if privacy.enabled else None,
             "+".join(sorted(spending.noise_kinds(run))),
             *_scores(run, shown),
+            *(one.of(run) for one in extras),
             conduct.total_bytes(run.federated),
             conduct.update_bytes(run.federated),
             sum(record.seconds for record in rounds),

@@ -1,8 +1,8 @@
 """What went wrong in a simulation on purpose: which sites, how, and what hostile ones reached."""
 
-from medfed.common.study.failures import FailuresSection
+from medfed.common.study.failures import DATA_POISONS, FailuresSection
 from medfed.simulations.reporting import results
-from medfed.simulations.reporting.arms import optional_json
+from medfed.simulations.reporting.arms import FEDERATED, optional_json
 from medfed.simulations.reporting.run_data import RunData
 from medfed.simulations.reporting.tables import ABSENT, Table, whole
 
@@ -42,6 +42,11 @@ def failures_statement(run: RunData) -> tuple[str, ...]:
     lines += [f"{site} {_POISONS[kind]}." for site, kind in sorted(failures.poisoned.items())]
     if failures.boost != 1.0:
         lines.append(f"Sites with poisoned data multiply their updates by {failures.boost:g}.")
+    if run.study.privacy.at_sites and failures.poisoned_by(*DATA_POISONS):
+        lines.append(
+            "Sites with poisoned data clip and add noise as all do, before anything is multiplied: "
+            "nothing would make a hostile hospital do either."
+        )
     if failures.backdoor is not None:
         door = failures.backdoor
         lines.append(
@@ -55,6 +60,20 @@ def failures_statement(run: RunData) -> tuple[str, ...]:
             for site, first in sorted(failures.drift.from_round.items())
         ]
     return tuple(lines)
+
+
+def attack_share(run: RunData, kind: str, share: str) -> float | None:
+    """Return a share that `attacks.json` has of the federated model; None where it has none.
+
+    Args:
+        run: The run.
+        kind: backdoor or label_flip.
+        share: success, or without_trigger.
+    """
+    from medfed.simulations.attack_success import ATTACKS_FILE
+
+    found = optional_json(run.folder / ATTACKS_FILE).get(FEDERATED, {}).get(kind, {}).get(share)
+    return None if found is None else float(found)
 
 
 def attacks_table(run: RunData) -> Table | None:

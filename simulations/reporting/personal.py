@@ -5,7 +5,7 @@ import io
 
 from medfed.simulations.reporting import results
 from medfed.simulations.reporting.run_data import RunData
-from medfed.simulations.reporting.tables import ABSENT, Table, figure, in_order
+from medfed.simulations.reporting.tables import ABSENT, Table, figure, in_order, mean
 
 
 def personal_lines(run: RunData) -> tuple[str, ...]:
@@ -43,16 +43,19 @@ def personal_table(run: RunData) -> Table:
     learned = bool(run.study.federation.apfl_alpha_rate) and not run.deployed
     rows = []
     for site in run.site_names:
-        by_round = arm.alphas.get(site, {})
-        end = by_round[max(by_round)] if by_round else None
         own, shared = (
             of(site).get(first.key) for of in (arm.site_metrics, arm.site_global_metrics)
         )
         more = ABSENT if own is None or shared is None else f"{own - shared:+.3f}"
-        alpha = (figure(end),) if learned else ()
+        alpha = (figure(arm.last_alphas.get(site)),) if learned else ()
         rows.append((site, *alpha, figure(own), figure(shared), more))
     models = (f"{first.title} own model", f"{first.title} global model", "Gain over global")
     return Table(("Site", *(("alpha at the end",) if learned else ()), *models), tuple(rows))
+
+
+def mean_alpha(run: RunData) -> float | None:
+    """Return the mean over sites of the alpha that each ended with, None where none is learned."""
+    return mean([*run.federated.last_alphas.values()]) if run.federated else None
 
 
 def personal_csv(run: RunData) -> str:

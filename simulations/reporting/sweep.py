@@ -58,6 +58,7 @@ def write_sweep_report(folder: Path) -> Path:
         higher=shown[0].higher_is_better if shown else None,
         cells=cells,
         pairs=pairs,
+        extras=sweep.extras,
         target=target_table(sweep),
         target_value=sweep.study.sweep.target if sweep.study.sweep else None,
         runs=_runs_table(sweep),

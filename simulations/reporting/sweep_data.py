@@ -10,6 +10,7 @@ from medfed.common.study import StudyConfig
 from medfed.common.study_file import load_study
 from medfed.simulations.reporting import conduct, results, spending
 from medfed.simulations.reporting.arms import FEDERATED
+from medfed.simulations.reporting.extras import Extra, extras_of
 from medfed.simulations.reporting.run_data import RunData, load_run
 from medfed.simulations.sweep import Cell, planned_runs
 
@@ -115,6 +116,11 @@ class SweepData:
     def some_run(self) -> RunData | None:
         """A finished run: cells may have different tasks, but a table has one set of figures."""
         return next((run for cell in self.cells for run in cell.runs if run is not None), None)
+
+    @property
+    def extras(self) -> tuple[Extra, ...]:
+        """Figures that some finished runs have, and others need not."""
+        return extras_of(run for cell in self.cells for run in cell.runs if run is not None)
 
     @property
     def num_finished(self) -> int:

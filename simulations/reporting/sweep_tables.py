@@ -47,11 +47,14 @@ def cells_table(sweep: SweepData) -> Table:
     shown = shown_figures(sweep)
     scores = tuple(f"{one.title} {arm}" for one in shown for arm in ARMS)
     worst = tuple(f"{one.title} worst site" for one in shown[:1])
-    columns = ("Cell", *names.values(), "Seeds", *scores, *worst, "ε", "Sent", "Updates")
+    extras = sweep.extras
+    more = (*scores, *worst, *(one.title for one in extras))
+    columns = ("Cell", *names.values(), "Seeds", *more, "ε", "Sent", "Updates")
     rows = []
     for cell in sweep.cells:
         figures = [summarise(cell.by_arm(one.key, arm)).text() for one in shown for arm in ARMS]
         figures += [summarise(cell.worst_site(one)).text() for one in shown[:1]]
+        figures += [summarise(cell.values(one.of)).text() for one in extras]
         sent = [summarise(of).mean for of in (cell.num_bytes(), cell.update_bytes())]
         rows.append(
             (
@@ -121,15 +124,16 @@ def runs_csv(sweep: SweepData) -> str:
     writer = csv.writer(text, lineterminator="\n")
     scores = [f"{one.key}_{arm}" for one in shown for arm in ARMS]
     worst = [f"{one.key}_worst_site" for one in shown]
-    writer.writerow(
-        ["cell", "seed", "run", *keys, *scores, *worst, "epsilon", "bytes", "update_bytes"]
-    )
+    extras = sweep.extras
+    more = [*scores, *worst, *(one.key for one in extras)]
+    writer.writerow(["cell", "seed", "run", *keys, *more, "epsilon", "bytes", "update_bytes"])
     for cell in sweep.cells:
         for index, (seed, run) in enumerate(zip(sweep.seeds, cell.runs, strict=True)):
             if run is None:
                 continue
             row: list[Any] = [value for one in shown for value in results.by_arm(run, one.key)]
             row += [cell.worst_site(one)[index] for one in shown]
+            row += [one.of(run) for one in extras]
             row += [spending.stated_epsilon(run), conduct.total_bytes(run.federated)]
             row.append(conduct.update_bytes(run.federated))
             settings = [cell.cell.settings[key] for key in keys]

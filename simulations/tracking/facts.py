@@ -83,9 +83,18 @@ def _points(name: str, arm: Arm) -> Iterator[Point]:
         time_s = datetime.fromisoformat(record.started).timestamp() + record.seconds
         values = dict(record.metrics or {})
         if name == FEDERATED:
-            values |= _cost(record)
+            values |= _cost(record) | _alphas(arm, record.round_number)
         for key, value in values.items():
             yield Point(f"{name}/{key}", record.round_number, float(value), time_s)
+
+
+def _alphas(arm: Arm, round_number: int) -> dict[str, float]:
+    """What sites learned in a round (APFL): only a simulation has their folders to read."""
+    return {
+        f"alpha/{site}": by_round[round_number]
+        for site, by_round in arm.alphas.items()
+        if round_number in by_round
+    }
 
 
 def _cost(record: RoundRecord) -> dict[str, float]:

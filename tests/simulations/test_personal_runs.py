@@ -28,7 +28,10 @@ from medfed.simulations.auditing.ledger_part import audit_run_ledgers
 from medfed.simulations.explaining.load import load_trained
 from medfed.simulations.reporting.arms import is_training
 from medfed.simulations.reporting.report import write_report
+from medfed.simulations.reporting.run_data import load_run
 from medfed.simulations.study import Options, run_study
+from medfed.simulations.tracking.facts import facts_of
+from medfed.simulations.tracking.tensorboard_files import EVENTS_FOLDER, write_event_files
 
 MASKS = """
 [study]
@@ -260,6 +263,8 @@ def test_personal_models_leave_the_global_one_as_fedavg_has_it(serial: Run, algo
 
 @pytest.mark.slow
 def test_learned_alphas_are_shown_and_leave_no_site(serial: Run) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
     folder = serial(*CHANGES["apfl"])
     assert "alpha at the end" in write_report(folder).read_text()
     trained = {
@@ -274,6 +279,15 @@ def test_learned_alphas_are_shown_and_leave_no_site(serial: Run) -> None:
     }
     assert set(shown) == trained
     assert len({site for site, _ in trained}) == 3
+    write_event_files([facts_of(load_run(folder))])
+    events = EventAccumulator(str(folder / EVENTS_FOLDER)).Reload()
+    tracked = {
+        (tag.rpartition("/")[2], event.step): event.value
+        for tag in events.Tags()["scalars"]
+        if "/alpha/" in tag
+        for event in events.Scalars(tag)
+    }
+    assert tracked == pytest.approx(shown, rel=1e-6)
     for site, last in {site: number for site, number in sorted(trained)}.items():
         [parts] = (arm(folder).folder / "sites" / site / "state" / "personal").iterdir()
         assert shown[site, last] == float(load_file(max(parts.iterdir()))[ALPHA])

@@ -22,7 +22,7 @@ from medfed.simulations.reporting.sweep_tables import (
     target_table,
     to_latex,
 )
-from medfed.simulations.reporting.tables import Table, to_markdown
+from medfed.simulations.reporting.tables import ABSENT, Table, to_markdown
 from medfed.simulations.study import Options
 from medfed.simulations.sweep import cells_of, planned_runs, start_sweep, study_of
 
@@ -139,6 +139,8 @@ def test_a_sweep_runs_ordinary_runs_and_sums_them_up(medfed, swept, tmp_path) ->
     assert text in (sweep / "cells.md").read_text()
     assert text in (sweep / "report.html").read_text()
     assert text.replace("±", r"$\pm$") in (sweep / "cells.tex").read_text()
+    assert "alpha" not in rows["c001-s3"]
+    assert "Learned alpha" not in (sweep / "report.html").read_text()
     for figure in ("cells", "against-key"):
         assert (sweep / "figures" / f"{figure}.png").stat().st_size > 5_000
 
@@ -150,6 +152,39 @@ def test_a_sweep_runs_ordinary_runs_and_sums_them_up(medfed, swept, tmp_path) ->
     settings = ("--set", "study.seed=4", "--set", "training.learning_rate=0.02")
     medfed("simulate", one, "--out", alone, *QUICK, *settings)
     assert weights_of(alone) == weights_of(sweep / "runs" / "c002-s4")
+
+
+@pytest.mark.slow
+def test_learned_alphas_are_a_column_of_every_table(medfed, tiny, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    vary = '[sweep.vary]\n"federation.apfl_alpha_rate" = [0.0, 0.5]\n'
+    tiny.write_text(f"{tiny.read_text()}[sweep]\nseeds = [3, 4]\n{vary}")
+    sweep = tmp_path / "sweep"
+    values = ("federation.algorithm=apfl", "privacy.unit=none", "training.rounds=2")
+    medfed("simulate", tiny, "--out", sweep, "--quiet", *(f"--set={value}" for value in values))
+    with (sweep / "runs.csv").open() as file:
+        rows = {row["run"]: row["alpha"] for row in csv.DictReader(file)}
+    assert (rows.pop("c001-s3"), rows.pop("c001-s4")) == ("", "")  # a fixed alpha is in the study
+    for name, shown in rows.items():
+        ends = {}
+        personal = (sweep / "runs" / name / "personal.csv").read_text()
+        for line in csv.DictReader(personal.splitlines()):
+            ends[line["site"]] = float(line["alpha"])  # the last round is the last line
+        assert len(ends) == 3
+        assert float(shown) == pytest.approx(np.mean(list(ends.values())), abs=1e-12)
+    first, second = map(float, rows.values())
+    assert first != second
+    text = f"{(first + second) / 2:.3f} ± {abs(first - second) / math.sqrt(2):.3f}"
+    heads, _, fixed, learned = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (sweep / "cells.md").read_text().splitlines()
+    )
+    place = heads.index("Learned alpha")
+    assert (fixed[place], learned[place]) == (ABSENT, text)
+    latex = (sweep / "cells.tex").read_text().splitlines()[-3]
+    assert latex.split(" & ")[place] == text.replace("±", r"$\pm$")
+    page = (sweep / "report.html").read_text()
+    assert text in page
+    assert "no site sends it" in page
 
 
 @pytest.mark.slow

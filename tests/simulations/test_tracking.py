@@ -119,14 +119,27 @@ def test_a_sweep_is_a_run_of_the_tool_for_each_of_its_runs_where_the_user_says(
     from mlflow.tracking import MlflowClient
 
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{here / 'elsewhere.db'}")
-    tiny.write_text(tiny.read_text() + '[sweep.vary]\n"training.learning_rate" = [0.1, 0.02]\n')
-    medfed("simulate", tiny, "--out", "swept", *QUICK, "--track", "mlflow")
+    tiny.write_text(tiny.read_text() + '[sweep.vary]\n"federation.apfl_alpha_rate" = [0.5, 0.0]\n')
+    apfl = ("--set", "federation.algorithm=apfl", "--set", "privacy.unit=none")
+    medfed("simulate", tiny, "--out", "swept", *QUICK, *apfl, "--track", "mlflow")
     assert not Path("mlflow.db").exists()
     client = MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name("tiny")
     found = client.search_runs([experiment.experiment_id])
-    rates = {run.info.run_name: run.data.params["training.learning_rate"] for run in found}
-    assert rates == {"c001-s3": "0.1", "c002-s3": "0.02"}
+    runs = {run.info.run_name: run for run in found}
+    rates = {name: run.data.params["federation.apfl_alpha_rate"] for name, run in runs.items()}
+    assert rates == {"c001-s3": "0.5", "c002-s3": "0.0"}
+    # What sites learned, by round, as their own folders have it; nothing where alpha is fixed.
+    run = load_run(Path("swept/runs/c001-s3"))
+    assert run.federated is not None
+    assert len(run.federated.alphas) == 3
+    for site, by_round in run.federated.alphas.items():
+        key, run_id = f"federated/alpha/{site}", runs["c001-s3"].info.run_id
+        history = client.get_metric_history(run_id, key)
+        assert {metric.step: metric.value for metric in history} == by_round
+        assert by_round[1] == 0.5
+        assert by_round[2] != 0.5
+    assert not [key for key in runs["c002-s3"].data.metrics if "alpha" in key]
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import pytest
 
 from medfed.client.own_parts import OwnParts
 from medfed.server.records import ArmFolder
+from medfed.simulations.reporting.compare import compare_runs
 from medfed.simulations.reporting.personal import personal_csv, personal_table
 from medfed.simulations.reporting.report import write_report
 from medfed.simulations.reporting.run_data import load_run
@@ -80,6 +81,21 @@ def test_alphas_are_kept_by_round_as_a_table_for_programs(personal: Callable[...
         if alpha:
             found.setdefault(site, {})[int(number)] = float(alpha)
     assert found == ALPHAS
+
+
+def test_alphas_stand_beside_those_of_other_runs_where_any_were_learned(
+    personal: Callable[..., Path], make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    plain, learned = make_run("plain", arms=("federated",)), personal(**LEARNED)
+    both = compare_runs([plain, learned], tmp_path / "both")
+    # (0.75 + 0.125) / 2: the third site has not trained.
+    assert [row[both.columns.index("Learned alpha")] for row in both.rows] == [ABSENT, "0.438"]
+    lines = csv.DictReader(both.csv.read_text().splitlines())
+    assert [line["alpha"] for line in lines] == ["", "0.4375"]
+    assert "no site sends it" in both.html.read_text()
+    neither = compare_runs([plain, plain], tmp_path / "neither")
+    assert "Learned alpha" not in neither.columns
+    assert "alpha" not in neither.csv.read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,61 @@
+"""Figures that few runs have: columns of runs side by side, where any of them has one."""
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from medfed.simulations.reporting.failures import attack_share
+from medfed.simulations.reporting.personal import mean_alpha
+from medfed.simulations.reporting.run_data import RunData
+
+
+class Extra(NamedTuple):
+    """A figure of a run.
+
+    Attributes:
+        title: Heads its column on a page.
+        key: Heads it in a file.
+        of: Its value, None where a run has none.
+        says: What it is, a sentence.
+    """
+
+    title: str
+    key: str
+    of: Callable[[RunData], float | None]
+    says: str
+
+
+_EXTRAS = (
+    Extra(
+        "Learned alpha",
+        "alpha",
+        mean_alpha,
+        "Learned alpha is the mean over sites of the share of its own weights that each ended with "
+        "(APFL), from the simulated sites' own folders: no site sends it.",
+    ),
+    Extra(
+        "Backdoor success",
+        "backdoor_success",
+        lambda run: attack_share(run, "backdoor", "success"),
+        "Backdoor success is the share of held-out images of other classes that the federated "
+        "model takes for the target once they have the trigger.",
+    ),
+    Extra(
+        "Without trigger",
+        "backdoor_without_trigger",
+        lambda run: attack_share(run, "backdoor", "without_trigger"),
+        "Without trigger is that share of the same images as they are: mere mistakes.",
+    ),
+    Extra(
+        "Label flip success",
+        "label_flip_success",
+        lambda run: attack_share(run, "label_flip", "success"),
+        "Label flip success is the share of held-out images that the federated model calls what "
+        "poisoned sites call their class.",
+    ),
+)
+
+
+def extras_of(runs: Iterable[RunData]) -> tuple[Extra, ...]:
+    """Return the figures that any of the runs has."""
+    every = tuple(runs)
+    return tuple(one for one in _EXTRAS if any(one.of(run) is not None for run in every))
