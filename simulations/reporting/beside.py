@@ -71,7 +71,8 @@ def _tickets(count: int) -> int:
 
 
 def _draw_some(plots: Plots, tickets: int) -> Drawings:
-    names, drawn = list(plots), {}
+    names = list(plots)
+    drawn: Drawings = {}
     while ticket := os.read(tickets, _TICKET_BYTES):
         name = names[int.from_bytes(ticket)]
         drawn |= draw_all({name: plots[name]})
