@@ -9,6 +9,7 @@ Shapes: D coordinates.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import cast
 
 import numpy as np
@@ -72,13 +73,6 @@ class Federation:
     def __init__(self, setting: SiteSetting, num_sites: int, *, seeded: bool) -> None:
         self.setting, self.study, self.seeded = setting, setting.study, seeded
         self.names = [f"site-{n}" for n in range(num_sites)]
-        policy = {"unit": "none", "allow_seeded_noise": seeded}
-        self._sites = {
-            name: SiteConfig.model_validate(
-                {"name": name, "data": {"stores": ["none"]}, "policy": policy}
-            )
-            for name in self.names
-        }
 
     def sum(
         self,
@@ -88,7 +82,7 @@ class Federation:
         dropped: Collection[str] = (),
         silent: Collection[str] = (),
     ) -> MaskedSum:
-        """Run a round.
+        """Run a round, of sites that know of no other: a real one opens its sum once only.
 
         Args:
             updates: Of each site, [D]; zeros for those that are not named.
@@ -99,14 +93,37 @@ class Federation:
         Raises:
             UpdateError: A site refuses its update: nothing leaves it.
         """
+        with TemporaryDirectory() as folder:
+            sites = {name: self._site(name, Path(folder)) for name in self.names}
+            return self._sum(sites, updates, round_number, dropped, silent)
+
+    def _site(self, name: str, folder: Path) -> SiteConfig:
+        return SiteConfig.model_validate(
+            {
+                "name": name,
+                "data": {"stores": ["none"]},
+                "policy": {"unit": "none", "allow_seeded_noise": self.seeded},
+                "state": name,
+                "folder": folder,
+            }
+        )
+
+    def _sum(
+        self,
+        sites: Mapping[str, SiteConfig],
+        updates: Mapping[str, Values],
+        round_number: int,
+        dropped: Collection[str],
+        silent: Collection[str],
+    ) -> MaskedSum:
         context = context_of(self.study, RUN, round_number, len(self.names))
         secure = SecureRound(context, self.names, NUM_COORDINATES)
         memories = {name: _Memory() for name in self.names}
-        for name, site in self._sites.items():
+        for name, site in sites.items():
             request = self._phase(round_number, b"")
             secure.on_keys(name, offer_keys(request, site, memories[name]).payload)
         request = self._phase(round_number, secure.roster())
-        for name, site in self._sites.items():
+        for name, site in sites.items():
             secure.on_shares(name, share_secrets(request, site, memories[name]).payload)
         masked = {}
         for name in sorted(secure.sharers() - set(dropped)):
@@ -116,13 +133,13 @@ class Federation:
             else:
                 asked = self._training(round_number, parcels)
                 update = update_of(updates.get(name, np.zeros(NUM_COORDINATES)))
-                training = MaskedTraining(asked, self._sites[name], memory)
+                training = MaskedTraining(asked, sites[name], memory)
                 vector = cast(Vector, training.mask(update)[MASKED])
             masked[name] = vector.copy()
             secure.on_masked(name, vector)
         request = self._phase(round_number, secure.survivors())
         for name in sorted(secure.summed):
-            secure.on_reveal(name, reveal(request, self._sites[name], memories[name]).payload)
+            secure.on_reveal(name, reveal(request, sites[name], memories[name]).payload)
         return MaskedSum(masked, secure.result())
 
     def release(self, found: MaskedSum, round_number: int, state: Path) -> Values:
