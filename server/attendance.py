@@ -138,7 +138,9 @@ class Attendance:
     def _missing(self, present: int, needed: int) -> str:
         absent = {**self._awaited, **self._strategy.absent}
         who = ", ".join(f"{name} ({why.reason})" for name, why in sorted(absent.items()))
+        # With a threshold of shares above the quorum, a masked round can lack more than that.
+        short = " It was tried without those that are missing, and was short." * (present >= needed)
         return (
-            f"{present} sites were connected and willing, the quorum is {needed}. "
+            f"{present} sites were connected and willing, the quorum is {needed}.{short} "
             f"Missing: {who or 'sites that have not joined yet'}."
         )

@@ -62,7 +62,7 @@ class ModelRequest:
             parameter; None without, and where the model is evaluated.
         counted_round: The last round in which this site's update counted; 0 for none. With error
             feedback (`client.compression`) that decides what it still owes.
-        packed_weights: What `weights` came in, if they came in a message.
+        packed_weights: What `weights` came in, if they came in a message and are not large.
     """
 
     study: StudyConfig

@@ -32,6 +32,8 @@ _ALLOWED_TYPES = (
     "bool",
 )
 _STYPE = "safetensors"
+# Of a small model unpacking takes as long as a step; a large one's memory is worth more.
+_MOST_REMEMBERED = 1 << 26
 _DIGITS = 6
 
 
@@ -259,11 +261,13 @@ def arrays_of(content: RecordDict, name: str = "arrays") -> StateDict:
 
 
 def model_arrays_of(content: RecordDict) -> tuple[StateDict, bytes]:
-    """Return a message's arrays, and what they came in.
+    """Return a message's arrays, and what they came in: nothing if that is too large to remember.
 
     Where the last message came with the same bytes, its arrays are the same; none can be written.
     """
     data = bytes(_packed_in(_arrays_in(content, "arrays")))
+    if len(data) > _MOST_REMEMBERED:
+        return _unpacked(data), b""
     return dict(_unpacked_once(data)), data
 
 

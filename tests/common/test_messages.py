@@ -1,6 +1,7 @@
 """Messages survive the wire exactly, and anything malformed is refused by name."""
 
 import io
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,20 @@ def test_model_request_names_its_very_weights() -> None:
             STUDY, "r", 1, messages.pack_arrays(weights), frozen_sha256="f"
         )
         assert messages.unpack_model_request(packed()).weights_digest() == digest(weights)
+
+
+def test_large_weights_are_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("medfed.common.messages.records._MOST_REMEMBERED", 8)
+    for value in (1.0, np.nan):
+        weights = {"w": np.full(3, value, np.float32)}
+        packed = messages.pack_model(
+            STUDY, "r", 1, messages.pack_arrays(weights), frozen_sha256="f"
+        )
+        request = messages.unpack_model_request(packed())
+        assert request.packed_weights == b""
+        assert request.weights_digest() == digest(weights)
+        with pytest.raises(MessageError) if np.isnan(value) else nullcontext():
+            request.check_finite()
 
 
 def test_weights_that_sites_share_are_theirs_to_read_only() -> None:
