@@ -41,6 +41,18 @@ _WITH_NOISE = ("noisy", "masked")
 SITES = ("scanner-1", "scanner-2", "scanner-3")
 ROUNDS = 2
 
+_NOISY = """
+[training]
+rounds = {rounds}
+local_steps = 4
+learning_rate = 0.1
+[privacy]
+unit = "patient"
+noise_multiplier = 1.0
+sample_rate = 0.3
+images_per_patient = 2
+target_delta = 1e-3
+"""
 _STUDY = """
 [study]
 name = "faults"
@@ -73,29 +85,9 @@ batch_size = 8
 [privacy]
 unit = "none"
 """,
-    "noisy": """
-[training]
-rounds = {rounds}
-local_steps = 4
-learning_rate = 0.1
-[privacy]
-unit = "patient"
-noise_multiplier = 1.0
-sample_rate = 0.3
-images_per_patient = 2
-target_delta = 1e-3
-""",
-    "masked": """
-[training]
-rounds = {rounds}
-local_steps = 4
-learning_rate = 0.1
-[privacy]
-unit = "patient"
-noise_multiplier = 1.0
-sample_rate = 0.3
-images_per_patient = 2
-target_delta = 1e-3
+    "noisy": _NOISY,
+    "masked": _NOISY
+    + """\
 [secure_aggregation]
 enabled = true
 """,
