@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from medfed.client.annotations import ANNOTATIONS_FILE, Visit, read_visits, write_visits
 from medfed.client.batches import BatchLoader
 from medfed.client.data.site_data import ImageSet, SiteData
+from medfed.client.personal import weights_before
 from medfed.client.site import SiteConfig
 from medfed.client.training import Round
 from medfed.client.workspace import Workspace
@@ -62,7 +63,7 @@ def annotated(here: Workspace, request: ModelRequest, site: SiteConfig, this: Ro
         labelled = {patient for visit in visits for patient in visit.patients}
         # A site that was not asked in the round of a visit makes up for it.
         number = section.patients * (due - made)
-        scoring = (here.model, request.weights, here.task)
+        scoring = (here.model, weights_before(here, request, site), here.task)
         remaining = _without(data.unlabelled, labelled)
         chosen = _choose(remaining, section, number, this, scoring)
         visits = [*visits, Visit(due, this.round_number, tuple(chosen))]
@@ -122,7 +123,13 @@ def uncertainties(
     acquisition: Literal["entropy", "margin"],
 ) -> npt.NDArray[np.float64]:
     """Return how unsure the model is of each image, [N]: higher is less sure."""
-    assert isinstance(task, Classification | Segmentation)
+    if not isinstance(task, Classification | Segmentation):
+        raise SiteRefusal(
+            RefusalReason.STUDY,
+            "This site's [annotation] scores images by the answers of a classification or "
+            "segmentation, and the study's plug-in extends neither: set acquisition = "
+            '"random".',
+        )
     exclusive = isinstance(task, Classification) and task.mode != "multilabel"
     write_state(model, weights)
     model.eval()

@@ -62,7 +62,8 @@ def compressed(
     section = request.study.compression
     if section.update == "none":
         return update
-    parameters = trained_parameters(model)
+    # With fedbn some train and stay here.
+    parameters = tuple(name for name in trained_parameters(model) if name in update)
     if not section.keeps_residual:
         names = (request.round_number, site.name)
         rng = numpy_rng(request.study.study.seed, "rounding", *names)

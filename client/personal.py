@@ -64,6 +64,19 @@ def own_weights(here: Workspace, request: ModelRequest, site: SiteConfig) -> Sta
     return combined(study, request.weights, part, trained_parameters(here.model))
 
 
+def weights_before(here: Workspace, request: ModelRequest, site: SiteConfig) -> StateDict:
+    """Return the global model as this site has it before it trains the round.
+
+    With fedbn the site's own normalisations are a part of it, which no request brings.
+    """
+    study = request.study
+    if study.federation.algorithm != "fedbn":
+        return request.weights
+    parts = OwnParts(site.state_folder, request.run, study.digest())
+    start = _start(here, request)
+    return request.weights | (parts.after(request.round_number - 1, start) or start)
+
+
 def combined(
     study: StudyConfig, weights: StateDict, part: StateDict, parameters: tuple[str, ...]
 ) -> StateDict:

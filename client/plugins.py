@@ -63,6 +63,11 @@ def check_private(model: nn.Module, task: Task, study: StudyConfig) -> None:
     last: tuple[nn.Module, StudyConfig] | None = getattr(_local, "checked", None)
     if last is None or last[0] is not model or last[1] != study:
         check_images_apart(model, task, study)
+        if study.privacy.at_sites:
+            # Opacus takes seconds to import and is needed under DP only.
+            from medfed.client.privacy.books_trial import check_books
+
+            check_books(model, task, study)
         _local.checked = (model, study)
 
 

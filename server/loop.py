@@ -15,6 +15,7 @@ from medfed.common.files import write_json
 from medfed.common.state_dicts import digest, read_state, write_state
 from medfed.common.study import StudyConfig
 from medfed.server.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, write_weights
+from medfed.server.participants import least_present
 from medfed.server.progress import Progress
 from medfed.server.quorum import without_quorum
 from medfed.server.records import ArmFolder, RoundRecord, RunPlan, now
@@ -45,12 +46,13 @@ def run_study(grid: Grid, study: StudyConfig, plan: RunPlan, arm: ArmFolder) -> 
 def _round(run: Run, progress: Progress) -> str:
     """Run the next round, or try to. Returns why the run ends here, or nothing to go on."""
     number = progress.round_number + 1
-    run.attendance.gather(number, run.needed)
+    run.attendance.gather(number, _least_present(run))
     started, clock = now(), time.perf_counter()
     bound = run.privacy.bound if run.privacy else None
     reason = _spent(run, number, progress)
     if reason:
         return reason
+    _check_draw(run)
     arrays = train_round(run, number, progress, started)
     if arrays is None:
         return without_quorum(run, number)
@@ -99,6 +101,27 @@ def _spent(run: Run, number: int, progress: Progress) -> str:
             f"{run.plan.min_sites}. Nothing is lost: resume once the sites are back."
         )
     return run.privacy.over_budget(number, progress.weights)
+
+
+def _least_present(run: Run) -> int:
+    """Return how many sites must be there for a round that can count."""
+    # Under site-level privacy who is drawn must not decide that.
+    return run.needed if run.privacy else least_present(run.needed, run.study)
+
+
+def _check_draw(run: Run) -> None:
+    """Refuse a round that could not count, before any site trains or is charged for it.
+
+    Raises:
+        RunError: federation.fraction draws fewer sites than are needed.
+    """
+    least, present = _least_present(run), len(run.strategy.present)
+    if run.study.federation.fraction < 1 and run.needed <= present < least:
+        raise RunError(
+            f"federation.fraction = {run.study.federation.fraction:g} of the {present} sites that "
+            f"are here is fewer than the {run.needed} that have to answer in every round; {least} "
+            "would do. Raise federation.fraction, or lower federation.min_sites."
+        )
 
 
 def _keep(run: Run, progress: Progress, record: RoundRecord) -> None:

@@ -1,5 +1,6 @@
 """Who takes part: the sites that joined, and the draw of a round's participants."""
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -35,6 +36,17 @@ def draw_participants(
     return _share(sites, study.federation.fraction, rng)
 
 
+def least_present(needed: int, study: StudyConfig) -> int:
+    """Return how many sites must be there for `draw_participants` to draw as many as are needed."""
+    fraction = study.federation.fraction
+    if needed == 1:
+        return 1
+    least = max(needed, math.floor((needed - 0.5) / fraction))
+    while _count(least, fraction) < needed:
+        least += 1
+    return least
+
+
 def draw_evaluators(
     sites: Collection[Participant], study: StudyConfig, round_number: int
 ) -> list[Participant]:
@@ -50,10 +62,14 @@ def _share(
     sites: Collection[Participant], fraction: float, rng: np.random.Generator
 ) -> list[Participant]:
     ordered = sorted(sites, key=lambda site: site.name)
-    count = max(1, round(fraction * len(ordered)))
+    count = _count(len(ordered), fraction)
     if count >= len(ordered):
         return ordered
     return [ordered[i] for i in sorted(rng.choice(len(ordered), size=count, replace=False))]
+
+
+def _count(num_sites: int, fraction: float) -> int:
+    return max(1, round(fraction * num_sites))
 
 
 def site_weight(

@@ -1,5 +1,7 @@
 """What becomes of a round that too few sites answered: begun anew, or the end of the run."""
 
+from collections.abc import Mapping
+
 from medfed.common.errors import RefusalReason, RunError
 from medfed.server.conversation import Absence
 from medfed.server.records import SiteRound
@@ -38,8 +40,19 @@ def without_quorum(run: Run, number: int) -> str:
     answers = ", ".join(f"{name}: {site.status} ({site.reason})" for name, site in states.items())
     raise RunError(
         f"Round {number} had {strategy.num_updates} usable updates, the quorum is "
-        f"{run.needed}. {answers}. Nothing is lost: resume once the sites are back."
+        f"{run.needed}. {answers}. {_way_out(states)}"
     )
+
+
+def _way_out(states: Mapping[str, SiteRound]) -> str:
+    is_rejected = any(site.status == "rejected" for site in states.values())
+    if is_rejected and not any(map(_may_return, states.values())):
+        return (
+            "What was rejected comes out the same again, so a resumed run ends here too. Where "
+            "training diverged (NaN, infinite values), start anew with a lower "
+            "training.learning_rate."
+        )
+    return "Nothing is lost: resume once the sites are back."
 
 
 def _may_return(site: SiteRound) -> bool:

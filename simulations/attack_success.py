@@ -3,7 +3,8 @@
 backdoor: held-out images of other classes, with the trigger put into them, that the model takes for
 the target; and without it, as the measure of mere mistakes. label_flip: held-out images that the
 model calls what the poisoned sites call their class. Each for the federated model, and for the
-pooled one, whose data nobody poisoned.
+pooled one, whose data nobody poisoned. Where sites have a model of their own, each is asked about
+its own images, as for all figures.
 
 Shapes: B images, C channels, *S spatial, L classes.
 """
@@ -25,7 +26,7 @@ from medfed.common.study.failures import DATA_POISONS, BackdoorSection, Failures
 from medfed.common.study_file import parse_study_json
 from medfed.common.tasks import Classification
 from medfed.server.records import ArmFolder
-from medfed.simulations.held_out import final_model, held_out_images, task_of
+from medfed.simulations.held_out import FinalModels, held_out_images, task_of
 from medfed.simulations.poisoning import flipped_class, stamp
 
 ATTACKS_FILE = "attacks.json"
@@ -71,6 +72,8 @@ def attack_success(arm: Path, failures: FailuresSection) -> dict[str, dict[str, 
     """
     study = parse_study_json((arm / "study.json").read_text(encoding="utf-8"))
     found: dict[str, dict[str, Any]] = {}
+    if not isinstance(task_of(arm, study), Classification):
+        return found  # a plug-in's, which says in a way of its own what a model answers
     if failures.backdoor is not None:
         found["backdoor"] = _backdoor(arm, study, failures.backdoor)
     if failures.poisoned_by("label_flip"):
@@ -108,10 +111,11 @@ def _label_flip(arm: Path, study: StudyConfig, failures: FailuresSection) -> dic
 def _answers(arm: Path, study: StudyConfig, trigger: int) -> Iterator[tuple[ImageSet, Shares]]:
     """Each site's held-out images, with a trigger of so many pixels, and the model's answers."""
     task = task_of(arm, study)
-    assert isinstance(task, Classification)  # StudyConfig refuses others
-    model = final_model(arm, study, task)
+    assert isinstance(task, Classification)  # or `attack_success` asks for none
+    models = FinalModels(arm, study, task)
     size = study.evaluation.batch_size
-    for _, images in held_out_images(arm, study):
+    for site, images in held_out_images(arm, study):
+        model = models.of(site)
         seen = images
         if trigger:
             # What the set is made of; a cached property is not.

@@ -28,6 +28,7 @@ from medfed.common.download import cache_folder
 from medfed.common.errors import RunError
 from medfed.common.files import read_json, without_waiting, write_atomically, write_json
 from medfed.common.study import CompressionSection, StatisticsSection, StudyConfig
+from medfed.common.study.aggregation import AggregationSection
 from medfed.common.study_file import load_study, study_to_toml
 from medfed.server.app import main as server_main
 from medfed.server.records import ArmFolder, RunPlan, now
@@ -231,8 +232,7 @@ def _prepare_arm(
     if arm == "pooled":
         if study.data.harmonise != "none":
             store = store_harmonised(store, hospitals.sites, study)
-        # As many as train for one round.
-        own, train_sites = _pooled_study(own, study.federation.buffer_size or len(names)), (POOLED,)
+        own, train_sites = _pooled_study(own, _num_training(study, len(names))), (POOLED,)
     elif arm != "federated":
         own, train_sites = _local_study(own), (arm.removeprefix("local-"),)
     # Of the arm's own study: what a site's policy allows is what that asks.
@@ -268,11 +268,13 @@ def _alone(study: StudyConfig, *, is_pooled: bool) -> tuple[StudyConfig, str]:
 
     Site-level privacy hides a site among others, secure aggregation an update among others.
     Statistics are for a server that sees no data. Alone, no update travels that could be made
-    small. Grey levels are brought to those of all sites: one site alone knows no others, and
-    whoever holds all data does it beforehand, site by site.
+    small, and there is no other to be combined with or outvoted. Grey levels are brought to those
+    of all sites: one site alone knows no others, and whoever holds all data does it beforehand,
+    site by site.
     """
-    # What an algorithm does is about several sites: alone, training is training.
+    # What an algorithm or a rule does is about several sites: alone, training is training.
     changes: dict[str, Any] = {
+        "aggregation": AggregationSection(),
         "statistics": StatisticsSection(),
         "compression": CompressionSection(),
         "federation": study.federation.without_algorithm(),
@@ -294,6 +296,12 @@ def _alone(study: StudyConfig, *, is_pooled: bool) -> tuple[StudyConfig, str]:
         by_site = "Grey levels were harmonised beforehand, site by site, from exact histograms."
         note = f"{note} {by_site}".strip()
     return study.model_copy(update=changes), note
+
+
+def _num_training(study: StudyConfig, num_sites: int) -> int:
+    """Return how many sites train for one round, as it is drawn or expected."""
+    federation = study.federation
+    return federation.buffer_size or max(1, round(federation.fraction * num_sites))
 
 
 def _pooled_study(study: StudyConfig, num_sites: int) -> StudyConfig:

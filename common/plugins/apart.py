@@ -41,46 +41,48 @@ def check_images_apart(model: nn.Module, task: Task, study: StudyConfig) -> None
         StudyError: Says which plug-in, what it does, and the way out.
     """
     _check_layers(model, study)
-    inputs, targets = _made_up(task, study, next(model.parameters()).device)
+    inputs, targets = made_up(task, study, next(model.parameters()).device)
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     set_training_mode(model)
     first = slice(0, 1)
-    with _told(study):
+    with told(study):
         alone, again, *company = [
             _loss_and_gradient(model, task, _cut(inputs, rows), targets[rows])
             for rows in (first, first, [0, 1, 2], [0, 3, 4])
         ]
     if any(not torch.equal(buffer, buffers[name]) for name, buffer in model.named_buffers()):
-        raise _refused(study, "changes a buffer in training, which would leave without noise")
+        raise refused(study, "changes a buffer in training, which would leave without noise")
     if not _close(alone, again):
-        raise _refused(study, "gives the same image another gradient each time (dropout?)")
+        raise refused(study, "gives the same image another gradient each time (dropout?)")
     if not all(_close(alone, one) for one in company):
-        raise _refused(study, "gives an image another gradient in other company: it mixes patients")
-    with _told(study):
+        raise refused(study, "gives an image another gradient in other company: it mixes patients")
+    with told(study):
         mapped = _mapped_gradient(model, task, _cut(inputs, first), targets[first])
     if not _close(alone[1:], mapped):
-        raise _refused(study, "gives another gradient under torch.func.vmap than image by image")
+        raise refused(study, "gives another gradient under torch.func.vmap than image by image")
 
 
 @contextmanager
-def _told(study: StudyConfig) -> Iterator[None]:
+def told(study: StudyConfig) -> Iterator[None]:
+    """Turn whatever goes wrong while a plug-in is tried into a refusal."""
     try:
         yield
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
-        raise _refused(study, f"cannot be differentiated patient by patient ({why})") from error
+        raise refused(study, f"cannot be differentiated patient by patient ({why})") from error
 
 
 def _check_layers(model: nn.Module, study: StudyConfig) -> None:
     for name, module in model.named_modules():
         keeps = isinstance(module, _InstanceNorm) and module.track_running_stats
         if isinstance(module, _BatchNorm) or keeps:
-            raise _refused(
+            raise refused(
                 study, f"has {type(module).__name__} at {name}, which mixes patients: use GroupNorm"
             )
 
 
-def _refused(study: StudyConfig, what: str) -> StudyError:
+def refused(study: StudyConfig, what: str) -> StudyError:
+    """Return the error that a study's plug-ins do `what`, which cannot be under privacy."""
     plugins = study.plugins
     whose = [f"model.name = {study.model.name} ({plugins.model})"] if study.model.is_plugin else []
     if study.task.plugin:
@@ -133,7 +135,7 @@ def _cut(inputs: tuple[Tensor, ...], rows: slice | list[int]) -> tuple[Tensor, .
     return tuple(part[rows] for part in inputs)
 
 
-def _made_up(
+def made_up(
     task: Task, study: StudyConfig, device: torch.device
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Five images of noise with random labels, as a site would make a batch of them."""

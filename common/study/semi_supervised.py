@@ -76,6 +76,11 @@ def check_semi_supervised(study: "StudyConfig") -> None:
             f"{asked} is for classification, the task is {study.task.type}: a guess about one view "
             "of an image holds for another only where nothing in it has a place. Remove it."
         )
+    if study.task.plugin:
+        raise ValueError(
+            f'{asked} with task.plugin = "{study.task.plugin}": labels and guesses share one loss, '
+            "medfed's own, and the plug-in's would not be used. Remove one of the two."
+        )
     if study.federation.has_personal_models:
         raise ValueError(
             f'{asked} with federation.algorithm = "{study.federation.algorithm}": a personal model '

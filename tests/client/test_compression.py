@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from torch import nn
 
 from medfed.client.compression import OWED_FOLDER, compressed
@@ -172,3 +173,20 @@ def test_statistics_of_a_batchnorm_are_sent_whole_and_never_owed(site: SiteConfi
     from safetensors.numpy import load
 
     assert set(load(path.read_bytes())) == {"0.weight", "0.bias", "1.weight", "1.bias"}
+
+
+@pytest.mark.parametrize("how", ["fp16", "int8", "top_k"])
+def test_what_trains_and_stays_at_the_site_is_neither_sent_nor_owed(
+    site: SiteConfig, how: str
+) -> None:
+    model = nn.Sequential(nn.Linear(SIZE, 4, bias=False), nn.LayerNorm(4))
+    shared = {"0.weight": np.random.default_rng(1).normal(size=(4, SIZE)).astype(np.float32)}
+    weights = {"0.weight": np.zeros_like(shared["0.weight"])}
+    asked = ModelRequest(
+        study=study(how), run="run", round_number=1, weights=weights, frozen_sha256="f"
+    )
+    sent = compressed(shared, model, asked, site)
+    arrived = decode(sent, weights, ["0.weight"], study(how).compression)
+    assert set(arrived) == {"0.weight"}
+    [*files] = (site.state_folder / OWED_FOLDER).glob("*/*")
+    assert [set(load_file(file)) for file in files] == [{"0.weight"}] * (how != "fp16")

@@ -9,6 +9,7 @@ from medfed.server.participants import (
     Participant,
     draw_evaluators,
     draw_participants,
+    least_present,
     site_weight,
 )
 
@@ -31,6 +32,18 @@ def test_a_fraction_is_drawn_by_name_not_by_order_or_node() -> None:
         assert len(one) == 3
     rounds = {tuple(s.name for s in draw_participants(SITES, study, r)) for r in range(1, 20)}
     assert len(rounds) > 5
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.3, 1 / 3, 0.5, 0.7, 0.99, 1.0])
+@pytest.mark.parametrize("needed", [1, 2, 3, 4])
+def test_fewest_present_sites_are_those_that_a_draw_of_enough_needs(
+    fraction: float, needed: int
+) -> None:
+    study = load_study(DEMO, [f"federation.fraction={fraction}"])
+    sites = [Participant(f"s{number}", number, None) for number in range(50)]
+    drawn = [len(draw_participants(sites[:number], study, 1)) for number in range(1, 51)]
+    expected = next(number for number, of in enumerate(drawn, start=1) if of >= needed)
+    assert least_present(needed, study) == expected
 
 
 def test_a_share_evaluates_and_all_after_the_last_round() -> None:

@@ -23,6 +23,7 @@ from medfed.client.data.site_data import load_site_data
 from medfed.client.site import load_site
 from medfed.client.training import Round, train_without_privacy
 from medfed.common import messages
+from medfed.common.errors import RunError
 from medfed.common.ledger import Ledger
 from medfed.common.models import build_model, trained_state
 from medfed.common.models.cnn import lay_out_for_cpu
@@ -406,3 +407,50 @@ def test_audit_finds_weights_that_were_not_those_of_the_turn(
     site.start_sha256 = "0" * 64
     arm(run).rewrite_rounds(found)
     assert any(told in detail for detail in failed())
+
+
+@pytest.mark.parametrize(
+    ("changes", "num_training"),
+    [((), 4), (("federation.fraction=0.5",), 2), (FEDBUFF, 2)],
+    ids=["all", "half", "buffer"],
+)
+def test_pooled_arm_takes_the_steps_of_those_that_train_for_a_round(
+    prepare: Run, changes: tuple[str, ...], num_training: int
+) -> None:
+    folder = prepare('simulation.arms=["federated","pooled"]', *changes)
+    pooled = parse_study_json((folder / "arms" / "pooled" / "study.json").read_text())
+    assert pooled.training.local_steps == 2 * num_training
+
+
+def test_baselines_train_without_the_rule_that_combines_sites(prepare: Run) -> None:
+    folder = prepare(
+        'simulation.arms=["federated","pooled","local"]',
+        "training.rounds=1",
+        "aggregation.rule=median",
+        "aggregation.num_byzantine=1",
+        "aggregation.max_norm=0.001",
+        "federation.min_sites=3",
+    )
+    run_study(folder, Options(workers=1))
+    ends = {path.name: ArmFolder(path).read_outcome() for path in (folder / "arms").iterdir()}
+    assert len(ends) == 6
+    assert {end["state"] for end in ends.values() if end is not None} == {"finished"}
+    # One site, one update: none is scaled.
+    [pooled] = ArmFolder(folder / "arms" / "pooled").read_rounds()
+    assert pooled.sites["pooled"].reason == ""
+
+
+def test_a_draw_of_too_few_sites_is_refused_before_any_of_them_is_charged(prepare: Run) -> None:
+    folder = prepare(*PRIVATE, "federation.fraction=0.25")
+    with pytest.raises(RunError, match="of the 4 sites that are here is fewer than the 2"):
+        run_study(folder, Options(workers=1))
+    for path in arm(folder).folder.glob("sites/*/site.toml"):
+        assert not Ledger(load_site(path).state_folder).entries()
+
+
+def test_a_run_that_diverged_is_told_to_start_anew_not_to_wait(prepare: Run) -> None:
+    folder = prepare("training.learning_rate=1e30")
+    with pytest.raises(RunError, match=r"NaN|finite") as raised:
+        run_study(folder, Options(workers=1))
+    assert "lower training.learning_rate" in str(raised.value)
+    assert "sites are back" not in str(raised.value)

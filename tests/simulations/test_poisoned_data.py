@@ -19,6 +19,7 @@ from medfed.simulations.attack_success import ATTACKS_FILE
 from medfed.simulations.drifting import DRIFTED_FILE, last_site_file, site_file
 from medfed.simulations.poisoning import flipped_class, stamp
 from medfed.simulations.reporting.report import write_report
+from medfed.simulations.reporting.run_data import load_run
 from medfed.simulations.study import Options, prepare_run, run_study, start_study
 
 SITES = ("scanner-1", "scanner-2", "scanner-3")
@@ -186,6 +187,29 @@ def test_rounds_choose_the_file_of_a_drifting_site(tmp_path: Path) -> None:
         "site-3": [False, False, True],
         "pooled": [False, False, True],
     }
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        ("federation.algorithm=ditto",),
+        pytest.param(("federation.algorithm=fedbn", "model.name=resnet18"), marks=pytest.mark.slow),
+    ],
+    ids=["ditto", "fedbn"],
+)
+def test_success_is_of_the_models_that_the_sites_use(
+    prepare: Prepare, own: tuple[str, ...]
+) -> None:
+    run = prepare("own", *QUICK, *BACKDOOR, *own)
+    run_study(run, Options(workers=1))
+    found = read_json(run / ATTACKS_FILE)["federated"]["backdoor"]
+    federated = load_run(run).federated
+    assert federated is not None
+    # What the sites counted of their own models: true classes by answers.
+    matrix = sum(released.sums["matrix"] for released in federated.final_sums)
+    others = np.delete(matrix, 1, axis=0)
+    assert found["images"] == others.sum()
+    assert found["without_trigger"] == pytest.approx(others[:, 1].sum() / others.sum())
 
 
 @pytest.mark.slow

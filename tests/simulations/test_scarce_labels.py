@@ -5,13 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
+from medfed.client import annotating
 from medfed.client.annotations import ANNOTATIONS_FILE, Visit, read_visits
 from medfed.client.data.site_data import load_site_data
+from medfed.client.own_parts import OwnParts
 from medfed.client.site import load_site
 from medfed.common.errors import DataError, StudyError
+from medfed.common.models import trained_names
+from medfed.common.models.freezing import normalisation_names
+from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
-from medfed.common.study_file import load_study, parse_study
+from medfed.common.study_file import load_study, parse_study, parse_study_json
 from medfed.server import loop
 from medfed.server.records import ArmFolder
 from medfed.simulations.reporting.report import write_report
@@ -196,6 +202,40 @@ def test_acquisitions_choose_different_patients_and_a_late_site_catches_up(
         assert found == [(2, 3, 6), (3, 4, 3)]
     assert chosen["entropy"] != chosen["random"]
     assert chosen["margin"] != chosen["random"]
+
+
+def test_scores_are_by_the_model_with_a_site_s_own_normalisations(
+    prepare: Prepare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, tuple[set[str], StateDict]] = {}
+    score = annotating.uncertainties
+
+    def listening(model: nn.Module, weights: StateDict, *rest: Any) -> Any:
+        missing = set(trained_names(model)) - set(weights)
+        seen[rest[2].site] = missing, {n: weights[n] for n in normalisation_names(model)}
+        return score(model, weights, *rest)
+
+    monkeypatch.setattr(annotating, "uncertainties", listening)
+    masks = (
+        'task.type="segmentation"',
+        'task.classes=["nodule","effusion","cardiomegaly"]',
+        'model.name="unet"',
+        'model.norm="batch"',
+        "model.widths=[4,8]",
+        "federation.algorithm=fedbn",
+    )
+    few = ("simulation.labels.patients=6", "simulation.annotation.patients=3")
+    run = prepare("norms", *PLAIN, *few, *masks, "training.rounds=2")
+    # One network for all sites: what the last one left in it is not the next one's.
+    run_study(run, Options(workers=1))
+    arm = run / "arms" / "federated"
+    digest = parse_study_json((arm / "study.json").read_text()).digest()
+    assert seen.keys() == set(SITES)
+    for name, (missing, norms) in seen.items():
+        assert not missing
+        part = OwnParts(site_of(run, name).state_folder, "run/federated", digest).after(1, norms)
+        assert part is not None
+        assert all((norms[key] == part[key]).all() for key in norms)
 
 
 def test_damaged_annotations_stop_the_site(tmp_path: Path) -> None:

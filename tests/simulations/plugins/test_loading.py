@@ -194,6 +194,13 @@ def test_version_is_part_of_what_names_a_study() -> None:
             },
             "a rule of its own",
         ),
+        (
+            {
+                "task": {"classes": ["a", "b"], "plugin": "own"},
+                "semi_supervised": {"method": "pseudo_labels"},
+            },
+            "the plug-in's would not be used",
+        ),
         ({"plugins": {"model": "my-nets"}}, "plugins.model"),
     ],
     ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
