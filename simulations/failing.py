@@ -1,4 +1,4 @@
-"""Sites that fail as `[simulation.failures]` says: no answer, late, or a poisoned update.
+"""Sites that fail as `[simulation.failures]` says: no answer, one too late, or a poisoned update.
 
 Poisoned data and new scanners are in the sites' stores (`poisoning`, `drifting`).
 
@@ -53,6 +53,8 @@ class FailingSites(ClientApp):
         if self._is_silent(site, int(message.metadata.group_id)):
             return Message(Error(_CLIENT_APP_RAISED, "simulated: no answer"), reply_to=message)
         answer = self._client_app(message, context)
+        if self._is_late(site, int(message.metadata.group_id)):
+            return Message(Error(_CLIENT_APP_RAISED, "simulated: too late"), reply_to=message)
         kind = self._failures.poisoned.get(site)
         if kind is None or not answer.has_content() or self._factor(kind) == 1.0:
             return answer
@@ -79,6 +81,11 @@ class FailingSites(ClientApp):
             return True
         draw = numpy_rng(self._seed, "drop-out", round_number, site).random()
         return bool(draw < self._failures.drop_out)
+
+    def _is_late(self, site: str, round_number: int) -> bool:
+        share = self._failures.stragglers.get(site, 0.0)
+        draw = numpy_rng(self._seed, "straggler", round_number, site).random()
+        return bool(draw < share)
 
     def _poisoned(
         self, update: StateDict, kind: str, site: str, request: ModelRequest
@@ -118,7 +125,8 @@ def check_names(study: StudyConfig, sites: Collection[str]) -> None:
     assert study.simulation is not None
     failures = study.simulation.failures
     drifting = {} if failures.drift is None else failures.drift.from_round
-    unknown = {*failures.first_round, *failures.poisoned, *drifting} - set(sites)
+    named = {*failures.first_round, *failures.stragglers, *failures.poisoned, *drifting}
+    unknown = named - set(sites)
     if unknown:
         raise StudyError(
             f"simulation.failures names {', '.join(sorted(unknown))}; the sites are "

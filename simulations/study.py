@@ -51,6 +51,7 @@ from medfed.simulations.sites import (
     write_pooled_site,
     write_sites,
 )
+from medfed.simulations.uncertainty.columns import check_columns
 
 log = logging.getLogger(__name__)
 
@@ -180,6 +181,7 @@ def prepare_run(run: Path, preparing: Preparing | None = None) -> StudyConfig:
         strict=facts["strict"],
         progress=preparing,
     )
+    check_columns(study, store.columns)
     hospitals = make_hospitals(store, study)
     check_names(study, hospitals.sites)
     check_pace(study, hospitals.sites)

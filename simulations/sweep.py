@@ -6,6 +6,7 @@ again, what was interrupted goes on. The first seed of all combinations comes be
 <sweep folder>/
     sweep.json    the combinations ("cells") and seeds, and where the data is
     study.toml    the study, with its [sweep]
+    failures.json why runs failed when they were last tried, by the name of their folder
     runs/c001-s1/  run folder of cell 1 with seed 1
 """
 
@@ -31,6 +32,7 @@ from medfed.simulations.study import Options, Preparing, run_study, start_study
 log = logging.getLogger(__name__)
 
 SWEEP_FILE = "sweep.json"
+FAILURES_FILE = "failures.json"
 Watch = Callable[["PlannedRun", StudyConfig], AbstractContextManager[Preparing]]
 
 
@@ -183,7 +185,8 @@ def run_sweep(folder: Path, options: Options, watch: Watch) -> dict[str, str]:
     Returns:
         Why runs failed, by the name of their folder. The others went on.
     """
-    failures = {}
+    failures: dict[str, str] = {}
+    write_json(folder / FAILURES_FILE, failures)
     for run, study in _unfinished(folder):
         try:
             # The last file of a start: without it nothing has been done yet.
@@ -198,6 +201,7 @@ def run_sweep(folder: Path, options: Options, watch: Watch) -> dict[str, str]:
         except MedfedError as error:
             log.warning("%s failed: %s", run.folder.name, error)
             failures[run.folder.name] = str(error)
+            write_json(folder / FAILURES_FILE, failures)
     return failures
 
 

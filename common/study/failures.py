@@ -47,6 +47,9 @@ class FailuresSection(Section):
     """Probability that a site gives no answer to a round's training."""
     first_round: dict[str, PositiveInt] = Field(default_factory=dict)
     """The round from which a site answers training, by site name: it joins late."""
+    stragglers: dict[str, Fraction] = Field(default_factory=dict)
+    """Probability that a site's update comes after the round's deadline, by site name. It has
+    trained, and spent its patients' privacy, for a round that goes on without it."""
     poisoned: dict[str, Literal["sign_flip", "scale", "noise", "label_flip", "backdoor"]] = Field(
         default_factory=dict
     )
@@ -67,7 +70,7 @@ class FailuresSection(Section):
     @property
     def any(self) -> bool:
         """Whether any site's answer to training is spoiled, or missing."""
-        return bool(self.drop_out or self.first_round or self.poisoned)
+        return bool(self.drop_out or self.first_round or self.stragglers or self.poisoned)
 
     def poisoned_by(self, *kinds: str) -> tuple[str, ...]:
         """Return the sites that are poisoned in one of these ways, by name."""

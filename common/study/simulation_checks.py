@@ -62,6 +62,16 @@ def _check_failures(study: "StudyConfig", failures: FailuresSection) -> None:
                 f'task is {study.task.type}. Poison the update, e.g. "sign_flip".'
             )
         _check_classes(study, failures)
+    if failures.stragglers and study.federation.algorithm in ("fedbuff", "split"):
+        why = (
+            "nobody is late there. Set simulation.pace.seconds: who trains slowly"
+            if study.federation.algorithm == "fedbuff"
+            else "it answers step by step. Set simulation.failures.drop_out"
+        )
+        raise ValueError(
+            "simulation.failures.stragglers with federation.algorithm = "
+            f'"{study.federation.algorithm}": {why}.'
+        )
     if failures.drift is not None and study.data.harmonise != "none":
         raise ValueError(
             "simulation.failures.drift with data.harmonise: tables of grey levels are made once, "

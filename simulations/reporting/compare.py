@@ -18,10 +18,20 @@ from medfed.simulations.reporting.drawing import draw
 from medfed.simulations.reporting.extras import Extra, extras_of
 from medfed.simulations.reporting.figures import metric_curve
 from medfed.simulations.reporting.headline import unfinished_arms
+from medfed.simulations.reporting.latex import to_latex
+from medfed.simulations.reporting.paired import paired_csv, paired_table, paired_tests
 from medfed.simulations.reporting.rendering import render
 from medfed.simulations.reporting.results import ARMS
 from medfed.simulations.reporting.run_data import RunData, load_run
-from medfed.simulations.reporting.tables import ABSENT, Table, figure, num_bytes, seconds, small
+from medfed.simulations.reporting.tables import (
+    ABSENT,
+    Table,
+    figure,
+    num_bytes,
+    seconds,
+    small,
+    to_markdown,
+)
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawn
@@ -38,12 +48,15 @@ class Comparison:
         differing: One row a study key whose value is not the same in all runs, one column a run.
         html: The page that was written.
         csv: The file that was written: `runs` with full precision, then the differing keys.
+        paired: One row a further run: its federated model minus the first run's, patient by
+            patient; empty where that was not asked for.
     """
 
     runs: Table
     differing: Table
     html: Path
     csv: Path
+    paired: Table
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -56,11 +69,17 @@ class Comparison:
         return self.runs.rows
 
 
-def compare_runs(folders: Sequence[Path], out: Path) -> Comparison:
-    """Write compare.html and compare.csv into `out`, which is made if it does not exist.
+def compare_runs(folders: Sequence[Path], out: Path, *, paired: bool = False) -> Comparison:
+    """Write compare.html and compare.csv, .md, .tex into `out`, which is made if need be.
+
+    Args:
+        folders: The runs.
+        out: Where to.
+        paired: Evaluate the models again, and compare them patient by patient: paired.csv, too.
 
     Raises:
-        RunError: Fewer than two runs, one that is no run folder, or `out` cannot be written to.
+        RunError: Fewer than two runs, one that is no run folder or whose patients cannot be paired
+            with the first run's, or `out` cannot be written to.
     """
     if len(folders) < 2:
         raise RunError(
@@ -70,16 +89,25 @@ def compare_runs(folders: Sequence[Path], out: Path) -> Comparison:
     runs = [load_run(folder) for folder in folders]
     names = _names(runs)
     differing = _differing(names, runs)
+    tests = paired_tests(folders) if paired else ()
     comparison = Comparison(
         _runs_table(names, runs),
         differing,
         out / "compare.html",
         out / "compare.csv",
+        paired_table(names, tests, runs[0].task.figures),
     )
     try:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(comparison.html, _page(names, runs, comparison).encode())
         write_atomically(comparison.csv, _csv(names, runs, differing).encode())
+        kept = {"compare": comparison.runs, "paired": comparison.paired}
+        for name, table in kept.items():
+            if table:
+                write_atomically(out / f"{name}.md", to_markdown(table).encode())
+                write_atomically(out / f"{name}.tex", to_latex(table).encode())
+        if tests:
+            write_atomically(out / "paired.csv", paired_csv(names, tests).encode())
     except OSError as error:
         raise RunError(
             f"The comparison cannot be written to {out} ({error.strerror}). Name another folder."
@@ -222,6 +250,8 @@ def _page(names: Sequence[str], runs: Sequence[RunData], comparison: Comparison)
         leading=leading,
         extras=extras_of(runs),
         table_runs=comparison.runs,
+        paired=comparison.paired,
+        paired_first=names[0],
         differing=comparison.differing,
         notices=notices,
     )

@@ -1,8 +1,10 @@
 """Figures that few runs have: columns of runs side by side, where any of them has one."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import NamedTuple
 
+from medfed.simulations.reporting import results
 from medfed.simulations.reporting.failures import attack_share
 from medfed.simulations.reporting.personal import mean_alpha
 from medfed.simulations.reporting.run_data import RunData
@@ -58,4 +60,29 @@ _EXTRAS = (
 def extras_of(runs: Iterable[RunData]) -> tuple[Extra, ...]:
     """Return the figures that any of the runs has."""
     every = tuple(runs)
-    return tuple(one for one in _EXTRAS if any(one.of(run) is not None for run in every))
+    candidates = (*_EXTRAS, *_gaps(every))
+    return tuple(one for one in candidates if any(one.of(run) is not None for run in every))
+
+
+def _gaps(runs: Iterable[RunData]) -> tuple[Extra, ...]:
+    """How far subgroups are apart in the leading figure, for each column that any run compares."""
+    found = {
+        (column, results.leading(run))
+        for run in runs
+        for column in run.uncertainty.get("gaps") or {}
+    }
+    return tuple(
+        Extra(
+            f"{shown.title} gap, {column}",
+            f"{shown.key}_gap_{column}",
+            partial(_gap, column=column, key=shown.key),
+            f"{shown.title} gap, {column} is the federated model's figure in the group where it is "
+            "best minus that where it is worst.",
+        )
+        for column, shown in sorted(found, key=lambda one: (one[0], one[1].key))
+    )
+
+
+def _gap(run: RunData, *, column: str, key: str) -> float | None:
+    gap = (run.uncertainty.get("gaps") or {}).get(column, {}).get(key)
+    return None if gap is None else float(gap["value"])

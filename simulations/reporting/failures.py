@@ -39,6 +39,11 @@ def failures_statement(run: RunData) -> tuple[str, ...]:
         f"{site} answers from round {first} on."
         for site, first in sorted(failures.first_round.items())
     ]
+    lines += [
+        f"{site} trains and answers after the deadline with probability {share:g} a round: what it "
+        "spent is spent."
+        for site, share in sorted(failures.stragglers.items())
+    ]
     lines += [f"{site} {_POISONS[kind]}." for site, kind in sorted(failures.poisoned.items())]
     if failures.boost != 1.0:
         lines.append(f"Sites with poisoned data multiply their updates by {failures.boost:g}.")

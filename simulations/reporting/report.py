@@ -24,6 +24,7 @@ from medfed.simulations.reporting.figures import draw_figures
 from medfed.simulations.reporting.headline import headline
 from medfed.simulations.reporting.heads import heads_introduction, heads_table
 from medfed.simulations.reporting.history import history_table
+from medfed.simulations.reporting.kept_tables import kept_tables, write_tables
 from medfed.simulations.reporting.matrix import matrix_csv, matrix_table
 from medfed.simulations.reporting.model_facts import model_rows, published
 from medfed.simulations.reporting.order import order_line, order_table
@@ -32,6 +33,7 @@ from medfed.simulations.reporting.rendering import render
 from medfed.simulations.reporting.run_data import RunData, load_run
 from medfed.simulations.reporting.tables import Table, to_markdown, whole
 from medfed.simulations.reporting.uncertainty import (
+    gaps_table,
     intervals_table,
     subgroups_table,
     uncertainty_notices,
@@ -62,6 +64,7 @@ _SECTIONS = (
 def write_report(run_folder: Path, *, in_two: bool = False) -> Path:
     """Write `report.html`, `figures/*.svg` and `figures/*.png` into the run folder.
 
+    With them `tables/`: `figures.csv` unrounded, the page's tables as Markdown and LaTeX.
     With local arms also `matrix.csv` and `matrix.md`: every site's model at every site. With
     personal models `personal.csv` and `personal.md`: each site's beside the global one.
 
@@ -89,6 +92,7 @@ def report_of(run: RunData, *, in_two: bool = False) -> Path:
     path = run_folder / "report.html"
     try:
         write_figures(run_folder / "figures", figures)
+        write_tables(run_folder / "tables", kept_tables(run))
         if matrix := matrix_table(run):
             write_atomically(run_folder / "matrix.csv", matrix_csv(run).encode())
             write_atomically(run_folder / "matrix.md", to_markdown(matrix).encode())
@@ -219,6 +223,7 @@ def _quality(run: RunData) -> dict[str, Any]:
         "comparison": results.comparison_table(run),
         "intervals": intervals_table(run),
         "subgroups": subgroups_table(run),
+        "gaps": gaps_table(run),
         "uncertainty_notices": uncertainty_notices(run),
         "resamples": whole(run.uncertainty.get("resamples")),
         "bootstrapped": whole(run.uncertainty.get("num_patients")),

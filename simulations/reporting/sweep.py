@@ -8,16 +8,19 @@ from medfed.common.files import write_atomically
 from medfed.common.study_file import study_to_toml
 from medfed.simulations.reporting import bytes_plot, sweep_plots
 from medfed.simulations.reporting.drawing import draw
+from medfed.simulations.reporting.latex import to_latex
 from medfed.simulations.reporting.rendering import render
 from medfed.simulations.reporting.report import write_figures
-from medfed.simulations.reporting.sweep_data import SweepData, load_sweep
+from medfed.simulations.reporting.run_data import RunData
+from medfed.simulations.reporting.sweep_csv import cells_csv, pairs_csv
+from medfed.simulations.reporting.sweep_data import CellRuns, SweepData, load_sweep
 from medfed.simulations.reporting.sweep_tables import (
     cells_table,
+    effects_table,
     pairs_table,
     runs_csv,
     shown_figures,
     target_table,
-    to_latex,
 )
 from medfed.simulations.reporting.tables import Table, to_markdown
 
@@ -30,7 +33,9 @@ _FIGURES = {
 
 
 def write_sweep_report(folder: Path) -> Path:
-    """Write report.html, runs.csv, cells.md, cells.tex, pairs.md, pairs.tex and figures/.
+    """Write report.html, figures/, and each table as .csv (unrounded), .md and .tex.
+
+    Tables are runs, cells, pairs; effects where several things vary, target where there is one.
 
     Runs that are not finished are left out, and counted.
 
@@ -46,7 +51,12 @@ def write_sweep_report(folder: Path) -> Path:
         for name, (title, plot) in _FIGURES.items()
         if (drawing := draw(name, title, partial(plot, sweep))) is not None
     }
-    cells, pairs = cells_table(sweep), pairs_table(sweep)
+    tables = {
+        "cells": cells_table(sweep),
+        "pairs": pairs_table(sweep),
+        "effects": effects_table(sweep),
+        "target": target_table(sweep),
+    }
     shown = shown_figures(sweep)
     page = render(
         "sweep.html.j2",
@@ -56,10 +66,8 @@ def write_sweep_report(folder: Path) -> Path:
         figures=drawings,
         leading=shown[0].title if shown else "",
         higher=shown[0].higher_is_better if shown else None,
-        cells=cells,
-        pairs=pairs,
+        **tables,
         extras=sweep.extras,
-        target=target_table(sweep),
         target_value=sweep.study.sweep.target if sweep.study.sweep else None,
         runs=_runs_table(sweep),
         seeds=", ".join(map(str, sweep.seeds)),
@@ -71,7 +79,11 @@ def write_sweep_report(folder: Path) -> Path:
     try:
         write_figures(folder / "figures", drawings)
         write_atomically(folder / "runs.csv", runs_csv(sweep).encode())
-        for name, table in (("cells", cells), ("pairs", pairs)):
+        write_atomically(folder / "cells.csv", cells_csv(sweep).encode())
+        write_atomically(folder / "pairs.csv", pairs_csv(sweep).encode())
+        for name, table in tables.items():
+            if not table and name not in ("cells", "pairs"):
+                continue
             write_atomically(folder / f"{name}.md", to_markdown(table).encode())
             write_atomically(folder / f"{name}.tex", to_latex(table).encode())
         write_atomically(folder / "report.html", page.encode())
@@ -85,13 +97,16 @@ def write_sweep_report(folder: Path) -> Path:
 
 def _runs_table(sweep: SweepData) -> Table:
     """Where each run's own report is."""
+
+    def state(cell: CellRuns, seed: int, run: RunData | None) -> str:
+        name = f"{cell.cell.name}-s{seed}"
+        if run is not None:
+            return f"runs/{name}/report.html"
+        why = sweep.failures.get(name)
+        return "not finished" if why is None else f"failed: {why}"
+
     rows = [
-        (
-            cell.cell.name,
-            cell.cell.label,
-            str(seed),
-            "not finished" if run is None else f"runs/{cell.cell.name}-s{seed}/report.html",
-        )
+        (cell.cell.name, cell.cell.label, str(seed), state(cell, seed, run))
         for cell in sweep.cells
         for seed, run in zip(sweep.seeds, cell.runs, strict=True)
     ]

@@ -1,7 +1,7 @@
 """`load_sweep`: a sweep's runs as far as they are finished, and their figures by cell and seed."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -9,10 +9,10 @@ from medfed.common.errors import RunError
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import load_study
 from medfed.simulations.reporting import conduct, results, spending
-from medfed.simulations.reporting.arms import FEDERATED
+from medfed.simulations.reporting.arms import FEDERATED, optional_json
 from medfed.simulations.reporting.extras import Extra, extras_of
 from medfed.simulations.reporting.run_data import RunData, load_run
-from medfed.simulations.sweep import Cell, planned_runs
+from medfed.simulations.sweep import FAILURES_FILE, Cell, planned_runs
 
 if TYPE_CHECKING:
     from medfed.common.tasks import Figure
@@ -105,12 +105,14 @@ class SweepData:
         study: With its [sweep].
         seeds: Its seeds.
         cells: Its cells with their runs.
+        failures: Why runs failed when they were last tried, by the name of their folder.
     """
 
     folder: Path
     study: StudyConfig
     seeds: tuple[int, ...]
     cells: tuple[CellRuns, ...]
+    failures: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def some_run(self) -> RunData | None:
@@ -156,4 +158,7 @@ def load_sweep(folder: Path) -> SweepData:
             CellRuns(cell, tuple(found[name, seed] for seed in seeds))
             for name, cell in cells.items()
         ),
+        failures={
+            str(name): str(why) for name, why in optional_json(folder / FAILURES_FILE).items()
+        },
     )

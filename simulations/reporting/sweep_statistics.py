@@ -12,6 +12,8 @@ from statistics import fmean, stdev
 from medfed.simulations.reporting.tables import ABSENT, figure
 
 _LEVEL = 0.95
+# Figures are no further from one another than this by rounding alone.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,26 @@ class Difference:
             return f"{self.mean:+.3f}"
         return f"{self.mean:+.3f} ({self.low:+.3f} to {self.high:+.3f})"
 
-    def p_text(self) -> str:
-        """`0.031`, `< 0.001`, or a dash."""
-        if self.p is None:
-            return ABSENT
-        return "< 0.001" if self.p < 0.001 else f"{self.p:.3f}"
+
+def p_text(p: float | None) -> str:
+    """`0.031`, `< 0.001`, or a dash."""
+    if p is None:
+        return ABSENT
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def corrected(ps: Sequence[float | None]) -> tuple[float | None, ...]:
+    """Return p values corrected for their number; None, which was no test, stays None.
+
+    Reference: Holm 1979, A simple sequentially rejective multiple test procedure.
+    """
+    found: list[float | None] = [None] * len(ps)
+    known = sorted((p, number) for number, p in enumerate(ps) if p is not None)
+    largest = 0.0
+    for rank, (p, number) in enumerate(known):
+        largest = max(largest, min(1.0, p * (len(known) - rank)))
+        found[number] = largest
+    return tuple(found)
 
 
 def summarise(values: Sequence[float | None]) -> Summary:
@@ -96,6 +113,8 @@ def paired_difference(ours: Sequence[float | None], theirs: Sequence[float | Non
     from scipy import stats
 
     error = stdev(differences) / math.sqrt(count)
+    if error < _ROUNDING * max(1.0, abs(mean)):
+        error = 0.0
     half = float(stats.t.ppf((1 + _LEVEL) / 2, count - 1)) * error
     p = float(2 * stats.t.sf(abs(mean) / error, count - 1)) if error > 0 else None
     return Difference(mean, mean - half, mean + half, p, count)

@@ -1,32 +1,24 @@
-"""The tables of a sweep, and how they become CSV, Markdown and LaTeX."""
+"""The tables of a sweep."""
 
 import csv
 import io
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from medfed.simulations.reporting import conduct, results, spending
 from medfed.simulations.reporting.results import ARMS
 from medfed.simulations.reporting.sweep_data import CellRuns, SweepData
-from medfed.simulations.reporting.sweep_statistics import paired_difference, summarise
+from medfed.simulations.reporting.sweep_statistics import (
+    Difference,
+    corrected,
+    p_text,
+    paired_difference,
+    summarise,
+)
 from medfed.simulations.reporting.tables import ABSENT, Table, num_bytes
 
 if TYPE_CHECKING:
     from medfed.common.tasks import Figure
-
-_LATEX = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        **{letter: f"\\{letter}" for letter in "&%$#_{}"},
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "±": r"$\pm$",
-        "ε": r"$\varepsilon$",
-        "\u2212": "$-$",
-        "\u2013": "--",
-        "\u202f": r"\,",
-    }
-)
 
 
 def shown_figures(sweep: SweepData) -> tuple["Figure", ...]:
@@ -82,12 +74,89 @@ def pairs_table(sweep: SweepData) -> Table:
     for number, cell in enumerate(sweep.cells):
         ours = cell.by_arm(first.key, "federated")
         differences = [paired_difference(ours, cell.by_arm(first.key, arm)) for arm in against]
-        texts = [text for one in differences for text in (one.text(), one.p_text())]
+        texts = [text for one in differences for text in (one.text(), p_text(one.p))]
         if len(sweep.cells) > 1:
             base = paired_difference(ours, sweep.cells[0].by_arm(first.key, "federated"))
-            texts += [base.text(), base.p_text()] if number else [ABSENT, ABSENT]
+            texts += [base.text(), p_text(base.p)] if number else [ABSENT, ABSENT]
         rows.append((*_beginning(cell, names), *texts))
     return Table(tuple(columns), tuple(rows), text=frozenset(range(len(names) + 1)))
+
+
+class Effect(NamedTuple):
+    """What one change does to the federated model's leading figure.
+
+    Attributes:
+        cell: With the change.
+        base: The cell that is as cell 1 in what changed, and as `cell` in all else.
+        changed: The keys that changed: one of vary, or those of a case.
+        difference: Paired by seed.
+    """
+
+    cell: CellRuns
+    base: CellRuns
+    changed: tuple[str, ...]
+    difference: Difference
+
+
+def effects(sweep: SweepData) -> tuple[Effect, ...]:
+    """Return what every single change does; empty where only one thing varies.
+
+    There the comparison with cell 1 says it.
+    """
+    section, shown = sweep.study.sweep, shown_figures(sweep)
+    assert section is not None
+    keys = sweep.cells[0].cell.settings
+    factors = [tuple(key for key in keys if key in section.case_keys)]
+    factors += [(key,) for key in keys if key in section.vary and len(section.vary[key]) > 1]
+    factors = [factor for factor in factors if factor]
+    if len(factors) < 2 or not shown:
+        return ()
+    return tuple(_effects(sweep, factors, shown[0]))
+
+
+def _effects(
+    sweep: SweepData, factors: Sequence[tuple[str, ...]], shown: "Figure"
+) -> Iterator[Effect]:
+    by_settings = {tuple(cell.cell.settings.items()): cell for cell in sweep.cells}
+    first = sweep.cells[0].cell.settings
+    for factor in factors:
+        for cell in sweep.cells:
+            settings = {**cell.cell.settings, **{key: first[key] for key in factor}}
+            base = by_settings.get(tuple(settings.items()))
+            if base is not None and base is not cell:
+                values = [one.by_arm(shown.key, "federated") for one in (cell, base)]
+                yield Effect(cell, base, factor, paired_difference(*values))
+
+
+def effects_table(sweep: SweepData) -> Table:
+    """Return a row a change: what changed, beside what, and what that does."""
+    found, shown = effects(sweep), shown_figures(sweep)
+    if not found:
+        return Table((), ())
+    names = _keys(sweep)
+
+    def settings(cell: CellRuns, keys: Sequence[str]) -> str:
+        values = {names[key]: cell.cell.settings[key] for key in keys}
+        return ", ".join(f"{name} {v}" for name, v in values.items() if v is not None) or ABSENT
+
+    rows = []
+    holm = corrected([effect.difference.p for effect in found])
+    for (cell, base, changed, difference), p in zip(found, holm, strict=True):
+        rest = [key for key in names if key not in changed]
+        rows.append(
+            (
+                f"{cell.cell.name} \u2212 {base.cell.name}",
+                settings(cell, changed),
+                settings(base, changed),
+                settings(cell, rest),
+                difference.text(),
+                p_text(difference.p),
+                p_text(p),
+            )
+        )
+    columns = ("Cells", "With", "Against", "All else", f"{shown[0].title} difference", "p",
+               "p, Holm")  # fmt: skip
+    return Table(columns, tuple(rows), text=frozenset({0, 1, 2, 3}))
 
 
 def target_table(sweep: SweepData) -> Table:
@@ -139,28 +208,6 @@ def runs_csv(sweep: SweepData) -> str:
             settings = [cell.cell.settings[key] for key in keys]
             writer.writerow([cell.cell.name, seed, run.folder.name, *settings, *row])
     return text.getvalue()
-
-
-def to_latex(table: Table) -> str:
-    """Return a tabular environment for a paper; it needs the package booktabs."""
-    align = "".join("l" if i in table.text else "r" for i in range(len(table.columns)))
-
-    def line(cells: Sequence[str]) -> str:
-        return " & ".join(cell.translate(_LATEX) for cell in cells) + r" \\"
-
-    body = [line(row) for row in table.rows]
-    return "\n".join(
-        [
-            rf"\begin{{tabular}}{{{align}}}",
-            r"\toprule",
-            line(table.columns),
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
 
 
 def _keys(sweep: SweepData) -> dict[str, str]:

@@ -1,10 +1,13 @@
 """How sure the figures are: the bootstrap's intervals, and subgroups, as tables."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medfed.simulations.reporting.run_data import RunData
 from medfed.simulations.reporting.tables import ABSENT, Table, figure, whole
+
+if TYPE_CHECKING:
+    from medfed.simulations.uncertainty.bootstrap import Interval
 
 _TITLES = {"federated": "Federated", "pooled": "Pooled", "local": "Local only, mean"}
 # With fewer, percentile intervals are known to be too narrow.
@@ -58,6 +61,24 @@ def subgroups_table(run: RunData) -> Table:
     ]
     columns = ("Column", "Group", "Patients", *(one.title for one in own))
     return Table(columns, tuple(rows), text=frozenset({0, 1}))
+
+
+def gaps_table(run: RunData) -> Table:
+    """Return how far the best group of each column is ahead of the worst one."""
+    titles = {one.key: one.title for one in run.task.figures}
+    rows = [
+        (column, titles[key], gap["best"], gap["worst"], _interval(gap))
+        for column, gaps in (run.uncertainty.get("gaps") or {}).items()
+        for key, gap in gaps.items()
+        if key in titles
+    ]
+    columns = ("Column", "Figure", "Best group", "Worst group", "Gap")
+    return Table(columns, tuple(rows), text=frozenset({0, 1, 2, 3}))
+
+
+def interval_text(intervals: "Mapping[str, Interval]", key: str) -> str:
+    """Return a difference with its interval, a dash where there is none."""
+    return _interval(intervals[key].to_dict(), signed=True) if key in intervals else ABSENT
 
 
 def _interval(table: Mapping[str, Any], *, signed: bool = False) -> str:

@@ -34,12 +34,14 @@ class PatientSums:
         sums_PD: Each patient's sums, flat.
         sites: Each patient's site.
         columns: Each patient's value of some metadata columns, of the first image.
+        patients: Each patient's pseudonym.
     """
 
     task: Task
     sums_PD: sparse.csr_array
     sites: tuple[str, ...]
     columns: Mapping[str, tuple[str, ...]]
+    patients: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.sites)
@@ -63,6 +65,7 @@ def patient_sums(arm: Path, columns: Sequence[str]) -> PatientSums:
     rows: list[sparse.csr_array] = []
     owners: list[int] = []
     sites: list[str] = []
+    patients: list[str] = []
     values: dict[str, list[str]] = {column: [] for column in columns}
     for name, images in held_out_images(arm, study):
         for patient, sums in _parts(task, models.of(name), images, study, device):
@@ -70,6 +73,7 @@ def patient_sums(arm: Path, columns: Sequence[str]) -> PatientSums:
             rows.append(sparse.csr_array(flat(sums, task)[None]))
         first = [positions[0] for positions in images.groups]
         sites += [name] * len(first)
+        patients += [images.patients[position] for position in first]
         for column in columns:
             known = images.column(column)
             values[column] += [known[position] for position in first]
@@ -82,6 +86,7 @@ def patient_sums(arm: Path, columns: Sequence[str]) -> PatientSums:
         sparse.csr_array(adding_PR @ sparse.vstack(rows)),
         tuple(sites),
         {column: tuple(texts) for column, texts in values.items()},
+        tuple(patients),
     )
 
 

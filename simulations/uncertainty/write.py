@@ -32,20 +32,22 @@ def write_uncertainty(run: Path, study: StudyConfig) -> None:
     arms = {name: sums for name, sums in arms.items() if sums.sites == federated.sites}
     keys = [figure.key for figure in federated.task.figures]
     seed = study.study.seed
+    compared = {
+        column: compare_groups(
+            federated,
+            column,
+            federated.task.figures[:2],
+            resamples=resamples,
+            rng=numpy_rng(seed, "bootstrap", column),
+        )
+        for column in columns
+    }
     table: dict[str, Any] = {
         "resamples": resamples,
         "level": LEVEL,
         "num_patients": len(federated),
         "figures": compare_arms(arms, keys, resamples=resamples, rng=numpy_rng(seed, "bootstrap")),
-        "subgroups": {
-            column: compare_groups(
-                federated,
-                column,
-                keys[:2],
-                resamples=resamples,
-                rng=numpy_rng(seed, "bootstrap", column),
-            )
-            for column in columns
-        },
+        "subgroups": {column: found.groups for column, found in compared.items()},
+        "gaps": {column: found.gaps for column, found in compared.items()},
     }
     write_json(run / UNCERTAINTY_FILE, table)

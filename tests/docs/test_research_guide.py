@@ -39,7 +39,7 @@ def test_every_command_of_the_guide_does_what_it_says(
         captured = capfd.readouterr()
         assert not ended.value.code, f"{line}\n{captured.out}\n{captured.err}"
         said[line] = captured.out
-    assert len(said) == 21
+    assert len(said) == 22
     assert "noise_multiplier = 1.2" in said["medfed study show study.toml"]
     assert (tmp_path / "partition.png").stat().st_size > 5_000
     page = (tmp_path / "runs" / "first" / "report.html").read_text()
@@ -56,6 +56,7 @@ def test_every_command_of_the_guide_does_what_it_says(
     kept = {path.name for path in swept.iterdir()}
     assert {"runs.csv", "cells.md", "cells.tex", "pairs.md", "pairs.tex", "figures"} <= kept
     assert (tmp_path / "runs" / "comparison" / "compare.html").exists()
+    assert (tmp_path / "runs" / "paired" / "paired.csv").exists()
     assert (tmp_path / "runs" / "audit" / "audit.html").exists()
     assert (tmp_path / "mlflow.db").exists()
     assert len(list(swept.glob("runs/*/tensorboard/events.*"))) == 8

@@ -68,6 +68,34 @@ def test_a_site_joins_in_its_round(medfed, tiny, tmp_path) -> None:  # type: ign
     assert others == {"ok"}
 
 
+@pytest.mark.slow
+def test_a_straggler_spends_and_is_not_in_the_mean(medfed, tiny, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    late = ("--set", "simulation.failures.stragglers.scanner-2=1.0")
+    absent = ("--set", f"simulation.failures.first_round.scanner-2={ROUNDS + 1}")
+    medfed("simulate", tiny, "--out", tmp_path / "late", *BASE, *late)
+    medfed("simulate", tiny, "--out", tmp_path / "absent", *BASE, *absent)
+    # The others train as if it were not there.
+    assert sha256_of(tmp_path / "late") == sha256_of(tmp_path / "absent")
+    statuses = [record.sites["scanner-2"].status for record in rounds_of(tmp_path / "late")]
+    assert statuses == ["failed"] * ROUNDS
+
+    def spent(run: str) -> int:
+        ledger = tmp_path / run / "arms/federated/sites/scanner-2/state/ledger.jsonl"
+        return ledger.read_text().count('"round_number"') if ledger.exists() else 0
+
+    assert (spent("late"), spent("absent")) == (ROUNDS, 0)
+    page = (tmp_path / "late" / "report.html").read_text()
+    assert "scanner-2 trains and answers after the deadline" in page
+
+
+def test_stragglers_are_refused_where_nobody_can_be_late(tiny: Path) -> None:
+    late = "simulation.failures.stragglers.scanner-2=0.5"
+    assert load_study(tiny, [late]).simulation is not None
+    with pytest.raises(StudyError, match=r"nobody is late there\. Set simulation\.pace\.seconds"):
+        load_study(tiny, [late, "federation.algorithm=fedbuff", "privacy.unit=none",
+                          "training.batch_size=8"])  # fmt: skip
+
+
 @pytest.mark.parametrize(
     "kind", ["sign_flip", *(pytest.param(k, marks=pytest.mark.slow) for k in ("scale", "noise"))]
 )

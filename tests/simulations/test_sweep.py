@@ -11,16 +11,20 @@ import pytest
 from scipy import stats
 
 from medfed.common.errors import RunError, StudyError
+from medfed.common.study import StudyConfig
 from medfed.common.study_file import load_study
+from medfed.common.tasks import Figure
+from medfed.simulations.reporting import sweep_tables
+from medfed.simulations.reporting.latex import to_latex
 from medfed.simulations.reporting.results import by_arm
 from medfed.simulations.reporting.run_data import load_run
-from medfed.simulations.reporting.sweep_data import load_sweep
-from medfed.simulations.reporting.sweep_statistics import paired_difference, summarise
+from medfed.simulations.reporting.sweep_data import CellRuns, SweepData, load_sweep
+from medfed.simulations.reporting.sweep_statistics import corrected, paired_difference, summarise
 from medfed.simulations.reporting.sweep_tables import (
+    effects,
     short_keys,
     shown_figures,
     target_table,
-    to_latex,
 )
 from medfed.simulations.reporting.tables import ABSENT, Table, to_markdown
 from medfed.simulations.study import Options
@@ -140,6 +144,18 @@ def test_a_sweep_runs_ordinary_runs_and_sums_them_up(medfed, swept, tmp_path) ->
     assert text in (sweep / "report.html").read_text()
     assert text.replace("±", r"$\pm$") in (sweep / "cells.tex").read_text()
     assert "alpha" not in rows["c001-s3"]
+    with (sweep / "cells.csv").open() as file:
+        cells = {(row["cell"], row["figure"]): row for row in csv.DictReader(file)}
+    kept = cells["c002", "auroc_federated"]
+    assert float(kept["mean"]) == pytest.approx(np.mean(values), abs=1e-15)
+    assert float(kept["standard_deviation"]) == pytest.approx(np.std(values, ddof=1), abs=1e-15)
+    assert kept["runs"] == "2"
+    with (sweep / "pairs.csv").open() as file:
+        pairs = {(row["of"], row["minus"]): row for row in csv.DictReader(file)}
+    pooled = [float(rows[f"c002-s{seed}"]["auroc_pooled"]) for seed in (3, 4)]
+    expected = stats.ttest_rel(values, pooled)
+    assert float(pairs["c002", "c002 pooled"]["p"]) == pytest.approx(expected.pvalue)
+    assert ("c002", "c001") in pairs
     assert "Learned alpha" not in (sweep / "report.html").read_text()
     for figure in ("cells", "against-key"):
         assert (sweep / "figures" / f"{figure}.png").stat().st_size > 5_000
@@ -219,7 +235,11 @@ def test_other_runs_go_on_when_one_fails(medfed, tiny, tmp_path) -> None:  # typ
     assert "expected batch of 500" in done.stderr
     page = (sweep / "report.html").read_text()
     assert "1 of 2 runs are finished" in page
-    assert "not finished" in page
+    assert "failed: " in page
+    assert page.count("expected batch of 500") == 1
+    # A sweep's page can be made again without its terminal.
+    medfed("report", sweep)
+    assert (sweep / "report.html").read_text() == page
 
 
 @pytest.mark.slow
@@ -290,6 +310,8 @@ def test_differences_leave_out_seeds_that_one_side_lacks() -> None:
     assert paired_difference([None], [0.1]).text() == "\u2013"
     # Without any spread there is no test.
     assert paired_difference([0.5, 0.5], [0.25, 0.25]).p is None
+    # Nor with one that is of rounding alone: 0.3 - 0.2 is not quite 0.4 - 0.3.
+    assert paired_difference([0.3, 0.4, 0.9], [0.2, 0.3, 0.8]).p is None
 
 
 def test_summaries_say_how_many() -> None:
@@ -309,6 +331,73 @@ def test_tables_survive_markdown_and_latex() -> None:
     assert r"x\_1 & 0.5 $\pm$ 0.1 \\" in tex
 
 
+def test_latex_has_signs_and_no_letters_that_its_fonts_lack() -> None:
+    # In LaTeX's default encoding a bare < is an inverted exclamation mark, a bare - a hyphen.
+    rows = (("[site-2]", "-0.003 (-0.010 to +0.004)", "< 0.001", "1e-5", "\u2013", "a|b"),)
+    tex = to_latex(Table(("\u03b5", "d", "p", "\u03b4", "x", "y"), rows))
+    assert r"{}[site-2] & $-$0.003 ($-$0.010 to +0.004) & $<$ 0.001 & 1e-5 & -- & a$|$b \\" in tex
+    assert tex.isascii()
+
+
 def test_keys_are_short_where_that_is_clear() -> None:
     keys = ["privacy.noise_multiplier", "statistics.noise_multiplier", "training.rounds"]
     assert list(short_keys(keys).values()) == [*keys[:2], "rounds"]
+
+
+def test_corrected_p_values_are_holms() -> None:
+    # Holm's own step-down rule, by hand: 4 x 0.01, then 3 x 0.02, 2 x 0.03 and 1 x 0.9.
+    assert corrected([0.9, 0.01, None, 0.03, 0.02]) == pytest.approx((0.9, 0.04, None, 0.06, 0.06))
+    assert corrected([0.6, 0.7]) == (1.0, 1.0)
+    assert corrected([]) == ()
+
+
+def _fake_sweep(section: dict[str, object], figures: dict[tuple[object, ...], tuple[float, ...]]):  # type: ignore[no-untyped-def]
+    """A sweep whose cells have these leading figures, a value a seed, in place of runs."""
+
+    class Cells(CellRuns):
+        def by_arm(self, key: str, arm: str) -> tuple[float, ...]:
+            return figures[tuple(self.cell.settings.values())]
+
+    study = StudyConfig.model_validate(
+        {
+            "study": {"name": "t"},
+            "task": {"classes": ["a", "b"]},
+            "training": {"local_steps": 1},
+            "privacy": {"unit": "none"},
+            "sweep": {"seeds": [1, 2, 3], **section},
+        }
+    )
+    cells = tuple(Cells(cell, ()) for cell in cells_of(study))
+    return SweepData(Path(), study, (1, 2, 3), cells)
+
+
+def test_effects_change_one_thing_and_leave_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    auroc = Figure("auroc", "AUROC")
+    monkeypatch.setattr(sweep_tables, "shown_figures", lambda sweep: (auroc,))
+    section = {
+        "cases": [{"federation.algorithm": "fedavg"},
+                  {"federation.algorithm": "fedprox", "federation.proximal_mu": 0.1}],
+        "vary": {"training.learning_rate": [0.1, 0.2]},
+    }  # fmt: skip
+    figures = {
+        ("fedavg", None, 0.1): (0.50, 0.60, 0.70),
+        ("fedavg", None, 0.2): (0.51, 0.62, 0.73),
+        ("fedprox", 0.1, 0.1): (0.60, 0.71, 0.82),
+        ("fedprox", 0.1, 0.2): (0.90, 0.95, 0.97),
+    }
+    sweep = _fake_sweep(section, figures)
+    found = {(one.cell.cell.name, one.base.cell.name): one for one in effects(sweep)}
+    # A case changes as a whole, and is never held against another learning rate.
+    assert set(found) == {
+        ("c003", "c001"), ("c004", "c002"), ("c002", "c001"), ("c004", "c003"),
+    }  # fmt: skip
+    values = list(figures.values())
+    expected = stats.ttest_rel(values[3], values[1])
+    assert found["c004", "c002"].difference.p == pytest.approx(expected.pvalue)
+    rows = {row[0]: row[1:] for row in sweep_tables.effects_table(sweep).rows}
+    assert rows["c004 \u2212 c002"][:3] == (
+        "algorithm fedprox, proximal_mu 0.1", "algorithm fedavg", "learning_rate 0.2",
+    )  # fmt: skip
+    assert rows["c002 \u2212 c001"][3].startswith("+0.020 (")
+    # With one thing that varies, cell 1 is what all are held against anyway.
+    assert effects(_fake_sweep({"vary": section["vary"]}, {(0.1,): (), (0.2,): ()})) == ()

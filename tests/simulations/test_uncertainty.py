@@ -1,17 +1,19 @@
 """The bootstrap over held-out patients, and subgroups."""
 
+import csv
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import sparse
+from scipy.stats import norm
 
 from medfed.common.metrics import classification_sums
 from medfed.common.study import StudyConfig
 from medfed.common.tasks import make_task
 from medfed.server.records import ArmFolder
 from medfed.simulations.reporting.run_data import load_run
+from medfed.simulations.uncertainty.between import paired_sums
 from medfed.simulations.uncertainty.bootstrap import compare_arms, draw_counts, interval
 from medfed.simulations.uncertainty.patient_sums import (
     PatientSums,
@@ -32,6 +34,8 @@ TASK = make_task(
     ),
     (),
 )
+
+[ACCURACY] = [figure for figure in TASK.figures if figure.key == "accuracy"]
 
 
 def made(right: np.ndarray, sites: list[str], **columns: tuple[str, ...]) -> PatientSums:
@@ -101,6 +105,54 @@ def test_differences_are_paired_patient_by_patient() -> None:
     assert 0.05 < found["pooled"]["low"] < found["pooled"]["high"] < 0.15
 
 
+def test_two_runs_are_paired_as_mcnemar_pairs_them() -> None:
+    rng = np.random.default_rng(6)
+    first, second = rng.random(500) < 0.6, rng.random(500) < 0.68
+    sites = ["x"] * 500
+    counts = draw_counts(sites, 2000, rng)
+    same, other = made(first, sites), made(second, sites)
+    found = paired_sums(made(first, sites), [same, other], ["accuracy", "auroc"], counts)
+    itself = found[0].differences["accuracy"]
+    assert (itself.value, itself.low, itself.high, found[0].p["accuracy"]) == (0.0, 0.0, 0.0, 1.0)
+    one = found[1].differences["accuracy"]
+    gained, lost = int((second & ~first).sum()), int((first & ~second).sum())
+    assert one.value == pytest.approx((gained - lost) / 500)
+    # The variance of a difference of paired shares, Fleiss 1981, chapter 8.
+    deviation = np.sqrt(gained + lost - (gained - lost) ** 2 / 500) / 500
+    assert one.low is not None
+    assert one.high is not None
+    assert one.high - one.low == pytest.approx(2 * 1.96 * deviation, rel=0.1)
+    expected = 2 * norm.sf(abs(one.value) / deviation)
+    assert found[1].p["accuracy"] == pytest.approx(expected, rel=0.5, abs=0.002)
+
+
+@pytest.mark.slow
+def test_compared_runs_are_paired_patient_by_patient(medfed, tiny, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    quick = ("--set", "training.rounds=1", "--set", "simulation.resamples=0", "--quiet")
+    for name, more in (
+        ("a", ()),
+        ("b", ("--set", "training.learning_rate=0.02")),
+        ("c", ("--set", "study.seed=9")),
+    ):
+        medfed("simulate", tiny, "--out", tmp_path / name, *quick, *more)
+    a, b, c = (tmp_path / name for name in "abc")
+    done = medfed("compare", a, b, "--paired", "--out", tmp_path / "out")
+    with (tmp_path / "out" / "paired.csv").open() as file:
+        rows = {row["figure"]: row for row in csv.DictReader(file)}
+    finals = [load_run(run).federated.final_metrics for run in (a, b)]
+    auroc = rows["auroc"]
+    assert float(auroc["difference"]) == pytest.approx(finals[1]["auroc"] - finals[0]["auroc"])
+    assert float(auroc["low"]) < float(auroc["difference"]) < float(auroc["high"])
+    assert "b \u2212 a, patient by patient" in done.stdout
+    assert "Patient by patient" in (tmp_path / "out" / "compare.html").read_text()
+    assert {"compare.md", "compare.tex", "paired.md", "paired.tex"} <= {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+    done = medfed("compare", a, c, "--paired", "--out", tmp_path / "no", code=6)
+    assert "judged on other held-out patients" in done.stderr
+    assert not (tmp_path / "no").exists()
+
+
 def test_what_is_seldom_defined_has_no_interval() -> None:
     values = np.array([0.5, 0.6, np.nan, np.nan])
     assert interval(0.5, values).to_dict() == {"value": 0.5, "low": None, "high": None}
@@ -126,11 +178,31 @@ def test_subgroups_are_judged_on_their_own_patients() -> None:
     right = np.array([True, True, True, True, False, False, True, False])
     sex = ("f", "f", "f", "f", "m", "m", "m", "m")
     sums = made(right, ["x", "y"] * 4, sex=sex)
-    found = compare_groups(sums, "sex", ["accuracy"], resamples=200, rng=np.random.default_rng(4))
+    found, gaps = compare_groups(
+        sums, "sex", [ACCURACY], resamples=200, rng=np.random.default_rng(4)
+    )
     assert {name: facts["patients"] for name, facts in found.items()} == {"f": 4, "m": 4}
     assert found["f"]["figures"]["accuracy"] == {"value": 1.0, "low": 1.0, "high": 1.0}
     assert found["m"]["figures"]["accuracy"]["value"] == 0.25
     assert found["m"]["figures"]["accuracy"]["high"] > 0.25
+    assert gaps == {}  # four patients say nothing of a gap
+
+
+def test_a_gap_between_groups_has_the_interval_of_a_difference_of_shares() -> None:
+    rng = np.random.default_rng(5)
+    sex = ("f",) * 300 + ("m",) * 200 + ("",) * 100 + ("x",) * 9
+    right = rng.random(len(sex)) < np.repeat([0.9, 0.7, 0.1, 0.0], [300, 200, 100, 9])
+    sums = made(right, ["a"] * len(sex), sex=sex)
+    found, gaps = compare_groups(sums, "sex", [ACCURACY], resamples=2000, rng=rng)
+    gap = gaps["accuracy"]
+    # Neither who is not known nor nine patients are a group that a model could fail.
+    assert (gap["best"], gap["worst"]) == ("f", "m")
+    shares = {name: found[name]["figures"]["accuracy"]["value"] for name in ("f", "m")}
+    assert gap["value"] == pytest.approx(shares["f"] - shares["m"], abs=1e-12)
+    variances = [shares[name] * (1 - shares[name]) / n for name, n in (("f", 300), ("m", 200))]
+    half = 1.96 * np.sqrt(sum(variances))
+    assert gap["high"] - gap["value"] == pytest.approx(half, rel=0.15)
+    assert gap["value"] - gap["low"] == pytest.approx(half, rel=0.15)
 
 
 @pytest.mark.slow
@@ -141,6 +213,7 @@ def test_a_run_says_how_sure_its_figures_are(medfed, tiny, tmp_path) -> None:  #
         *("--set", "training.rounds=1"),
         *("--set", "simulation.resamples=50"),
         *("--set", 'simulation.subgroups=["scanner"]'),
+        *("--set", "simulation.phantom.num_patients=300"),
     )
     medfed("simulate", tiny, "--out", run, *settings, "--quiet")
     file = run / "uncertainty.json"
@@ -165,6 +238,12 @@ def test_a_run_says_how_sure_its_figures_are(medfed, tiny, tmp_path) -> None:  #
     page = (run / "report.html").read_text()
     assert "How sure the figures are" in page
     assert "Subgroups" in page
+    auroc = table["gaps"]["scanner"]["auroc"]
+    values = [
+        facts["figures"]["auroc"]["value"] for facts in table["subgroups"]["scanner"].values()
+    ]
+    assert auroc["value"] == pytest.approx(max(values) - min(values))
+    assert auroc["best"] in page
 
     # The same run gives the same file.
     before = file.read_bytes()
@@ -182,12 +261,10 @@ def test_no_bootstrap_where_none_is_asked_for(medfed, tiny, tmp_path) -> None:  
     assert ArmFolder(run / "arms" / "federated").read_outcome() is not None
 
 
-def test_a_column_that_nobody_has_is_one_group(medfed, tiny, tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_column_that_nobody_has_is_refused_before_training(medfed, tiny, tmp_path) -> None:  # type: ignore[no-untyped-def]
     run = tmp_path / "run"
-    settings = ("--set", "training.rounds=1", "--set", "simulation.resamples=20")
-    medfed(
-        *("simulate", tiny, "--out", run, "--quiet", *settings),
-        *("--set", 'simulation.subgroups=["shoe_size"]'),
-    )
-    groups = json.loads((Path(run) / "uncertainty.json").read_text())["subgroups"]["shoe_size"]
-    assert list(groups) == [UNKNOWN]
+    settings = ("--set", 'simulation.subgroups=["sex","scaner"]', "--quiet")
+    done = medfed("simulate", tiny, "--out", run, *settings, code=2)
+    assert "names scaner, which is no metadata column" in done.stderr
+    assert "Did you mean scanner? There are: " in done.stderr
+    assert not run.exists()

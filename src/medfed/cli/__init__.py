@@ -198,11 +198,19 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder for compare.html and compare.csv.")] = Path(
         "comparison"
     ),
+    paired: Annotated[
+        bool,
+        typer.Option(
+            "--paired",
+            help="Also evaluate simulated runs again and compare each with the first, patient by "
+            "patient: intervals and p. Needs the same held-out patients.",
+        ),
+    ] = False,
 ) -> None:
     """Put runs side by side."""
     from medfed.cli.compare import print_comparison
 
-    print_comparison(runs, out)
+    print_comparison(runs, out, paired=paired)
 
 
 @app.command()

@@ -154,7 +154,7 @@ def test_report_is_the_same_bytes_again_and_changes_nothing_else(make_run: MakeR
     assert _files(run) == once
     added = {name for name in once if name not in before}
     beside = {"report.html", "matrix.csv", "matrix.md"}
-    assert all(name in beside or name.startswith("figures/") for name in added)
+    assert all(name in beside or name.startswith(("figures/", "tables/")) for name in added)
     assert {name: once[name] for name in before} == before
 
 
