@@ -19,7 +19,27 @@ A message names what was expected, what came, and the way out. `exit_code` is wh
 command ends with, so that scripts can tell a bad study from bad data.
 """
 
+import errno
 from enum import StrEnum
+
+_WAYS_OUT = {
+    errno.ENOENT: "Mend the path.",
+    errno.ENOTDIR: "A file stands where the path has a folder: mend the path.",
+    errno.EISDIR: "It is a folder: name a file.",
+    errno.EEXIST: "Name another place.",
+    errno.EACCES: "Let this account read and write there, or name another place.",
+    errno.EPERM: "Let this account read and write there, or name another place.",
+    errno.EROFS: "Name another place.",
+    errno.ENAMETOOLONG: "Give it a shorter name.",
+    errno.ENOSPC: "Make room, or name another place.",
+    errno.EDQUOT: "Make room, or name another place.",
+    errno.EFBIG: "Raise this account's limit on the size of files, or name another place.",
+}
+
+
+def way_out(error: OSError) -> str:
+    """Return what its reader can do about an error of the operating system, as a sentence."""
+    return _WAYS_OUT.get(error.errno or 0, "Look at that place, or name another one.")
 
 
 class MedfedError(Exception):

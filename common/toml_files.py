@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from medfed.common.errors import MedfedError
+from medfed.common.errors import MedfedError, way_out
 from medfed.common.study.base import Section
 from medfed.common.study_file import describe_errors
 
@@ -60,7 +60,10 @@ def read_text(path: Path, error: type[MedfedError], missing: str) -> str:
             f"Expected a TOML file, got the folder {path}. "
             + (f"Give a file in it: {names}." if names else "Give the file; it is not in there.")
         ) from None
-    except (OSError, UnicodeDecodeError) as reason:
+    except OSError as reason:
+        why = f"{reason.strerror}. {way_out(reason)}"
+        raise error(f"{path} cannot be read: {why}") from None
+    except UnicodeDecodeError as reason:
         raise _unreadable(path, error, reason) from None
 
 

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from medfed.cli import app
 from medfed.client.agent.folder import AgentFolder, Status
 from medfed.client.site import load_site
+from medfed.common.errors import MedfedError
 from medfed.common.files import write_json
 from medfed.server.federation.home import FederationConfig, init_home
 
@@ -94,6 +95,19 @@ def test_units_are_hardened(path: Path) -> None:
     assert service["User"] not in ("", "root")
     assert service["Restart"] == "on-failure"
     assert service["UMask"] == "0077"
+
+
+def test_units_stay_down_with_a_file_to_be_mended(tmp_path: Path) -> None:
+    spoilt = tmp_path / "federation.toml"
+    spoilt.write_text("address = 1\n")
+    for name, command in (
+        ("medfed-federation.service", ["federation", "start", "--home", str(tmp_path)]),
+        ("medfed-site@.service", ["site", "start", str(spoilt)]),
+    ):
+        service = unit(ROOT / "scripts" / "systemd" / name)["Service"]
+        error = CliRunner().invoke(app, command).exception
+        assert isinstance(error, MedfedError)
+        assert service["RestartPreventExitStatus"] == str(error.exit_code), name
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="no systemd here")

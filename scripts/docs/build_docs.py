@@ -3,7 +3,7 @@
     python scripts/docs/build_docs.py OUT [--no-api]
 
     OUT/index.html, OUT/*.html   docs/, and what of the repository it links to
-    OUT/reference/               every study and site setting, every command: made from the code
+    OUT/reference/               every setting of every file, every command: made from the code
     OUT/api/                     docstrings, by pdoc
 
 Ends with 1 and a list if a page links to what is not there.
@@ -35,7 +35,14 @@ _MENU = {
     "Researchers": ("research", "tutorials/research", "utility", "results", "benchmarks"),
     "Coordinators": ("coordinator",),
     "Auditors": ("auditing", "tutorials/auditor"),
-    "Reference": ("reference/study", "reference/site", "reference/commands", "api/index"),
+    "Reference": (
+        "reference/study",
+        "reference/site",
+        "reference/dataset",
+        "reference/federation",
+        "reference/commands",
+        "api/index",
+    ),
 }
 
 

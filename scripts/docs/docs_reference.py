@@ -14,8 +14,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from medfed.cli.keys import sections
+from medfed.client.data.archive.dataset_file import DatasetFile
 from medfed.client.site import SiteConfig
+from medfed.common import errors
 from medfed.common.study import StudyConfig
+from medfed.server.federation.home import FederationConfig
 
 _WORDS = {int: "whole number", float: "number", str: "text", bool: "true or false"}
 _SIGNS = {Gt: ("gt", ">"), Ge: ("ge", "≥"), Lt: ("lt", "<"), Le: ("le", "≤")}
@@ -29,6 +32,16 @@ _SITE = """# Every setting of site.toml
 Made from where the settings are validated. The file never leaves the hospital;
 [hospital.md](../hospital.md) says how to make one.
 """
+_DATASET = """# Every setting of dataset.toml
+
+Made from where the settings are validated. The file never leaves the hospital;
+[data.md](../data.md) goes from an archive to a store with it.
+"""
+_FEDERATION = """# Every setting of federation.toml
+
+Made from where the settings are validated. `medfed federation init` writes the file;
+[coordinator.md](../coordinator.md) says how to run a federation.
+"""
 
 
 def reference_pages() -> dict[str, str]:
@@ -36,6 +49,8 @@ def reference_pages() -> dict[str, str]:
     return {
         "reference/study": _STUDY + settings(StudyConfig),
         "reference/site": _SITE + settings(SiteConfig),
+        "reference/dataset": _DATASET + settings(DatasetFile),
+        "reference/federation": _FEDERATION + settings(FederationConfig),
         "reference/commands": commands(),
     }
 
@@ -139,4 +154,22 @@ def commands() -> str:
     # Meant for a Markdown that takes HTML; and the completion of shells is Typer's own.
     text = html.unescape(done.stdout)
     text = re.sub(r"^\* `--(install|show)-completion.*\n", "", text, flags=re.MULTILINE)
-    return "# Every command\n\n" + text.replace("# `medfed`", "## `medfed`", 1)
+    return "# Every command\n\n" + exit_codes() + text.replace("# `medfed`", "## `medfed`", 1)
+
+
+def exit_codes() -> str:
+    """Return a table of what a command ends with, from the errors that medfed raises."""
+    meanings: dict[int, list[str]] = {
+        0: ["It did what was asked."],
+        1: ["`medfed site preflight` found something that failed."],
+        2: ["The command line is wrong."],
+        7: ["`medfed audit` found something."],
+        130: ["Ctrl-C."],
+    }
+    for error in vars(errors).values():
+        if isinstance(error, type) and issubclass(error, errors.MedfedError):
+            first = (error.__doc__ or "").partition("\n")[0]
+            if error is not errors.MedfedError and first not in meanings.get(error.exit_code, []):
+                meanings.setdefault(error.exit_code, []).append(first)
+    rows = [f"| {code} | {' '.join(meanings[code])} |" for code in sorted(meanings)]
+    return "\n".join(["| Exit code | Meaning |", "|---|---|", *rows]) + "\n\n"

@@ -21,16 +21,8 @@ from medfed.server.federation.pki import own_certificate
 
 FEDERATION_FILE = "federation.toml"
 
-_TEMPLATE = """\
-# This federation. Every other key and its meaning: the coordinator's guide in docs/.
-name = {name}
-# Where sites reach this machine; the server certificate and every invite name it.
-address = {address}
-# The one port open to the outside.
-port = {port}
-# On 127.0.0.1 only.
-control_port = {control_port}
-"""
+_HEAD = "# This federation. A key behind a # has the value that it shows."
+_ALWAYS_SET = ("name", "address", "port", "control_port")
 
 
 class FederationConfig(Section):
@@ -246,10 +238,14 @@ def _fill(home: FederationHome, server: ServerCertificate, host: str) -> None:
 
 
 def _to_toml(config: FederationConfig) -> str:
-    shown = {"name", "address", "port", "control_port"}
-    text = _TEMPLATE.format(**{key: json.dumps(getattr(config, key)) for key in shown})
-    others = config.model_dump(exclude=shown, exclude_defaults=True)
-    return text + "".join(f"{key} = {json.dumps(value)}\n" for key, value in others.items())
+    lines = [_HEAD]
+    for name, field in FederationConfig.model_fields.items():
+        value = getattr(config, name)
+        is_set = name in _ALWAYS_SET or value != field.default
+        meaning = " ".join((field.description or "").split())
+        said = "(unset)" if value is None else json.dumps(value)
+        lines += ["", f"# {meaning}", f"{'' if is_set else '# '}{name} = {said}"]
+    return "\n".join(lines) + "\n"
 
 
 def _empty(folder: Path) -> None:

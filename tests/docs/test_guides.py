@@ -21,7 +21,7 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 _BINARIES = Path(sys.executable).parent
 _BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 # Installation from an index is what tests/test_wheel.py tries with a wheel of this tree.
-_INSTALLS = ("python3 -m venv", "medfed-env/bin/pip")
+_INSTALLS = ("python3 -m venv", "medfed-env/bin/pip", ". medfed-env/bin/activate")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -11,7 +11,11 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "scripts" / "docs"))
 import build_docs as build
 import docs_reference as reference
 
+from medfed.cli.keys import sections
+from medfed.client.data.archive.dataset_file import DatasetFile
+from medfed.common import errors
 from medfed.common.study import ModelSection, StudyConfig
+from medfed.server.federation.home import FederationConfig
 
 _LINK = re.compile(r'(?:href|src)="([^"]+)"')
 
@@ -77,6 +81,22 @@ def test_reference_has_every_command(site: Path) -> None:
     for command in ("medfed simulate", "medfed site enroll", "medfed data prepare"):
         assert f"<code>{command}</code>" in text
     assert "--install-completion" not in text
+
+
+def test_reference_has_every_key_of_every_file(site: Path) -> None:
+    for page, model in (("dataset", DatasetFile), ("federation", FederationConfig)):
+        text = (site / "reference" / f"{page}.html").read_text()
+        for _, section in [("", model), *sections(model)]:
+            names = [name for name, field in section.model_fields.items() if not field.exclude]
+            assert all(f"<code>{name}" in text for name in names), section
+    assert "labels.tables" in (site / "reference" / "dataset.html").read_text()
+
+
+def test_reference_has_every_exit_code() -> None:
+    rows = dict(re.findall(r"\| (\d+) \| (.*) \|", reference.exit_codes()))
+    assert list(rows) == ["0", "1", "2", "3", "4", "5", "6", "7", "8", "130"]
+    assert "privacy ledger" in rows[str(errors.LedgerError.exit_code)]
+    assert "study file" in rows[str(errors.StudyError.exit_code)]
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ from medfed.cli import (
 )
 from medfed.cli.privacy import privacy_app
 from medfed.cli.site_ledger import ledger_app
-from medfed.common.errors import DataError, MedfedError
+from medfed.common.errors import DataError, MedfedError, way_out
 
 app = typer.Typer(
     name="medfed",
@@ -102,7 +102,7 @@ def main() -> None:
         # that is not there, or one in which this account may not write.
         name = f"{error.filename}: " if error.filename else ""
         why = error.strerror or type(error).__name__
-        typer.secho(f"Error: {name}{why}. Name another place, or make room.", err=True, fg="red")
+        typer.secho(f"Error: {name}{why}. {way_out(error)}", err=True, fg="red")
         logging.getLogger(__name__).debug("the whole of it", exc_info=True)
         sys.exit(DataError.exit_code)
     except KeyboardInterrupt:

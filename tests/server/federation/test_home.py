@@ -1,5 +1,6 @@
 """The coordinator's folder: made whole or not at all, read back, never overwritten."""
 
+import re
 import stat
 from pathlib import Path
 
@@ -32,6 +33,14 @@ def test_home_writes_down_what_is_not_the_default(tmp_path: Path) -> None:
         max_upload_mb=0.5,
     )  # fmt: skip
     assert load_home(init_home(tmp_path / "f", config).folder).config == config
+
+
+def test_federation_file_names_every_key_with_its_meaning(home: FederationHome) -> None:
+    text = (home.folder / "federation.toml").read_text()
+    for name, field in FederationConfig.model_fields.items():
+        assert f"# {' '.join((field.description or '').split())}\n" in text
+        assert re.search(rf"(?m)^(# )?{name} = ", text)
+    assert "\n# metrics_port = (unset)\n" in text
 
 
 def test_home_keeps_its_secrets_to_its_owner(home: FederationHome) -> None:
