@@ -76,8 +76,8 @@ def _gaps(runs: Iterable[RunData]) -> tuple[Extra, ...]:
             f"{shown.title} gap, {column}",
             f"{shown.key}_gap_{column}",
             partial(_gap, column=column, key=shown.key),
-            f"{shown.title} gap, {column} is the federated model's figure in the group where it is "
-            "best minus that where it is worst.",
+            "A gap is the federated model's figure in the subgroup where it is best minus that in "
+            "the one where it is worst.",
         )
         for column, shown in sorted(found, key=lambda one: (one[0], one[1].key))
     )
