@@ -1,11 +1,7 @@
 """Runs a study on fake hospitals: prepare, then every arm, then examples and report.
 
-    federated     all sites train; FedAvg
-    pooled        one site holds everyone's data: the ceiling
-    local-<site>  one site trains alone: the floor
-
-Every arm is a federation on the same code; they differ in who trains (`RunPlan`). Whatever is
-killed goes on with `resume_study`, and ends in the same weights, bit for bit on CPU.
+Every arm (`arms`) is a federation on the same code; they differ in who trains (`RunPlan`). Whatever
+is killed goes on with `run_study`, and ends in the same weights, bit for bit on CPU.
 """
 
 import logging
@@ -21,35 +17,26 @@ from flwr.clientapp import ClientApp
 
 from medfed.client.app import app as client_app
 from medfed.client.data.prepare import prepare_store
-from medfed.client.data.site_data import check_population, load_site_data
 from medfed.client.data.store import Store, read_quarantine
-from medfed.client.site import load_site
+from medfed.common.arithmetic import device_for
 from medfed.common.download import cache_folder
-from medfed.common.errors import RunError
+from medfed.common.errors import RunError, StudyError
 from medfed.common.files import read_json, without_waiting, write_atomically, write_json
-from medfed.common.study import CompressionSection, StatisticsSection, StudyConfig
-from medfed.common.study.aggregation import AggregationSection
+from medfed.common.study import StudyConfig
 from medfed.common.study_file import load_study, study_to_toml
 from medfed.server.app import main as server_main
-from medfed.server.records import ArmFolder, RunPlan, now
-from medfed.server.words import read_public_words, write_vocabulary
+from medfed.server.records import ArmFolder, now
+from medfed.simulations.arms import arm_names, prepare_arm
 from medfed.simulations.datasets.catalogue import load_dataset
-from medfed.simulations.drifting import write_drifted_sites
 from medfed.simulations.environment import describe_environment
 from medfed.simulations.failing import check_names, sites_of
 from medfed.simulations.grids.local import LocalGrid
-from medfed.simulations.harmonised import store_harmonised
 from medfed.simulations.labels import with_scarce_labels
-from medfed.simulations.pace import check_pace, with_pace
+from medfed.simulations.pace import check_pace
 from medfed.simulations.partition.seen import read_changes, store_as_seen
-from medfed.simulations.poisoning import store_poisoned
 from medfed.simulations.sites import (
-    POOLED,
-    FakeHospitals,
     describe_sites,
     make_hospitals,
-    write_pooled_site,
-    write_sites,
 )
 from medfed.simulations.uncertainty.columns import check_columns
 
@@ -112,6 +99,7 @@ def run_study(run: Path, options: Options, preparing: Preparing | None = None) -
     Raises:
         MedfedError: What stopped it; nothing that was done is lost.
     """
+    check_device(read_run(run)[0])
     study = prepare_run(run, preparing)
     arms = list(read_json(run / "simulation.json")["arms"])
     sites = run / "arms" / "federated" / "sites"
@@ -158,6 +146,19 @@ def read_run(run: Path) -> tuple[StudyConfig, dict[str, Any]]:
     return load_study(run / "study.toml"), read_json(run / "run.json")
 
 
+def check_device(study: StudyConfig) -> None:
+    """Check that there is a GPU if the study insists on one.
+
+    Raises:
+        StudyError: There is none.
+    """
+    if device_for(study.compute.device) is None:
+        raise StudyError(
+            'Expected a GPU for compute.device = "cuda", found none. Set it to "auto" or "cpu", or '
+            "run the study on a machine that has one."
+        )
+
+
 def prepare_run(run: Path, preparing: Preparing | None = None) -> StudyConfig:
     """Make a run's store, sites and plans unless they are there; return its study.
 
@@ -193,9 +194,9 @@ def prepare_run(run: Path, preparing: Preparing | None = None) -> StudyConfig:
         progress=preparing,
     )
     hospitals = with_scarce_labels(hospitals, store, study)
-    arms = _arm_names(study, hospitals)
+    arms = arm_names(study, hospitals)
     for arm in arms:
-        _prepare_arm(run, arm, seen, hospitals, study)
+        prepare_arm(run, arm, seen, hospitals, study)
     write_json(
         run / "simulation.json",
         {
@@ -209,116 +210,6 @@ def prepare_run(run: Path, preparing: Preparing | None = None) -> StudyConfig:
         },
     )
     return study
-
-
-def _arm_names(study: StudyConfig, hospitals: FakeHospitals) -> list[str]:
-    assert study.simulation is not None
-    names = ["federated"]
-    if "pooled" in study.simulation.arms:
-        names.append("pooled")
-    if "local" in study.simulation.arms:
-        names += [f"local-{site}" for site in sorted(hospitals.sites)]
-    return names
-
-
-def _prepare_arm(
-    run: Path, arm: str, store: Store, hospitals: FakeHospitals, study: StudyConfig
-) -> None:
-    folder = run / "arms" / arm
-    names = tuple(sorted(hospitals.sites))
-    own, train_sites, note = study, names, ""
-    if arm == "federated":
-        store = store_poisoned(store, hospitals.sites, study)
-    else:
-        own, note = _alone(study, is_pooled=arm == "pooled")
-    if arm == "pooled":
-        if study.data.harmonise != "none":
-            store = store_harmonised(store, hospitals.sites, study)
-        own, train_sites = _pooled_study(own, _num_training(study, len(names))), (POOLED,)
-    elif arm != "federated":
-        own, train_sites = _local_study(own), (arm.removeprefix("local-"),)
-    # Of the arm's own study: what a site's policy allows is what that asks.
-    paths = write_sites(folder / "sites", store, hospitals.sites, own)
-    if arm == "pooled":
-        paths.append(write_pooled_site(folder / "sites", store, hospitals.sites, own))
-    write_drifted_sites(paths, store, hospitals.sites, own)
-    for path in paths:
-        site = load_site(path)
-        if site.name in train_sites:
-            check_population(load_site_data(site, own), own, site)
-    quorum = min(study.federation.min_sites, len(names)) if arm == "federated" else 1
-    # Ledgers of different arms must not share a run's name: each arm spends on its own copy.
-    plan = RunPlan(
-        run=f"{run.name}/{arm}",
-        arm=arm,
-        min_sites=quorum,
-        expected_sites=len(paths),
-        train_sites=train_sites,
-        evaluate_sites=names,
-        seeded_noise=True,
-        note=note,
-    )
-    if study.task.report.vocabulary:
-        words = read_public_words(Path(study.task.report.vocabulary))
-        write_vocabulary(folder, words)
-    ArmFolder(folder).write_plan(with_pace(plan, own))
-    write_atomically(folder / "study.json", own.for_sites().to_json().encode())
-
-
-def _alone(study: StudyConfig, *, is_pooled: bool) -> tuple[StudyConfig, str]:
-    """Return what of a study a site that trains alone can do, and what that leaves out.
-
-    Site-level privacy hides a site among others, secure aggregation an update among others.
-    Statistics are for a server that sees no data. Alone, no update travels that could be made
-    small, and there is no other to be combined with or outvoted. Grey levels are brought to those
-    of all sites: one site alone knows no others, and whoever holds all data does it beforehand,
-    site by site.
-    """
-    # What an algorithm or a rule does is about several sites: alone, training is training.
-    changes: dict[str, Any] = {
-        "aggregation": AggregationSection(),
-        "statistics": StatisticsSection(),
-        "compression": CompressionSection(),
-        "federation": study.federation.without_algorithm(),
-    }
-    left_out = []
-    if study.data.harmonise != "none":
-        changes["data"] = study.data.model_copy(update={"harmonise": "none"})
-        if not is_pooled:
-            left_out.append("harmonised grey levels (a site alone knows no others)")
-    if study.privacy.unit == "site":
-        changes["privacy"] = study.privacy.model_copy(update={"unit": "none"})
-        left_out.append("differential privacy (its unit is the site, and this arm trains on one)")
-    if study.secure_aggregation.enabled:
-        off = {"enabled": False, "distributed_noise": "none"}
-        changes["secure_aggregation"] = study.secure_aggregation.model_copy(update=off)
-        left_out.append("secure aggregation (there is nothing to add up)")
-    note = f"Without {' and without '.join(left_out)}." if left_out else ""
-    if is_pooled and study.data.harmonise != "none":
-        by_site = "Grey levels were harmonised beforehand, site by site, from exact histograms."
-        note = f"{note} {by_site}".strip()
-    return study.model_copy(update=changes), note
-
-
-def _num_training(study: StudyConfig, num_sites: int) -> int:
-    """Return how many sites train for one round, as it is drawn or expected."""
-    federation = study.federation
-    return federation.buffer_size or max(1, round(federation.fraction * num_sites))
-
-
-def _pooled_study(study: StudyConfig, num_sites: int) -> StudyConfig:
-    """The same budget of images: without DP, steps that were taken side by side come in turn."""
-    steps = study.training.local_steps
-    if study.privacy.enabled or steps is None:
-        return study
-    training = study.training.model_copy(update={"local_steps": steps * num_sites})
-    return study.model_copy(update={"training": training})
-
-
-def _local_study(study: StudyConfig) -> StudyConfig:
-    """A site alone, evaluated at the end only: its curve is not what is compared."""
-    evaluation = study.evaluation.model_copy(update={"every": study.training.rounds})
-    return study.model_copy(update={"evaluation": evaluation})
 
 
 def _describe_dataset(store: Store, name: str, licence: str, citation: str) -> dict[str, Any]:

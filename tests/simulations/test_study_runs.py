@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from medfed.common.accounting import epsilon
@@ -244,6 +245,13 @@ def drop_column(folder: Path) -> None:
             ["BatchNorm"],
         ),
         (None, ["--grid", "moon"], 2, ["local or ray"]),
+        pytest.param(
+            None,
+            ["--set", "compute.device=cuda"],
+            2,
+            ["Expected a GPU"],
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here"),
+        ),
     ],
 )
 def test_simulate_refuses_before_training(  # type: ignore[no-untyped-def]

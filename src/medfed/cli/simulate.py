@@ -21,7 +21,14 @@ from medfed.simulations.plugins import complete
 from medfed.simulations.reporting.headline import headline, privacy_tile
 from medfed.simulations.reporting.report import report_of
 from medfed.simulations.reporting.run_data import RunData, load_run
-from medfed.simulations.study import GridName, Options, read_run, run_study, start_study
+from medfed.simulations.study import (
+    GridName,
+    Options,
+    check_device,
+    read_run,
+    run_study,
+    start_study,
+)
 from medfed.simulations.sweep import SWEEP_FILE, start_sweep
 from medfed.simulations.tracking import check_tool, track
 
@@ -114,6 +121,7 @@ def _open(request: SimulateRequest, options: Options) -> tuple[Path, StudyConfig
     if study.sweep is None:  # else each of its runs, which may differ in their plug-ins
         study = complete(study)
     check_model(study)
+    check_device(study)
     start = start_study if study.sweep is None else start_sweep
     start(study, run, data, options)
     return run, study
