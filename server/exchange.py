@@ -25,7 +25,10 @@ LOST = "lost"
 DAMAGED = "damaged"
 UNREADABLE = -1
 """Code of the error that stands for a reply which is not what was announced. None of Flower's."""
+TOO_LATE = -2
+"""Code of the error that stands, in a simulation, for a reply after the deadline. Nor is this."""
 
+_ENDS = {UNREADABLE: DAMAGED, TOO_LATE: LATE}
 _JUDGE_EVERY_S = 1.0
 # A message or its reply that Flower lost on the way: its ErrorCode MESSAGE_UNAVAILABLE,
 # REPLY_MESSAGE_UNAVAILABLE and NODE_UNAVAILABLE.
@@ -185,8 +188,8 @@ class Exchange:
         asked.identifiers.discard(identifier)
         if asked.identifiers:
             return  # it was asked again meanwhile
-        if code == UNREADABLE:
-            self._end(node, DAMAGED)
+        if code in _ENDS:
+            self._end(node, _ENDS[code])
             return
         most = {_CRASHED: 2, **dict.fromkeys(_LOST_ON_THE_WAY, _MOST_ASKED)}.get(code, 0)
         if self._watch is not None and self._asks_again and asked.times < most:

@@ -24,6 +24,7 @@ from medfed.common.seeding import numpy_rng
 from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
 from medfed.common.study.failures import DATA_POISONS, FailuresSection
+from medfed.server.exchange import TOO_LATE
 from medfed.simulations.drifting import DriftingSites
 
 # Flower's ErrorCode for an exception in a ClientApp.
@@ -54,7 +55,7 @@ class FailingSites(ClientApp):
             return Message(Error(_CLIENT_APP_RAISED, "simulated: no answer"), reply_to=message)
         answer = self._client_app(message, context)
         if self._is_late(site, int(message.metadata.group_id)):
-            return Message(Error(_CLIENT_APP_RAISED, "simulated: too late"), reply_to=message)
+            return Message(Error(TOO_LATE, "simulated: too late"), reply_to=message)
         kind = self._failures.poisoned.get(site)
         if kind is None or not answer.has_content() or self._factor(kind) == 1.0:
             return answer

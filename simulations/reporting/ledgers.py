@@ -61,6 +61,8 @@ class LedgerCheck:
         printed: The last that the rounds printed; None if none did.
         without_privacy: Releases that no epsilon covers.
         problem: Why the ledger cannot be trusted; empty if it can.
+        unheard: Rounds that the site was asked for and did not answer in time. It may have trained,
+            and charged, so its ledger may hold more than the rounds printed.
     """
 
     site: str
@@ -70,15 +72,25 @@ class LedgerCheck:
     printed: float | None
     without_privacy: int
     problem: str
+    unheard: int = 0
 
     @property
     def agrees(self) -> bool:
-        """Whether the two lie within 0.1 % of one another, or there is rightly neither."""
+        """Whether the two lie within 0.1 % of one another, or what is between them is explained."""
         if self._all_without_privacy:
             return self.printed is None
+        if self.has_more:
+            return True
         if self.recomputed is None or self.printed is None:
             return False
         return abs(self.recomputed - self.printed) <= AGREEMENT * max(self.printed, 1e-9)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether the ledger holds what no round could print: the site answered too late."""
+        if self.recomputed is None or not self.unheard:
+            return False
+        return self.recomputed > (self.printed or 0.0) * (1 + AGREEMENT)
 
     @property
     def verdict(self) -> str:
@@ -87,6 +99,9 @@ class LedgerCheck:
             return f"ledger not trusted: {self.problem}"
         if self._all_without_privacy and self.printed is None:
             return "without privacy"
+        if self.has_more:
+            rounds = counted(self.unheard, "round")
+            return f"holds more: charged for some of {rounds} that it did not answer in time"
         if self.recomputed is None or self.printed is None:
             return "no round to compare with"
         if self.agrees:
@@ -111,9 +126,19 @@ def read_ledgers(folder: Path) -> dict[str, LedgerFacts]:
 
 
 def check_ledgers(
-    ledgers: Mapping[str, LedgerFacts], printed: Mapping[str, float], delta: float
+    ledgers: Mapping[str, LedgerFacts],
+    printed: Mapping[str, float],
+    delta: float,
+    unheard: Mapping[str, int] | None = None,
 ) -> tuple[LedgerCheck, ...]:
-    """Compare each ledger with the last epsilon that the rounds printed for its site."""
+    """Compare each ledger with the last epsilon that the rounds printed for its site.
+
+    Args:
+        ledgers: By site.
+        printed: The last epsilon that the rounds printed, by site.
+        delta: The study's.
+        unheard: Rounds without an answer in time, by site; what is missing has none.
+    """
     return tuple(
         LedgerCheck(
             site=site,
@@ -123,6 +148,7 @@ def check_ledgers(
             printed=printed.get(site),
             without_privacy=facts.without_privacy,
             problem=facts.problem,
+            unheard=(unheard or {}).get(site, 0),
         )
         for site, facts in ledgers.items()
     )

@@ -1,5 +1,6 @@
 """What the run has spent: epsilon by round, and the same figure recomputed from the ledgers."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from medfed.server.records import SiteRound
@@ -48,11 +49,18 @@ def curves(run: RunData) -> Curves:
 
 
 def stated_epsilon(run: RunData) -> float | None:
-    """Return what the federated arm states: the highest of its sites; per site, the server's."""
+    """Return what the federated arm states: the highest of its sites; per site, the server's.
+
+    With what a site's ledger holds for rounds that it did not answer in time, where it is at hand.
+    """
     if run.study.privacy.unit == "site":
         points = _released(run.federated)
         return points[-1][1] if points else None
-    return max(_last_spent(run.federated).values(), default=None)
+    stated = [*_last_spent(run.federated).values()]
+    if run.federated and _unheard(run.federated):
+        checks = ledger_checks(run, run.federated)
+        stated += [one.recomputed for one in checks if one.has_more and one.recomputed is not None]
+    return max(stated, default=None)
 
 
 def budget(run: RunData) -> float | None:
@@ -110,7 +118,18 @@ def ledger_checks(run: RunData, arm: Arm | None) -> tuple[LedgerCheck, ...]:
     released = _released(arm)
     stated = {SERVER: released[-1][1]} if released else {}
     server = {} if arm.server_ledger is None else {SERVER: arm.server_ledger}
-    return (*check_ledgers(server, stated, delta), *check_ledgers(ledgers, printed, delta))
+    checks = check_ledgers(ledgers, printed, delta, _unheard(arm))
+    return (*check_ledgers(server, stated, delta), *checks)
+
+
+def _unheard(arm: Arm) -> Counter[str]:
+    """Rounds that a site was asked for and did not answer in time, by site."""
+    return Counter(
+        name
+        for record in arm.rounds
+        for name, site in record.sites.items()
+        if site.status in ("late", "lost")
+    )
 
 
 def ledger_table(run: RunData) -> Table:

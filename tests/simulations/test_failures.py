@@ -77,7 +77,7 @@ def test_a_straggler_spends_and_is_not_in_the_mean(medfed, tiny, tmp_path) -> No
     # The others train as if it were not there.
     assert sha256_of(tmp_path / "late") == sha256_of(tmp_path / "absent")
     statuses = [record.sites["scanner-2"].status for record in rounds_of(tmp_path / "late")]
-    assert statuses == ["failed"] * ROUNDS
+    assert statuses == ["late"] * ROUNDS
 
     def spent(run: str) -> int:
         ledger = tmp_path / run / "arms/federated/sites/scanner-2/state/ledger.jsonl"
@@ -86,6 +86,8 @@ def test_a_straggler_spends_and_is_not_in_the_mean(medfed, tiny, tmp_path) -> No
     assert (spent("late"), spent("absent")) == (ROUNDS, 0)
     page = (tmp_path / "late" / "report.html").read_text()
     assert "scanner-2 trains and answers after the deadline" in page
+    assert "does not agree" not in page
+    assert f"charged for some of {ROUNDS} rounds that it did not answer in time" in page
 
 
 def test_stragglers_are_refused_where_nobody_can_be_late(tiny: Path) -> None:

@@ -63,6 +63,23 @@ def test_ledger_check_counts_private_entries_and_names_the_others() -> None:
     )
 
 
+def test_ledger_of_a_site_that_was_late_may_hold_more_and_never_less() -> None:
+    def late(spends: tuple[Spend, ...], printed: dict[str, float]) -> LedgerCheck:
+        (found,) = check_ledgers({"north": LedgerFacts(spends)}, printed, 1e-5, {"north": 2})
+        return found
+
+    cost = check((WORDS,), {}).recomputed
+    assert cost is not None
+    more = late((WORDS, TRAINED), {"north": cost})
+    assert (more.agrees, more.has_more) == (True, True)
+    assert more.verdict == "holds more: charged for some of 2 rounds that it did not answer in time"
+    assert late((WORDS,), {}).has_more
+    less = late((WORDS,), {"north": 2 * cost})
+    assert not less.agrees
+    assert less.verdict == "differs: the ledger holds less (entries are missing)"
+    assert late((WORDS,), {"north": cost}).verdict == "agrees"
+
+
 def test_read_ledgers_names_the_damaged_entry_without_paths_and_makes_nothing(
     tmp_path: Path,
 ) -> None:
