@@ -184,7 +184,7 @@ def load_site_data(site: SiteConfig, study: StudyConfig) -> SiteData:
     for store in stores:
         _check_store(store, study)
     sides = (
-        _read_subset(site.path(site.data.subset), stores)
+        read_subset(site.path(site.data.subset), stores)
         if site.data.subset
         else _split_by_patient(stores, study.evaluation.test_fraction)
     )
@@ -279,7 +279,12 @@ def _check_store(store: Store, study: StudyConfig) -> None:
             )
 
 
-def _read_subset(path: Path, stores: tuple[Store, ...]) -> dict[str, list[tuple[int, int]]]:
+def read_subset(path: Path, stores: tuple[Store, ...]) -> dict[str, list[tuple[int, int]]]:
+    """Return (store, row) of the images on each side of a subset file.
+
+    Raises:
+        DataError: The file cannot be read, or names what the stores have not.
+    """
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         return {

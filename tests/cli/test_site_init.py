@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from medfed.cli import site_init
 from medfed.client.site import load_site
-from medfed.common.errors import SiteConfigError
+from medfed.common.errors import DataError, SiteConfigError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "client" / "agent"))
 
@@ -90,7 +90,7 @@ def test_yes_asks_nothing(tmp_path: Path, store: Path) -> None:
 
 def test_options_answer_everything(tmp_path: Path, store: Path) -> None:
     subset = tmp_path / "subset.json"
-    subset.write_text("{}")
+    subset.write_text('{"train": [[0, 1]], "test": [[2]]}')
     run(
         *(tmp_path / "x", "-y", "--name", "clinic", "--store", store, "--subset", subset),
         *("--unit", "none", "--epsilon", "12", "--delta", "1e-6", "--public-patients", "90"),
@@ -129,6 +129,19 @@ def test_wrong_option_is_an_error_and_makes_nothing(
     given = ["-y", "--name", "clinic", "--store", str(store), *options]
     with pytest.raises(SiteConfigError, match=message):
         run(tmp_path / "x", *given)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", '{"train": [[0]]}', '{"train": [[0]], "test": [[9999]]}']
+)
+def test_subset_that_cannot_be_used_is_an_error_before_anything_is_made(
+    tmp_path: Path, store: Path, text: str
+) -> None:
+    subset = tmp_path / "subset.json"
+    subset.write_text(text)
+    with pytest.raises(DataError, match="is not a subset file of 1 store"):
+        run(tmp_path / "x", "-y", "--name", "c", "--store", store, "--subset", subset)
     assert not (tmp_path / "x").exists()
 
 

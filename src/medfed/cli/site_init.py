@@ -51,10 +51,11 @@ def init(
 
     check_free(folder)
     desk = _Desk(silent=yes)
+    site_name, stores = desk.ask("--name", name, check_site_name), desk.ask_stores(store or [])
     answers = Answers(
-        name=desk.ask("--name", name, check_site_name),
-        stores=desk.ask_stores(store or []),
-        subset=_subset(subset),
+        name=site_name,
+        stores=stores,
+        subset=_subset(subset, stores),
         unit=desk.ask("--unit", unit, _unit),
         max_epsilon=desk.ask("--epsilon", _text(epsilon), _positive),
         target_delta=delta,
@@ -188,9 +189,15 @@ def _another(text: str) -> "Store | None":
     return _store(text) if text.strip() else None
 
 
-def _subset(path: Path | None) -> Path | None:
-    if path is not None and not path.is_file():
+def _subset(path: Path | None, stores: tuple[Path, ...]) -> Path | None:
+    from medfed.client.agent.setup import check_store
+    from medfed.client.data.site_data import read_subset
+
+    if path is None:
+        return None
+    if not path.is_file():
         raise SiteConfigError(f"--subset: expected a file at {path}, found none. Mend the path.")
+    read_subset(path, tuple(check_store(folder) for folder in stores))
     return path
 
 

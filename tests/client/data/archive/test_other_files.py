@@ -109,6 +109,14 @@ def test_damaged_picture_is_named_when_it_is_read(tmp_path: Path, suffix: str) -
         assert facts.what == "damaged"
 
 
+@pytest.mark.parametrize("content", [b"", b"hello"])
+def test_file_that_is_no_picture_is_called_that(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(UnreadableImageError, match="cannot identify image file"):
+        read_picture_file(path, LIMITS)
+
+
 def header(shape: tuple[int, ...], offset: int = 352) -> bytes:
     image = nib.Nifti1Image(np.zeros((1, 1, 1), np.int16), np.eye(4))
     image.header.set_data_shape(shape)
