@@ -11,14 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, MpoImagePlugin
+from PIL import Image, ImageOps
 
 from medfed.client.data.archive.limits import ReadLimits
 from medfed.client.data.archive.problems import FileProblem, limit_exceeded
 
 # By content: what Pillow would make of another format is not asked.
-# Pillow knows MPO, JPEGs of several pictures, only once its plug-in is imported.
-_FORMATS = ("PNG", "JPEG", "TIFF", MpoImagePlugin.MpoImageFile.format)
+# JPEG opens MPO, too: several pictures in one file.
+_FORMATS = ("PNG", "JPEG", "TIFF")
 _USED_BITS = (8, 10, 12, 14, 16)
 _GREY_MODES = frozenset({"1", "L", "LA"})
 _DEEP_MODES = frozenset({"I;16", "I;16B", "I;16L", "I;16N", "I"})

@@ -117,6 +117,12 @@ def test_file_that_is_no_picture_is_called_that(tmp_path: Path, content: bytes) 
         read_picture_file(path, LIMITS)
 
 
+def test_first_of_several_pictures_in_a_jpeg_is_read(tmp_path: Path) -> None:
+    first, second = (Image.new("L", (4, 3), grey) for grey in (200, 10))
+    first.save(tmp_path / "a.jpg", format="MPO", save_all=True, append_images=[second])
+    np.testing.assert_allclose(read_picture_file(tmp_path / "a.jpg", LIMITS), 200, atol=2)
+
+
 def header(shape: tuple[int, ...], offset: int = 352) -> bytes:
     image = nib.Nifti1Image(np.zeros((1, 1, 1), np.int16), np.eye(4))
     image.header.set_data_shape(shape)
