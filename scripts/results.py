@@ -122,6 +122,10 @@ ALGORITHMS = (
     ("fedprox", ()),
     ("fedavg, no momentum", ("federation.algorithm=fedavg", *_PLAIN)),
     ("scaffold, no momentum", ("federation.algorithm=scaffold", *_PLAIN)),
+    (
+        "scaffold, no momentum, half the rate",
+        ("federation.algorithm=scaffold", _PLAIN[0], "training.learning_rate=0.05"),
+    ),
 )
 
 
