@@ -32,7 +32,7 @@ from torch import nn
 from medfed.client.site import SiteConfig
 from medfed.common.compression import LARGEST, decode, encode
 from medfed.common.errors import MessageError
-from medfed.common.files import write_secret
+from medfed.common.files import make_private, write_secret
 from medfed.common.messages import ModelRequest
 from medfed.common.models import trained_parameters
 from medfed.common.seeding import numpy_rng
@@ -115,7 +115,7 @@ class Owed:
         """Keep what is owed once this round counts; forget what no later round starts from."""
         if not self._folder.exists():
             self._make_room()
-            self._folder.mkdir(parents=True, mode=0o700)
+            make_private(self._folder)
         write_secret(
             self._file(self._next),
             save({name: np.asarray(array, order="C") for name, array in owed.items()}),

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from medfed.client.data.site_data import ImageSet
-from medfed.common.files import write_secret
+from medfed.common.files import make_private, write_secret
 from medfed.common.statistics import IMAGES_PER_PATIENT, SIZES, Floats, quantities
 from medfed.common.study import StudyConfig
 
@@ -99,7 +99,7 @@ def count_once(
         except (OSError, ValueError, TypeError, KeyError) as error:
             log.warning("%s cannot be read (%s): the images are counted again.", path.name, error)
     counted = count(data, study, progress)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(path.parent)
     table = {
         "exact": {name: array.tolist() for name, array in counted.exact.items()},
         "bounded": {name: array.tolist() for name, array in counted.bounded.items()},

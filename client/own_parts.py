@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from medfed.common.errors import MessageError
-from medfed.common.files import write_secret
+from medfed.common.files import make_private, write_secret
 from medfed.common.state_dicts import StateDict, check_fits, digest
 
 log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class OwnParts:
         Raises:
             OSError: It could not be written: the round's update must not leave.
         """
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(self.folder)
         for half in self.folder.glob(".*.tmp"):
             half.unlink()  # of a process that was killed
         # In the same file: a kill cannot part them.

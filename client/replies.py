@@ -41,7 +41,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from medfed.client.releases import Cost
-from medfed.common.files import sync_folder, write_secret
+from medfed.common.files import make_private, sync_folder, write_secret
 from medfed.common.messages import TRAIN, ModelRequest, TrainReply
 from medfed.common.state_dicts import StateDict, digest
 
@@ -103,7 +103,7 @@ class ReplyJournal:
             request: What `identify` says of it.
         """
         folder = state_folder / REPLIES_FOLDER
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(folder)
         with (folder / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             journal = cls(folder, request)

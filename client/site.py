@@ -193,7 +193,10 @@ def load_site(path: Path) -> SiteConfig:
     Raises:
         SiteConfigError: Missing, not TOML, unknown key or impossible value, with the way out.
     """
-    missing = f"Expected a site file at {path}, found none."
+    missing = (
+        f"Expected a site file at {path}, found none. Name it, or make a site with "
+        "`medfed site init`."
+    )
     text = read_text(path, SiteConfigError, missing)
     return _parsed(path.absolute(), text)
 

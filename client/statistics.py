@@ -29,7 +29,7 @@ from medfed.client.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from medfed.client.privacy.statistics import noisy, suppressed
 from medfed.client.site import PolicySection, SiteConfig
 from medfed.common.errors import StudyError
-from medfed.common.files import write_secret
+from medfed.common.files import make_private, write_secret
 from medfed.common.harmonisation import is_reference, matching_table
 from medfed.common.seeding import torch_rng
 from medfed.common.statistics import Floats, from_lists, quantities, to_lists
@@ -89,7 +89,7 @@ def release_statistics(
     policy.check_statistics(study, site.policy)
     release = _release(study, run)
     path = _path(site, release)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(path.parent)
     with (path.parent / _LOCK).open("w") as lock:
         # The same request in two processes must be charged once.
         fcntl.flock(lock, fcntl.LOCK_EX)

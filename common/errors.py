@@ -42,6 +42,15 @@ def way_out(error: OSError) -> str:
     return _WAYS_OUT.get(error.errno or 0, "Look at that place, or name another one.")
 
 
+def reason(error: Exception) -> str:
+    """Return why a file could not be read, in sentences with the way out where one is known."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}. {way_out(error)}"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start + 1} is no UTF-8. Save it as UTF-8, or name another file."
+    return f"{str(error).rstrip('.') or type(error).__name__}."
+
+
 class MedfedError(Exception):
     """Base of all errors that medfed raises on purpose."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from medfed.common.errors import RunError
 
+_RESTORE = "Restore it from a copy that is whole."
 # One for each `without_waiting` that is open.
 _hurrying: list[None] = []
 
@@ -50,6 +51,12 @@ def _write(path: Path, content: bytes, mode: int, *, exactly: bool = False) -> N
         aside.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def make_private(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, for their owner alone."""
+    for path in [*reversed(folder.parents), folder]:
+        path.mkdir(exist_ok=True, mode=0o700)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -100,7 +107,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"Expected {path}, found none. Name a run folder that `medfed simulate` made."
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise RunError(f"{path} is damaged: {error}.") from None
+        raise RunError(f"{path} is damaged: {error}. {_RESTORE}") from None
     if not isinstance(table, dict):
-        raise RunError(f"{path} is damaged: expected a table.")
+        raise RunError(f"{path} is damaged: expected a table. {_RESTORE}")
     return table

@@ -14,7 +14,7 @@ import tomli_w
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from medfed.common.errors import StudyError, way_out
+from medfed.common.errors import StudyError, reason
 from medfed.common.study import StudyConfig, to_plain
 from medfed.common.study.plugins import plugin_names
 
@@ -41,9 +41,9 @@ def load_study(path: Path, overrides: Sequence[str] = ()) -> StudyConfig:
         ) from None
     except IsADirectoryError:
         raise StudyError(f"Expected a study file, got the folder {path}. Name the .toml.") from None
-    except OSError as error:
-        raise StudyError(f"{path} cannot be read: {error.strerror}. {way_out(error)}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} cannot be read: {reason(error)}") from None
+    except tomllib.TOMLDecodeError as error:
         raise StudyError(f"{path} is not valid TOML: {error}. Mend that line.") from None
     for override in overrides:
         apply_override(table, override)

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from medfed.common.errors import MedfedError, way_out
+from medfed.common.errors import MedfedError, reason
 from medfed.common.study.base import Section
 from medfed.common.study_file import describe_errors
 
@@ -60,11 +60,8 @@ def read_text(path: Path, error: type[MedfedError], missing: str) -> str:
             f"Expected a TOML file, got the folder {path}. "
             + (f"Give a file in it: {names}." if names else "Give the file; it is not in there.")
         ) from None
-    except OSError as reason:
-        why = f"{reason.strerror}. {way_out(reason)}"
-        raise error(f"{path} cannot be read: {why}") from None
-    except UnicodeDecodeError as reason:
-        raise _unreadable(path, error, reason) from None
+    except (OSError, UnicodeDecodeError) as why:
+        raise error(f"{path} cannot be read: {reason(why)}") from None
 
 
 def parse_toml(
@@ -77,17 +74,13 @@ def parse_toml(
     """
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as reason:
-        raise _unreadable(path, error, reason) from None
+    except tomllib.TOMLDecodeError as why:
+        raise error(f"{path} cannot be read: {why}. Mend that line.") from None
     if folder is not None:
         if "folder" in table:
             raise error(f"{path}: folder: unknown key. It is where the file lies.")
         table["folder"] = folder
     try:
         return section.model_validate(table)
-    except ValidationError as reason:
-        raise error(describe_errors(reason, section, str(path))) from None
-
-
-def _unreadable(path: Path, error: type[MedfedError], reason: Exception) -> MedfedError:
-    return error(f"{path} cannot be read: {reason}. Mend that line.")
+    except ValidationError as why:
+        raise error(describe_errors(why, section, str(path))) from None

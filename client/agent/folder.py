@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from medfed.client.site import SiteConfig
-from medfed.common.files import write_atomically, write_json, write_secret
+from medfed.common.files import make_private, write_atomically, write_json, write_secret
 
 State = Literal["starting", "connecting", "waiting", "working", "paused", "stopped", "failed"]
 
@@ -105,7 +105,7 @@ class AgentFolder:
     def make(self) -> None:
         """Make the folders, for this user's eyes alone."""
         for folder in (self.folder, self.logs, self.flower_home):
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_private(folder)
 
     def new_secret(self) -> None:
         """Replace the secret between SuperNode and worker."""

@@ -60,10 +60,24 @@ def settings(model: type[BaseModel]) -> str:
     top = _table(model)
     parts = [top] if top else []
     for name, section in sections(model):
-        about = (section.__doc__ or "").partition(": ")[2]
-        about = " ".join(about.split())
-        parts.append(f"\n## `[{name}]`\n\n{about[:1].upper()}{about[1:]}\n\n{_table(section)}")
+        # Most begin with the section's own name; what a table of tables is, its heading says.
+        about = re.sub(r"^`\[.*?\]`: ", "", " ".join((section.__doc__ or "").split()))
+        about = re.sub(r"^(One of|The) `\[.*?\]`[^.:]*[.:] ?", "", about)
+        parts.append(
+            f"\n## `{_heading(model, name)}`\n\n{about[:1].upper()}{about[1:]}\n\n{_table(section)}"
+        )
     return "\n".join(parts)
+
+
+def _heading(model: type[BaseModel], place: str) -> str:
+    """Return what a section's first line is in a file: [name], [[name]] or [name.NAME]."""
+    annotation: Any = model
+    for name in place.split("."):
+        inside = [annotation, *get_args(annotation)]
+        [holder] = [c for c in inside if isinstance(c, type) and issubclass(c, BaseModel)]
+        annotation = holder.model_fields[name].annotation
+    origin = get_origin(annotation)
+    return f"[[{place}]]" if origin is tuple else f"[{place}{'.NAME' if origin is dict else ''}]"
 
 
 def _table(model: type[BaseModel]) -> str:
@@ -84,7 +98,10 @@ def _section(annotation: Any) -> bool:
 
 
 def _cell(field: FieldInfo) -> str:
-    return " ".join((field.description or "").split()).replace("|", "\\|")
+    parts = " ".join((field.description or "").split()).replace("|", "\\|").split("`")
+    # Stars and the like mean what they say, but for code.
+    parts[::2] = [re.sub(r"([*_<\[\]])", r"\\\1", part) for part in parts[::2]]
+    return "`".join(parts)
 
 
 def kind(annotation: Any, field: FieldInfo | None = None) -> str:
@@ -154,7 +171,19 @@ def commands() -> str:
     # Meant for a Markdown that takes HTML; and the completion of shells is Typer's own.
     text = html.unescape(done.stdout)
     text = re.sub(r"^\* `--(install|show)-completion.*\n", "", text, flags=re.MULTILINE)
+    text = _in_full(text)
     return "# Every command\n\n" + exit_codes() + text.replace("# `medfed`", "## `medfed`", 1)
+
+
+def _in_full(text: str) -> str:
+    """Return `text` with the first lines of commands that Typer's lists of commands cut short."""
+    lines = re.findall(r"^## `medfed.*`\n\n(.*)$", text, re.MULTILINE)
+
+    def whole(match: re.Match[str]) -> str:
+        [line] = {line for line in lines if line.startswith(match[2])} or {match[2]}
+        return f"{match[1]}{line}"
+
+    return re.sub(r"^(\* `[a-z-]+`: )(.+)\.\.\.$", whole, text, flags=re.MULTILINE)
 
 
 def exit_codes() -> str:
@@ -169,7 +198,9 @@ def exit_codes() -> str:
     for error in vars(errors).values():
         if isinstance(error, type) and issubclass(error, errors.MedfedError):
             first = (error.__doc__ or "").partition("\n")[0]
-            if error is not errors.MedfedError and first not in meanings.get(error.exit_code, []):
+            # A refusal is an answer to the coordinator, not the end of a command.
+            is_end = error not in (errors.MedfedError, errors.SiteRefusal)
+            if is_end and first not in meanings.get(error.exit_code, []):
                 meanings.setdefault(error.exit_code, []).append(first)
     rows = [f"| {code} | {' '.join(meanings[code])} |" for code in sorted(meanings)]
     return "\n".join(["| Exit code | Meaning |", "|---|---|", *rows]) + "\n\n"

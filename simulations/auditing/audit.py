@@ -166,7 +166,10 @@ def run_audit(
     if (path / "arms").is_dir():
         return _audit_run(path, chosen, seed=seed, budget=budget)
     if not path.exists():
-        raise RunError(f"Expected a run folder or a ledger at {path}, found nothing.")
+        raise RunError(
+            f"Expected a run folder or a ledger at {path}, found nothing. Name a folder that "
+            "`medfed simulate` or `medfed site ledger export` made, or a ledger.jsonl."
+        )
     return _audit_ledger(path, chosen, seed=seed, delta=delta)
 
 

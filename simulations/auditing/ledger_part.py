@@ -8,7 +8,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
-from medfed.common.errors import LedgerError, RunError
+from medfed.common.errors import LedgerError, RunError, reason
 from medfed.simulations.auditing import verify_ledger
 from medfed.simulations.auditing.collecting import Check
 from medfed.simulations.auditing.findings import Finding, PartResult, Status, Table
@@ -79,7 +79,7 @@ def _examine(path: Path, delta: float | None) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise LedgerError(
             f"Expected a ledger (ledger.jsonl with ledger.pub beside it) at {path}, cannot read "
-            f"one: {error}."
+            f"one: {reason(error)}"
         ) from None
 
 
@@ -144,7 +144,15 @@ def _merged(findings: list[Finding]) -> list[Finding]:
                     numbers[name] = int(known[name] or 0) + int(numbers[name] or 0)
             finding = replace(merged[key], numbers=numbers)
         merged[key] = finding
-    return [_with_the_others(finding) for finding in merged.values()]
+    failed = {finding.check for finding in merged.values() if finding.status is Status.FAIL}
+    return [_elsewhere(_with_the_others(finding), failed) for finding in merged.values()]
+
+
+def _elsewhere(finding: Finding, failed: set[str]) -> Finding:
+    """Where one ledger fails a check, what passes it is another."""
+    if finding.status is not Status.PASS or finding.check not in failed:
+        return finding
+    return replace(finding, detail=f"Elsewhere: {finding.detail[:1].lower()}{finding.detail[1:]}")
 
 
 def _with_the_others(finding: Finding) -> Finding:

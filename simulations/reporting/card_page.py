@@ -7,7 +7,7 @@ from typing import Any
 
 from medfed.client.counting import Counted
 from medfed.client.site import SiteConfig
-from medfed.common.files import write_secret
+from medfed.common.files import make_private, write_secret
 from medfed.common.statistics import Floats, standard_errors, to_lists
 from medfed.common.study import StudyConfig
 from medfed.simulations.reporting import card_plots, cards
@@ -69,7 +69,7 @@ def write_card(
     Raises:
         OSError: The folder cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(folder)
     table = card_table(counted, leaving, refusal, study, site)
     text = json.dumps(table, indent=1, sort_keys=True) + "\n"
     write_secret(folder / "card.json", text.encode())

@@ -63,7 +63,16 @@ def roc(sums: MetricSums, classes: Sequence[str], areas: Sequence[float | None])
     if many:
         figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     else:
-        axes.legend(loc="lower right", title="class, AUROC", alignment="left")
+        axes.legend(
+            loc="lower right",
+            title="class, AUROC",
+            alignment="left",
+            # A model worse than chance has its curves there.
+            frameon=True,
+            framealpha=0.85,
+            facecolor=INK["paper"],
+            edgecolor="none",
+        )
     return figure
 
 

@@ -64,6 +64,14 @@ def test_deidentify_writes_copies_a_key_and_a_report(
     assert json.loads(again.stdout)["num_present"] == 1
 
 
+def test_deidentify_of_a_folder_without_dicom_says_so(app: typer.Typer, tmp_path: Path) -> None:
+    (tmp_path / "archive").mkdir()
+    words = ["--out", str(tmp_path / "out"), "--key", str(tmp_path / "pseudonym.key")]
+    result = CliRunner().invoke(app, ["deidentify", str(tmp_path / "archive"), *words])
+    assert isinstance(result.exception, DataError)
+    assert "Expected DICOM files" in str(result.exception)
+
+
 @pytest.mark.parametrize("is_named", [True, False])
 def test_deidentify_takes_key_and_issuer_of_the_data_set(
     app: typer.Typer,

@@ -168,3 +168,12 @@ def test_label_needs_a_file_and_folders(dataset: Path) -> None:
     dataset.write_text("[archive]\n")
     with pytest.raises(DataError, match=r"archive\.folders: expected a value"):
         run(dataset)
+
+
+def test_label_says_of_a_pattern_that_fits_nothing_what_to_mend(dataset: Path) -> None:
+    masks = '[[labels.masks]]\nfolder = "images"\npattern = "{stem}_mask.png"\n'
+    dataset.write_text(dataset.read_text() + masks)
+    code, said = run(dataset)
+    assert code == 0
+    assert "{stem}_mask.png: 0 looked at" in said
+    assert said.count("Nothing was found there: mend its pattern, folder or file.") == 1

@@ -6,7 +6,7 @@ from threading import Thread
 
 import pytest
 
-from medfed.common.files import without_waiting, write_atomically
+from medfed.common.files import make_private, without_waiting, write_atomically
 
 
 @pytest.fixture
@@ -34,3 +34,12 @@ def test_without_waiting_counts_in_every_thread_and_ends_with_an_error(
     assert (tmp_path / "file").read_bytes() == b"content"
     write_atomically(tmp_path / "file", b"other")
     assert len(waits) == 2
+
+
+def test_private_folders_are_their_owners_alone_with_all_that_is_made_above(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir(mode=0o755)
+    for _ in range(2):
+        make_private(tmp_path / "there" / "state" / "statistics")
+    modes = [(tmp_path / part).stat().st_mode & 0o777 for part in
+             ("there", "there/state", "there/state/statistics")]  # fmt: skip
+    assert modes == [0o755, 0o700, 0o700]

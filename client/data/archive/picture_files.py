@@ -79,7 +79,7 @@ def _opened(path: Path, limits: ReadLimits) -> Iterator[Image.Image]:
                 yield picture
     except FileProblem:
         raise
-    except (FileNotFoundError, PermissionError):
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError):
         raise
     except Image.DecompressionBombError as error:
         raise limit_exceeded(f"{error} Convert it to DICOM, or leave it out.") from None

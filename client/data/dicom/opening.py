@@ -150,7 +150,9 @@ def parsing() -> Iterator[list[str]]:
         raise
     # A parser of damaged files raises whatever comes first, AttributeError to ZeroDivisionError.
     except Exception as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        # What pydicom then advises is for programmers.
+        said = str(error).partition(" Use force=")[0]
+        reason = " ".join(said.split()).rstrip(".")[:200] or type(error).__name__
         raise FileProblem(
             f"Expected a sound DICOM data set, got a damaged one ({reason}). Export it again."
         ) from error

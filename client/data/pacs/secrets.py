@@ -5,7 +5,7 @@ import stat
 from pathlib import Path
 
 from medfed.client.data.pacs.settings import WebSection
-from medfed.common.errors import DataError
+from medfed.common.errors import DataError, reason
 
 _MAX_SECRET_BYTES = 64 << 10
 _MAX_PATIENTS_BYTES = 64 << 20
@@ -36,7 +36,7 @@ def read_patients(path: Path) -> tuple[str, ...]:
     except UnicodeDecodeError:
         raise DataError(f"Expected {path} in UTF-8, got another encoding. Save it again.") from None
     except OSError as error:
-        raise DataError(f"The list of patients {path} cannot be read: {error.strerror}.") from None
+        raise DataError(f"The list of patients {path} cannot be read: {reason(error)}") from None
     if len(text) > _MAX_PATIENTS_BYTES:
         raise DataError(f"Expected at most 64 MB in {path}, got more. Split it.")
     lines = [line.strip() for line in text.splitlines()]
@@ -62,7 +62,7 @@ def check_private(path: Path, what: str) -> None:
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
     except OSError as error:
-        raise DataError(f"The {what} {path} cannot be read: {error.strerror}.") from None
+        raise DataError(f"The {what} {path} cannot be read: {reason(error)}") from None
     if mode & 0o077:
         raise DataError(
             f"Expected {path} to be readable by its owner alone, got mode {mode:o}. "

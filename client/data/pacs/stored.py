@@ -10,7 +10,7 @@ from medfed.client.data.archive.problems import FileProblem
 from medfed.client.data.dicom.elements import text_of
 from medfed.client.data.dicom.opening import parsing
 from medfed.client.data.pacs.facts import is_uid
-from medfed.common.errors import DataError
+from medfed.common.errors import DataError, reason
 
 _NEEDED = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")
 
@@ -29,7 +29,7 @@ def readable(path: Path, *, header_only: bool = False) -> FileDataset:
     except FileProblem as problem:
         raise problem.of(path) from None
     except OSError as error:
-        raise DataError(f"{printable(path)} cannot be read: {error.strerror}.") from None
+        raise DataError(f"{printable(path)} cannot be read: {reason(error)}") from None
     if not all(is_uid(uid) for uid in [*uids, syntax]):
         raise DataError(
             f"{printable(path)}: expected a DICOM object with UIDs and a transfer syntax, got one "

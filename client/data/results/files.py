@@ -16,7 +16,7 @@ from medfed.client.data.archive.problems import FileProblem
 from medfed.client.data.nifti import read_geometry, read_labels
 from medfed.client.data.results.geometry import Labels, from_store, in_space, onto_source
 from medfed.client.data.results.sources import Sources
-from medfed.common.errors import DataError
+from medfed.common.errors import DataError, reason
 from medfed.common.files import write_secret
 
 Axes = Literal["slices", "ras"]
@@ -38,10 +38,7 @@ def read_mask(path: Path, sources: Sources, axes: Axes) -> Labels:
     if path.name.lower().endswith(_NIFTI):
         return in_space(_labels(read_labels(path), path), read_geometry(path).affine, sources)
     if path.suffix.lower() == ".npy":
-        try:
-            values = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DataError(f"{path} cannot be read as .npy: {error}.") from None
+        values = _array(path)
         mask = _labels(values, path)
         return from_store(mask, sources) if axes == "ras" else onto_source(mask, sources)
     mask = read_picture(path)
@@ -61,7 +58,19 @@ def read_picture(path: Path) -> Labels:
     except FileProblem as problem:
         raise problem.of(path) from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+        raise DataError(f"{path} cannot be read: {reason(error)}") from None
+
+
+def read_text(path: Path) -> str:
+    """Return a text file.
+
+    Raises:
+        DataError: It cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {reason(error)}") from None
 
 
 def read_scores(path: Path) -> Mapping[str, float]:
@@ -73,8 +82,12 @@ def read_scores(path: Path) -> Mapping[str, float]:
     try:
         with path.open("rb") as file:
             table = json.loads(file.read(_MAX_SCORES_BYTES))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read as JSON: {error}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read: {reason(error)}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(
+            f'Expected {{"class": probability, ...}} as JSON in {path}: {reason(error)}'
+        ) from None
     numbers = isinstance(table, dict) and all(
         isinstance(value, int | float) and not isinstance(value, bool) for value in table.values()
     )
@@ -94,7 +107,20 @@ def write_object(made: Dataset, out: Path) -> None:
     try:
         write_secret(out, buffer.getvalue())
     except OSError as error:
-        raise DataError(f"{out} cannot be written: {error.strerror}.") from None
+        raise DataError(f"{out} cannot be written: {reason(error)}") from None
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        with path.open("rb") as file:
+            # Not np.load: of what is no .npy that says how to load it unsafely.
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {reason(error)}") from None
+    except (ValueError, EOFError) as error:
+        raise DataError(
+            f"Expected numbers as NumPy saves them in {path}: {reason(error)} Save it again."
+        ) from None
 
 
 def _labels(values: np.ndarray, path: Path) -> Labels:

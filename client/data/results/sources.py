@@ -18,7 +18,7 @@ from medfed.client.data.dicom.elements import numbers_of, tag_of, text_of
 from medfed.client.data.dicom.frames import frame_headers
 from medfed.client.data.dicom.geometry import Floats, Plane, normal_of, volume_affine
 from medfed.client.data.dicom.opening import parsing
-from medfed.common.errors import DataError
+from medfed.common.errors import DataError, reason
 
 # Patient (PS3.3 C.7.1.1) and study (C.7.2.1): what a result has in common with its images.
 _IDENTITY = ("PatientName", "PatientID", "IssuerOfPatientID", "PatientBirthDate", "PatientSex",
@@ -165,5 +165,5 @@ def _header(path: Path) -> Dataset:
     except FileProblem as problem:
         raise problem.of(path) from None
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from None
+        raise DataError(f"{path} cannot be read: {reason(error)}") from None
     return header

@@ -11,7 +11,8 @@ from medfed.simulations.reporting.tables import Table, figure, whole
 
 _NOTE = (
     "AUROC and average precision are macro averages over classes that have both kinds of image. "
-    "A model that names the most frequent class every time has accuracy, but no balanced accuracy."
+    "A model that names the most frequent class every time has accuracy, but a balanced accuracy "
+    "of one over the number of classes: chance."
 )
 
 

@@ -54,6 +54,7 @@ def deidentify(
     from medfed.cli.data_source import find_key_file
     from medfed.client.data.deidentification.folders import deidentify_folder
     from medfed.client.data.pseudonym_key import load_or_create_key
+    from medfed.common.errors import DataError
     from medfed.common.files import write_json
 
     if data is None and key is None and _HERE.is_file():
@@ -70,6 +71,8 @@ def deidentify(
             load_or_create_key(key),
             lambda number, total: progress.update(task, completed=number, total=total),
         )
+    if not (done.written or done.present or done.refused):
+        raise DataError(f"Expected DICOM files below {folder}, found none. Name another folder.")
     answer = done.to_json(load_or_create_key(key))
     if report is not None:
         write_json(report, answer)

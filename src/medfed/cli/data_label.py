@@ -115,6 +115,8 @@ def _print_sources(found: "LabelJoin", say: Say) -> None:
             f"{one.name}: {one.rows:,} looked at, {one.matched:,} used, {one.empty:,} say nothing, "
             f"{one.unmatched:,} without image"
         )
+        if not one.rows:
+            say("  Nothing was found there: mend its pattern, folder or file.")
         for note in one.notes:
             say(f"  {note}")
 

@@ -75,7 +75,7 @@ def _segmentation(
 def _report(
     sources: "Sources", maker: "Maker", scores: Path | None, text: Path | None
 ) -> "Dataset":
-    from medfed.client.data.results.files import read_scores
+    from medfed.client.data.results.files import read_scores, read_text
     from medfed.client.data.results.reports import probability_report, text_report
     from medfed.common.errors import DataError
 
@@ -83,11 +83,7 @@ def _report(
         return probability_report(sources, read_scores(scores), maker)
     if text is None or scores is not None:
         raise DataError("A structured report needs one of --scores FILE and --text FILE.")
-    try:
-        words = text.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{text} cannot be read as UTF-8: {error}.") from None
-    return text_report(sources, words, maker)
+    return text_report(sources, read_text(text), maker)
 
 
 def _capture(sources: "Sources", maker: "Maker", picture: Path | None) -> "Dataset":

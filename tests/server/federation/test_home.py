@@ -114,7 +114,7 @@ def test_home_with_a_mistake_says_where(tmp_path: Path, text: str, message: str)
     (tmp_path / "federation.toml").write_text(text)
     if text == "\xff":
         (tmp_path / "federation.toml").write_bytes(b"\xff")
-        message = "Mend that line"
+        message = "Save it as UTF-8"
     with pytest.raises(FederationError, match=message):
         load_home(tmp_path)
 

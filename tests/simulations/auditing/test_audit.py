@@ -53,6 +53,19 @@ def test_forged_run_exits_7_and_says_what_and_where(
     assert "<h1>Not passed</h1>" in (tmp_path / "out" / "audit.html").read_text()
 
 
+def test_check_that_one_ledger_fails_passes_elsewhere(run: Path, state: Path):
+    book = state / "ledger.jsonl"
+    book.write_text(book.read_text().replace('"steps": ', '"steps": 9', 1))
+    [part] = run_audit(run, ("ledger",)).parts
+    details = {
+        finding.status: finding.detail
+        for finding in part.findings
+        if finding.check == "chain and signatures"
+    }
+    assert "entry 0" in details[Status.FAIL]
+    assert details[Status.PASS].startswith("Elsewhere: the lines are canonical")
+
+
 def test_exported_ledger_is_audited_alone_at_its_own_delta(state: Path, tmp_path: Path):
     export = tmp_path / "export"
     export.mkdir()

@@ -1,6 +1,7 @@
 """What results say, read back by pydicom and by programs that are not ours."""
 
 import io
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from invented_series import NAME, SHAPE
 from pydicom.dataset import Dataset
 
 from medfed.client.data.results.capture import capture_object, with_strip
-from medfed.client.data.results.files import read_scores, write_object
+from medfed.client.data.results.files import read_mask, read_scores, read_text, write_object
 from medfed.client.data.results.maker import UNVERIFIED, Maker
 from medfed.client.data.results.reports import probability_report, text_report
 from medfed.client.data.results.segmentation import segmentation_object
@@ -243,6 +244,24 @@ def test_scores_of_another_form_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "scores.json").write_text(text)
     with pytest.raises(DataError):
         read_scores(tmp_path / "scores.json")
+
+
+@pytest.mark.parametrize("name", ["mask.npy", "mask.png", "scores.json", "text.txt"])
+def test_files_that_are_none_say_the_way_out(slices: Path, tmp_path: Path, name: str) -> None:
+    readers = {
+        "mask.npy": lambda path: read_mask(path, read_sources(slices), "slices"),
+        "mask.png": lambda path: read_mask(path, read_sources(slices), "slices"),
+        "scores.json": read_scores,
+        "text.txt": read_text,
+    }
+    with pytest.raises(DataError, match=r"directory\. Mend the path\.") as caught:
+        readers[name](tmp_path / name)
+    assert "Errno" not in str(caught.value)
+    (tmp_path / name).write_bytes(b"\x93PNG\xff none of these")
+    with pytest.raises(DataError) as caught:
+        readers[name](tmp_path / name)
+    assert not re.search(r"pickle|Errno|codec", str(caught.value))
+    assert re.search(r"again|another file", str(caught.value))
 
 
 def test_sources_of_two_series_are_refused(slices: Path) -> None:
