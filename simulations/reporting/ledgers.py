@@ -61,8 +61,9 @@ class LedgerCheck:
         printed: The last that the rounds printed; None if none did.
         without_privacy: Releases that no epsilon covers.
         problem: Why the ledger cannot be trusted; empty if it can.
-        unheard: Rounds that the site was asked for and did not answer in time. It may have trained,
-            and charged, so its ledger may hold more than the rounds printed.
+        unheard: Rounds after the last that printed, which the site did not answer in time and for
+            which it trained, and charged, all the same. Without them the ledger must agree.
+        answered: From the ledger without them; None as for `recomputed`.
     """
 
     site: str
@@ -73,6 +74,7 @@ class LedgerCheck:
     without_privacy: int
     problem: str
     unheard: int = 0
+    answered: float | None = None
 
     @property
     def agrees(self) -> bool:
@@ -81,16 +83,14 @@ class LedgerCheck:
             return self.printed is None
         if self.has_more:
             return True
-        if self.recomputed is None or self.printed is None:
-            return False
-        return abs(self.recomputed - self.printed) <= AGREEMENT * max(self.printed, 1e-9)
+        return self.recomputed is not None and _alike(self.recomputed, self.printed)
 
     @property
     def has_more(self) -> bool:
         """Whether the ledger holds what no round could print: the site answered too late."""
-        if self.recomputed is None or not self.unheard:
+        if not self.unheard or self.recomputed is None:
             return False
-        return self.recomputed > (self.printed or 0.0) * (1 + AGREEMENT)
+        return self.answered == self.printed or _alike(self.answered, self.printed)
 
     @property
     def verdict(self) -> str:
@@ -101,7 +101,7 @@ class LedgerCheck:
             return "without privacy"
         if self.has_more:
             rounds = counted(self.unheard, "round")
-            return f"holds more: charged for some of {rounds} that it did not answer in time"
+            return f"agrees; besides, charged for {rounds} that it did not answer in time"
         if self.recomputed is None or self.printed is None:
             return "no round to compare with"
         if self.agrees:
@@ -117,6 +117,12 @@ class LedgerCheck:
         return not self.problem and 0 < self.entries == self.without_privacy
 
 
+def _alike(found: float | None, printed: float | None) -> bool:
+    if found is None or printed is None:
+        return False
+    return abs(found - printed) <= AGREEMENT * max(printed, 1e-9)
+
+
 def read_ledgers(folder: Path) -> dict[str, LedgerFacts]:
     """Read `<site>/state/ledger.jsonl` of every site folder in `folder`, by site name."""
     if not folder.is_dir():
@@ -129,7 +135,7 @@ def check_ledgers(
     ledgers: Mapping[str, LedgerFacts],
     printed: Mapping[str, float],
     delta: float,
-    unheard: Mapping[str, int] | None = None,
+    unheard: Mapping[str, frozenset[int]] | None = None,
 ) -> tuple[LedgerCheck, ...]:
     """Compare each ledger with the last epsilon that the rounds printed for its site.
 
@@ -137,20 +143,31 @@ def check_ledgers(
         ledgers: By site.
         printed: The last epsilon that the rounds printed, by site.
         delta: The study's.
-        unheard: Rounds without an answer in time, by site; what is missing has none.
+        unheard: Rounds after that, which the site did not answer in time; none where missing.
     """
     return tuple(
-        LedgerCheck(
-            site=site,
-            entries=len(facts.spends),
-            steps=facts.steps,
-            recomputed=_recompute(facts, delta),
-            printed=printed.get(site),
-            without_privacy=facts.without_privacy,
-            problem=facts.problem,
-            unheard=(unheard or {}).get(site, 0),
-        )
+        _check(site, facts, printed.get(site), delta, (unheard or {}).get(site, frozenset()))
         for site, facts in ledgers.items()
+    )
+
+
+def _check(
+    site: str, facts: LedgerFacts, printed: float | None, delta: float, unheard: frozenset[int]
+) -> LedgerCheck:
+    answered = tuple(
+        one for one in facts.spends if one.kind != "training" or one.round_number not in unheard
+    )
+    found = LedgerFacts(answered, facts.problem)
+    return LedgerCheck(
+        site=site,
+        entries=len(facts.spends),
+        steps=facts.steps,
+        recomputed=_recompute(facts, delta),
+        printed=printed,
+        without_privacy=facts.without_privacy,
+        problem=facts.problem,
+        unheard=len(facts.spends) - len(answered),
+        answered=_recompute(found, delta) if answered else None,
     )
 
 

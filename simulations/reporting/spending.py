@@ -1,6 +1,5 @@
 """What the run has spent: epsilon by round, and the same figure recomputed from the ledgers."""
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from medfed.server.records import SiteRound
@@ -122,14 +121,15 @@ def ledger_checks(run: RunData, arm: Arm | None) -> tuple[LedgerCheck, ...]:
     return (*check_ledgers(server, stated, delta), *checks)
 
 
-def _unheard(arm: Arm) -> Counter[str]:
-    """Rounds that a site was asked for and did not answer in time, by site."""
-    return Counter(
-        name
-        for record in arm.rounds
-        for name, site in record.sites.items()
-        if site.status in ("late", "lost")
-    )
+def _unheard(arm: Arm) -> dict[str, frozenset[int]]:
+    """Rounds after the last that stated an epsilon, which a site did not answer in time."""
+    last = {site: points[-1][0] for site, points in spent_by_round(arm).items()}
+    found: dict[str, set[int]] = {}
+    for record in arm.rounds:
+        for name, site in record.sites.items():
+            if site.status in ("late", "lost") and record.round_number > last.get(name, 0):
+                found.setdefault(name, set()).add(record.round_number)
+    return {name: frozenset(rounds) for name, rounds in found.items()}
 
 
 def ledger_table(run: RunData) -> Table:

@@ -63,21 +63,25 @@ def test_ledger_check_counts_private_entries_and_names_the_others() -> None:
     )
 
 
-def test_ledger_of_a_site_that_was_late_may_hold_more_and_never_less() -> None:
-    def late(spends: tuple[Spend, ...], printed: dict[str, float]) -> LedgerCheck:
-        (found,) = check_ledgers({"north": LedgerFacts(spends)}, printed, 1e-5, {"north": 2})
+def test_ledger_of_a_site_that_was_late_holds_those_rounds_more_and_nothing_else() -> None:
+    def late(spends: tuple[Spend, ...], printed: dict[str, float], number: int) -> LedgerCheck:
+        rounds = {"north": frozenset({number})}
+        (found,) = check_ledgers({"north": LedgerFacts(spends)}, printed, 1e-5, rounds)
         return found
 
     cost = check((WORDS,), {}).recomputed
     assert cost is not None
-    more = late((WORDS, TRAINED), {"north": cost})
+    number = TRAINED.round_number
+    more = late((WORDS, TRAINED), {"north": cost}, number)
     assert (more.agrees, more.has_more) == (True, True)
-    assert more.verdict == "holds more: charged for some of 2 rounds that it did not answer in time"
-    assert late((WORDS,), {}).has_more
-    less = late((WORDS,), {"north": 2 * cost})
-    assert not less.agrees
+    assert more.verdict == "agrees; besides, charged for 1 round that it did not answer in time"
+    assert late((TRAINED,), {}, number).agrees
+    # Of another round, or beside a charge that is not explained, it does not.
+    assert not late((WORDS, TRAINED), {"north": cost}, number + 1).agrees
+    assert not late((WORDS, TRAINED), {"north": cost / 2}, number).agrees
+    assert not late((WORDS, TRAINED), {}, number).agrees
+    less = late((WORDS,), {"north": 2 * cost}, number)
     assert less.verdict == "differs: the ledger holds less (entries are missing)"
-    assert late((WORDS,), {"north": cost}).verdict == "agrees"
 
 
 def test_read_ledgers_names_the_damaged_entry_without_paths_and_makes_nothing(
