@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from medfed.common.errors import RefusalReason, SiteRefusal
-from medfed.common.files import write_secret
+from medfed.common.files import make_private, write_secret
 from medfed.common.secure_sum.context import RoundContext
 from medfed.common.secure_sum.masking import Vector
 
@@ -86,7 +86,7 @@ def _read(folder: Path) -> dict[str, Any]:
 
 
 def _write(folder: Path, table: dict[str, Any]) -> None:
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    make_private(folder)
     write_secret(folder / MASKED_FILE, json.dumps(table, sort_keys=True).encode() + b"\n")
 
 

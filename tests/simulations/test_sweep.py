@@ -351,7 +351,9 @@ def test_corrected_p_values_are_holms() -> None:
     assert corrected([]) == ()
 
 
-def _fake_sweep(section: dict[str, object], figures: dict[tuple[object, ...], tuple[float, ...]]):  # type: ignore[no-untyped-def]
+def _fake_sweep(
+    section: dict[str, object], figures: dict[tuple[object, ...], tuple[float, ...]]
+) -> SweepData:
     """A sweep whose cells have these leading figures, a value a seed, in place of runs."""
 
     class Cells(CellRuns):
