@@ -195,8 +195,10 @@ def prepare_run(run: Path, preparing: Preparing | None = None) -> StudyConfig:
     )
     hospitals = with_scarce_labels(hospitals, store, study)
     arms = arm_names(study, hospitals)
-    for arm in arms:
-        prepare_arm(run, arm, seen, hospitals, study)
+    # simulation.json comes when all of this is on the disk: until then a run begins anew.
+    with without_waiting():
+        for arm in arms:
+            prepare_arm(run, arm, seen, hospitals, study)
     write_json(
         run / "simulation.json",
         {

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,14 @@ import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from scipy.stats import kstest, norm
 
-from medfed.common.noise import _CHUNK, NoiseSource, SecureNoise, SecureUniform, SeededNoise
+from medfed.common.noise import (
+    _CHUNK,
+    NoiseSource,
+    SecureNoise,
+    SecureUniform,
+    SeededNoise,
+    _DoublePairs,
+)
 
 COUNT = 400_000
 FALSE_ALARM = 1e-9
@@ -114,6 +122,31 @@ def test_seeded_noise_of_training_is_box_muller_of_aes_under_a_key_of_the_genera
     wanted = np.concatenate([pairs(_CHUNK), pairs(2)[:3]])
     np.testing.assert_allclose(drawn.numpy(), wanted, rtol=1e-4, atol=1e-5)
     assert complaints(drawn.numpy()) == []
+
+
+def test_secure_pairs_are_box_muller_in_double_precision() -> None:
+    """A twin that knows no table: cosine and sine of the whole angle, number by number."""
+    count = 5000
+    streams = [Cipher(algorithms.AES(bytes(32)), modes.CTR(bytes(16))).encryptor() for _ in "ab"]
+    drawn = _DoublePairs().draw(streams[0], count)
+    words = np.frombuffer(streams[1].update(bytes(16 * count)), dtype="<u8").tolist()
+    wanted = []
+    for of_radius, of_angle in zip(words[:count], words[count:], strict=True):
+        radius = math.sqrt(-2.0 * math.log(1.0 - (of_radius >> 12) / 2**52))
+        sector, place = of_angle % 4096, (of_angle >> 12) / 2**52
+        angle = 2.0 * math.pi * (sector + place) / 4096
+        wanted += [radius * math.cos(angle), radius * math.sin(angle)]
+    np.testing.assert_allclose(drawn, wanted, rtol=0, atol=1e-13)
+    assert {word % 4096 // 512 for word in words[count:]} == set(range(8))
+
+
+def test_threads_may_share_a_secure_source() -> None:
+    source = SecureNoise()
+    with ThreadPoolExecutor(4) as pool:
+        drawn = list(pool.map(lambda _: draw(source, COUNT // 8), range(8)))
+    together = np.concatenate(drawn)
+    assert complaints(together) == []
+    assert len(np.unique(together)) >= len(together) - 1
 
 
 PRINT_NOISE = """
