@@ -99,6 +99,15 @@ def run_study(run: Path, options: Options, preparing: Preparing | None = None) -
     Raises:
         MedfedError: What stopped it; nothing that was done is lost.
     """
+    write_ends(run, run_arms(run, options, preparing), options)
+
+
+def run_arms(run: Path, options: Options, preparing: Preparing | None = None) -> StudyConfig:
+    """Prepare the study in folder `run` and bring its arms to their end; return it.
+
+    Raises:
+        MedfedError: What stopped it; nothing that was done is lost.
+    """
     check_device(read_run(run)[0])
     study = prepare_run(run, preparing)
     arms = list(read_json(run / "simulation.json")["arms"])
@@ -117,11 +126,17 @@ def run_study(run: Path, options: Options, preparing: Preparing | None = None) -
         ]
         for done in runs:
             done.result()
+    return study
+
+
+def write_ends(run: Path, study: StudyConfig, options: Options) -> None:
+    """Write what is worked out when all arms have ended: intervals, examples, attacks' success."""
     from medfed.simulations.attack_success import write_attack_success
     from medfed.simulations.examples import write_examples
     from medfed.simulations.reporting.drawing import get_ready
     from medfed.simulations.uncertainty.write import write_uncertainty
 
+    workers = options.num_workers(study)
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="end") as pool:
         ends = (write_uncertainty, write_examples, write_attack_success)
         written = [pool.submit(write, run, study) for write in ends]

@@ -25,9 +25,9 @@ from medfed.common.models import check_model
 from medfed.common.study import StudyConfig, to_plain
 from medfed.common.study_file import load_study, parse_study, study_to_toml
 from medfed.server.records import ArmFolder
+from medfed.simulations.finishing import run_to_report
 from medfed.simulations.plugins import complete
-from medfed.simulations.reporting.report import write_report
-from medfed.simulations.study import Options, Preparing, run_study, start_study
+from medfed.simulations.study import Options, Preparing, start_study
 
 log = logging.getLogger(__name__)
 
@@ -196,8 +196,7 @@ def run_sweep(folder: Path, options: Options, watch: Watch) -> dict[str, str]:
                 data = Path(table["data"]) if table["data"] else None
                 start_study(study, run.folder, data, options)
             with watch(run, study) as preparing:
-                run_study(run.folder, options, preparing)
-            write_report(run.folder)
+                run_to_report(run.folder, options, preparing)
         except MedfedError as error:
             log.warning("%s failed: %s", run.folder.name, error)
             failures[run.folder.name] = str(error)

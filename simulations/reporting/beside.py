@@ -1,9 +1,10 @@
-"""`draw_in_two`: some of the figures in a process beside this one.
+"""`Beside`: some of the figures in a process beside this one.
 
 matplotlib draws in Python, one thread at a time, and a report of many sites takes as long as a
 short round. The other process is forked: it has everything in memory, touches neither torch nor a
-GPU, and sends what it drew as JSON. Whoever has drawn one figure takes the next. Whatever goes
-wrong with the other process, what it took is drawn here.
+GPU, and sends what it drew as JSON. It begins at once, while this one may do something else first;
+then whoever has drawn one figure takes the next. Whatever goes wrong with the other process, what
+it took is drawn here.
 
 Weighed: threads (they wait for one another), and a process started with the run, which would cost
 two seconds of imports and 230 MB for all of it.
@@ -18,7 +19,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
-from typing import Any
+from multiprocessing.process import BaseProcess
+from typing import Any, Self
 
 from medfed.simulations.reporting.details import Plots
 from medfed.simulations.reporting.drawing import Drawing, draw
@@ -32,29 +34,49 @@ _TICKET_BYTES = 2
 Drawings = dict[str, Drawing | None]
 
 
-def draw_in_two(plots: Plots) -> Drawings:
-    """Draw every figure, in the order of `plots`; each is the same wherever it was drawn."""
-    if len(plots) < _FEWEST:
-        return draw_all(plots)
-    context = get_context("fork")
-    here, there = context.Pipe(duplex=False)
-    tickets = _tickets(len(plots))
-    other = context.Process(target=_send, args=(there, plots, tickets), daemon=True)
-    with warnings.catch_warnings():
-        # From Python 3.12: that other threads are not copied. None of them draws.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        other.start()
-    there.close()
-    try:
-        drawn = _draw_some(plots, tickets)
-        drawn |= _received(here)
-        drawn |= draw_all({name: plots[name] for name in plots if name not in drawn})
-    finally:
-        os.close(tickets)
-        here.close()
-        other.kill()
-        other.join()
-    return {name: drawn[name] for name in plots}
+class Beside:
+    """Figures that are being drawn, or not before `finish` unless `in_two`.
+
+    Leaving the context ends the other process.
+    """
+
+    def __init__(self, plots: Plots, *, in_two: bool) -> None:
+        self._plots = plots
+        self._other: BaseProcess | None = None
+        if not in_two or len(plots) < _FEWEST:
+            return
+        context = get_context("fork")
+        self._here, there = context.Pipe(duplex=False)
+        self._tickets = _tickets(len(plots))
+        other = context.Process(target=_send, args=(there, plots, self._tickets), daemon=True)
+        with warnings.catch_warnings():
+            # From Python 3.12: that other threads are not copied. None of them draws.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            other.start()
+        there.close()
+        self._other = other
+
+    def finish(self) -> Drawings:
+        """Draw what is left here; return every figure, in the order of `plots`.
+
+        Each is the same wherever it was drawn.
+        """
+        drawn: Drawings = {}
+        if self._other is not None:
+            drawn = _draw_some(self._plots, self._tickets)
+            drawn |= _received(self._here)
+        drawn |= draw_all({name: self._plots[name] for name in self._plots if name not in drawn})
+        return {name: drawn[name] for name in self._plots}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._other is not None:
+            os.close(self._tickets)
+            self._here.close()
+            self._other.kill()
+            self._other.join()
 
 
 def draw_all(plots: Plots) -> Drawings:

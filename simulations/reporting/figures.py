@@ -14,7 +14,7 @@ from medfed.simulations.reporting import (
     training_plots,
 )
 from medfed.simulations.reporting.arms import POOLED, Arm
-from medfed.simulations.reporting.beside import draw_all, draw_in_two
+from medfed.simulations.reporting.beside import draw_all
 from medfed.simulations.reporting.cards import names_of
 from medfed.simulations.reporting.details import Plots, detail_of
 from medfed.simulations.reporting.dot_plots import ARM_SERIES, dot_plot
@@ -28,8 +28,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def draw_figures(run: RunData, *, in_two: bool = False) -> dict[str, Drawing]:
-    """Draw every figure that the run has data for, by name; `in_two` processes if asked to."""
+def draw_figures(run: RunData) -> dict[str, Drawing | None]:
+    """Draw every figure, by name; None where the run has no data for it."""
+    return draw_all(plots_of(run))
+
+
+def plots_of(run: RunData) -> Plots:
+    """Return how to draw every figure: from what the arms left, not from what ends a run."""
     detail = detail_of(run)
     first, second = results.leading(run).title, results.beside(run).title
     plots: Plots = {
@@ -62,9 +67,7 @@ def draw_figures(run: RunData, *, in_two: bool = False) -> dict[str, Drawing]:
     sums = results.federated_sums(run)
     if sums is not None:
         plots |= detail.plots(run, sums)
-    plots |= _cards(run)
-    drawings = draw_in_two(plots) if in_two else draw_all(plots)
-    return {name: drawing for name, drawing in drawings.items() if drawing is not None}
+    return plots | _cards(run)
 
 
 def _cards(run: RunData) -> Plots:

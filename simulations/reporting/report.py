@@ -17,6 +17,7 @@ from medfed.simulations.reporting import (
     scarce,
     spending,
 )
+from medfed.simulations.reporting.beside import Drawings
 from medfed.simulations.reporting.details import detail_of, template_of
 from medfed.simulations.reporting.details.words import vocabulary_statement, vocabulary_table
 from medfed.simulations.reporting.drawing import Drawing
@@ -60,8 +61,10 @@ _SECTIONS = (
     ("reproduction", "Reproduction"),
 )
 
+REPORT_FILE = "report.html"
 
-def write_report(run_folder: Path, *, in_two: bool = False) -> Path:
+
+def write_report(run_folder: Path) -> Path:
     """Write `report.html`, `figures/*.svg` and `figures/*.png` into the run folder.
 
     With them `tables/`: `figures.csv` unrounded, the page's tables as Markdown and LaTeX.
@@ -73,7 +76,6 @@ def write_report(run_folder: Path, *, in_two: bool = False) -> Path:
 
     Args:
         run_folder: A run's folder.
-        in_two: Draw half of the figures in a process beside this one.
 
     Returns:
         Path of report.html.
@@ -81,15 +83,16 @@ def write_report(run_folder: Path, *, in_two: bool = False) -> Path:
     Raises:
         RunError: Not a run folder, a damaged file, or a folder that cannot be written to.
     """
-    return report_of(load_run(run_folder), in_two=in_two)
+    return report_of(load_run(run_folder))
 
 
-def report_of(run: RunData, *, in_two: bool = False) -> Path:
-    """Write the report of a run that was loaded; see `write_report`."""
+def report_of(run: RunData, drawings: Drawings | None = None) -> Path:
+    """Write the report of a run that was loaded, drawn or not yet; see `write_report`."""
     run_folder = run.folder
-    figures = draw_figures(run, in_two=in_two)
+    drawings = draw_figures(run) if drawings is None else drawings
+    figures = {name: drawing for name, drawing in drawings.items() if drawing is not None}
     page = render("report.html.j2", f"{run.study.study.name} · medfed", **_values(run, figures))
-    path = run_folder / "report.html"
+    path = run_folder / REPORT_FILE
     try:
         write_figures(run_folder / "figures", figures)
         write_tables(run_folder / "tables", kept_tables(run))

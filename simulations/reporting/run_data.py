@@ -6,7 +6,7 @@ holds no more than it may know: no data, no image, no site's ledger.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -163,17 +163,28 @@ def load_run(folder: Path) -> RunData:
         folder=folder,
         study=study,
         task=task,
-        environment=optional_json(folder / "environment.json"),
         simulation=simulation,
         sites=sites,
         arms=started,
         missing_arms=tuple(sorted({*planned, *arms} - started.keys(), key=arm_order)),
-        examples=read_examples(folder / "examples", study.task.type),
         queue=queue,
-        uncertainty=checked(
-            folder / UNCERTAINTY_FILE, lambda: _checked_uncertainty(folder / UNCERTAINTY_FILE)
-        ),
+        **_ends_of(folder, study),
     )
+
+
+def with_ends(run: RunData) -> RunData:
+    """Return a run that was loaded when its arms had ended, with what was written since."""
+    return replace(run, **_ends_of(run.folder, run.study))
+
+
+def _ends_of(folder: Path, study: StudyConfig) -> dict[str, Any]:
+    """Read what is written into a run's folder after its arms."""
+    uncertainty = folder / UNCERTAINTY_FILE
+    return {
+        "environment": optional_json(folder / "environment.json"),
+        "examples": read_examples(folder / "examples", study.task.type),
+        "uncertainty": checked(uncertainty, lambda: _checked_uncertainty(uncertainty)),
+    }
 
 
 def _checked_uncertainty(path: Path) -> dict[str, Any]:

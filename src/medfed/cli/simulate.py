@@ -13,20 +13,19 @@ from medfed.cli.progress import show_progress
 from medfed.cli.run_log import logging_into
 from medfed.cli.sweep import finish_sweep
 from medfed.common.errors import MedfedError, StudyError
-from medfed.common.files import read_json
 from medfed.common.models import check_model
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import load_study, with_files
+from medfed.simulations.finishing import run_to_report
 from medfed.simulations.plugins import complete
 from medfed.simulations.reporting.headline import headline, privacy_tile
-from medfed.simulations.reporting.report import report_of
-from medfed.simulations.reporting.run_data import RunData, load_run
+from medfed.simulations.reporting.report import REPORT_FILE
+from medfed.simulations.reporting.run_data import RunData
 from medfed.simulations.study import (
     GridName,
     Options,
     check_device,
     read_run,
-    run_study,
     start_study,
 )
 from medfed.simulations.sweep import SWEEP_FILE, start_sweep
@@ -70,15 +69,13 @@ def run_simulation(request: SimulateRequest, *, quiet: bool) -> None:
         return
     try:
         with logging_into(run), show_progress(run, study, console) as preparing:
-            run_study(run, options, preparing)
+            loaded = run_to_report(run, options, preparing)
     except MedfedError:
         if request.resume is None and not (run / "simulation.json").exists():
             # Refused before anything was trained: the next try may have the same name.
             shutil.rmtree(run)
         raise
-    loaded = load_run(run)
-    report = report_of(loaded, in_two=options.num_workers(study) > 1)
-    dataset = read_json(run / "simulation.json")["dataset"]
+    dataset = loaded.simulation["dataset"]
     if dataset["num_quarantined"]:
         console.print(
             f"{dataset['num_quarantined']} image(s) could not be used and were left out; "
@@ -86,7 +83,7 @@ def run_simulation(request: SimulateRequest, *, quiet: bool) -> None:
             style="yellow",
         )
     lines = [] if quiet else ["", *_summary(loaded), ""]
-    lines += [f"Run folder  {run}", f"Report      {report}"]
+    lines += [f"Run folder  {run}", f"Report      {run / REPORT_FILE}"]
     if request.track is not None:
         lines.append(f"Tracked     {track(run, request.track)}")
     Console(stderr=False, soft_wrap=True, highlight=False).print("\n".join(lines), markup=False)

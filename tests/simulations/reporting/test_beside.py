@@ -1,5 +1,6 @@
 """Figures drawn in two processes: the same bytes, also when the other one dies or says nothing."""
 
+import multiprocessing
 import os
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from medfed.simulations.reporting import beside
-from medfed.simulations.reporting.beside import draw_all, draw_in_two
+from medfed.simulations.reporting.beside import Beside, Drawings, draw_all
 from medfed.simulations.reporting.details import Plots
 from medfed.simulations.reporting.drawing import new_figure
 
@@ -28,6 +29,11 @@ def _plots() -> Plots:
         **{f"line-{slope}": (f"Slope {slope}.", partial(_line, slope)) for slope in range(4)},
         "nothing": ("Nothing to show.", lambda: None),
     }
+
+
+def draw_in_two(plots: Plots) -> Drawings:
+    with Beside(plots, in_two=True) as figures:
+        return figures.finish()
 
 
 def test_two_processes_draw_what_one_draws(tmp_path: Path) -> None:
@@ -66,3 +72,33 @@ def test_what_does_not_come_is_drawn_here(
     began = time.monotonic()
     assert draw_in_two(_plots()) == draw_all(_plots())
     assert time.monotonic() - began < 300
+
+
+def test_the_other_process_draws_while_this_one_does_something_else(tmp_path: Path) -> None:
+    def noted(slope: int) -> Figure:
+        (tmp_path / f"{slope}").write_text(str(os.getpid()))
+        return _line(slope)
+
+    plots: Plots = {f"line-{slope}": ("A line.", partial(noted, slope)) for slope in range(4)}
+    with Beside(plots, in_two=True) as figures:
+        deadline = time.monotonic() + 60
+        while len(list(tmp_path.iterdir())) < 4 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert {path.read_text() for path in tmp_path.iterdir()} != {str(os.getpid())}
+        assert figures.finish() == draw_all(plots)
+    with Beside(plots, in_two=False) as figures:
+        assert figures.finish() == draw_all(plots)
+    assert {path.read_text() for path in tmp_path.iterdir()} == {str(os.getpid())}
+
+
+def test_leaving_early_ends_the_other_process() -> None:
+    def endless() -> Figure:
+        time.sleep(600)
+        raise AssertionError
+
+    plots: Plots = {f"endless-{number}": ("Never.", endless) for number in range(4)}
+    began = time.monotonic()
+    with pytest.raises(RuntimeError, match="of this one"), Beside(plots, in_two=True):
+        raise RuntimeError("of this one")
+    assert time.monotonic() - began < 300
+    assert multiprocessing.active_children() == []
