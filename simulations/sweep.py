@@ -14,7 +14,7 @@ import itertools
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,13 +195,30 @@ def run_sweep(folder: Path, options: Options, watch: Watch) -> dict[str, str]:
                 table = read_json(folder / SWEEP_FILE)
                 data = Path(table["data"]) if table["data"] else None
                 start_study(study, run.folder, data, options)
-            with watch(run, study) as preparing:
+            with watch(run, study) as preparing, _faults_kept_apart():
                 run_to_report(run.folder, options, preparing)
         except MedfedError as error:
             log.warning("%s failed: %s", run.folder.name, error)
             failures[run.folder.name] = str(error)
             write_json(folder / FAILURES_FILE, failures)
     return failures
+
+
+@contextmanager
+def _faults_kept_apart() -> Iterator[None]:
+    """A fault of one run, a plug-in's or medfed's own, does not cost the night's others.
+
+    A full disk does: the others would meet it too.
+    """
+    try:
+        yield
+    except (MedfedError, OSError):
+        raise
+    except Exception as error:
+        log.exception("The run failed.")
+        raise RunError(
+            f"{type(error).__name__}: {error}. medfed.log in the run's folder has the traceback."
+        ) from error
 
 
 def _unfinished(folder: Path) -> Iterator[tuple[PlannedRun, StudyConfig]]:

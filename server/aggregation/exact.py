@@ -8,6 +8,8 @@ all the memory it takes for any number of sites.
     w * u  =  high * 2**-20  +  low * 2**-70  +  (less than 2**-71, cut off term by term)
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -122,19 +124,32 @@ class WeightedMean:
 
     def total(self) -> dict[str, npt.NDArray[np.float64]]:
         """Return `sum(w * u)` in float64; zeros if nothing was added."""
-        return {name: self._total(name) for name in self._types}
+        totals = {}
+        for name, counts in self._high.items():
+            totals[name] = np.empty(counts.shape, dtype=np.float64)
+            for block, total in self._totals(name):
+                totals[name].reshape(-1)[block] = total
+        return totals
 
-    def _total(self, name: str) -> npt.NDArray[np.float64]:
-        # One integer to float64 conversion each and one addition: the same for any order.
-        high = self._counted(self._high[name], _HIGH_OFFSET)
-        low = self._counted(self._low[name], _LOW_OFFSET)
-        return np.asarray(high * 2.0**-_HIGH_BITS + low * 2.0**-_LOW_BITS, dtype=np.float64)
+    def _totals(self, name: str) -> Iterator[tuple[slice, npt.NDArray[np.float64]]]:
+        """Yield the sum of one array, flat, block by block."""
+        high, low = self._high[name].reshape(-1), self._low[name].reshape(-1)
+        for start in range(0, high.size, _BLOCK):
+            block = slice(start, start + _BLOCK)
+            # One integer to float64 conversion each and one addition: the same for any order.
+            total: npt.NDArray[np.float64]
+            total = self._counted(high[block], _HIGH_OFFSET) * np.float64(2.0**-_HIGH_BITS)
+            total += self._counted(low[block], _LOW_OFFSET) * 2.0**-_LOW_BITS
+            yield block, total
 
     def _counted(self, sums: _Counts, offset: int) -> npt.NDArray[np.int64]:
         return (sums - np.uint64(self.num_terms * offset % 2**64)).view(np.int64)
 
     def _mean(self, name: str, dtype: np.dtype[np.generic]) -> npt.NDArray[np.generic]:
-        mean = self._total(name) / self.total_weight
-        if not np.issubdtype(dtype, np.floating):
-            mean = np.rint(mean)
-        return np.asarray(mean, dtype=dtype)
+        mean: npt.NDArray[np.generic] = np.empty(self._high[name].shape, dtype=dtype)
+        for block, total in self._totals(name):
+            total /= self.total_weight
+            if not np.issubdtype(dtype, np.floating):
+                np.rint(total, out=total)
+            mean.reshape(-1)[block] = total
+        return mean

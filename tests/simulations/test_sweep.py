@@ -4,12 +4,15 @@ import csv
 import hashlib
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from medfed.cli.run_log import logging_into
 from medfed.common.errors import RunError, StudyError
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import load_study
@@ -27,8 +30,15 @@ from medfed.simulations.reporting.sweep_tables import (
     target_table,
 )
 from medfed.simulations.reporting.tables import ABSENT, Table, to_markdown
-from medfed.simulations.study import Options
-from medfed.simulations.sweep import cells_of, planned_runs, start_sweep, study_of
+from medfed.simulations.study import Options, Preparing
+from medfed.simulations.sweep import (
+    PlannedRun,
+    cells_of,
+    planned_runs,
+    run_sweep,
+    start_sweep,
+    study_of,
+)
 
 SWEEP = """
 [sweep]
@@ -240,6 +250,40 @@ def test_other_runs_go_on_when_one_fails(medfed, tiny, tmp_path) -> None:  # typ
     # A sweep's page can be made again without its terminal.
     medfed("report", sweep)
     assert (sweep / "report.html").read_text() == page
+
+
+@pytest.mark.parametrize("fault", [ZeroDivisionError("of a plug-in"), OSError("no room")])
+def test_a_fault_of_one_run_does_not_stop_the_others_and_a_full_disk_does(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    tiny.write_text(tiny.read_text() + SWEEP)
+    sweep, tried = tmp_path / "sweep", []
+    study = load_study(tiny)
+    start_sweep(study, sweep, None, Options())
+
+    def run(folder: Path, options: Options, preparing: Preparing | None = None) -> None:
+        tried.append(folder.name)
+        if len(tried) == 1:
+            raise fault
+
+    @contextmanager
+    def watch(run: PlannedRun, study: StudyConfig) -> Iterator[Preparing]:
+        with logging_into(run.folder):
+            yield lambda done, of: None
+
+    monkeypatch.setattr("medfed.simulations.sweep.run_to_report", run)
+    if isinstance(fault, OSError):
+        with pytest.raises(OSError, match="no room"):
+            run_sweep(sweep, Options(workers=1), watch)
+        assert tried == ["c001-s3"]
+        return
+    failures = run_sweep(sweep, Options(workers=1), watch)
+    assert tried == ["c001-s3", "c002-s3", "c001-s4", "c002-s4"]
+    assert list(failures) == ["c001-s3"]
+    assert failures["c001-s3"].startswith("ZeroDivisionError: of a plug-in. medfed.log")
+    kept = (sweep / "runs" / "c001-s3" / "medfed.log").read_text()
+    assert "Traceback" in kept
+    assert "raise fault" in kept
 
 
 @pytest.mark.slow
