@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from medfed.common.metrics import MetricSums
 from medfed.simulations.reporting.arms import FEDERATED, LOCAL_PREFIX, POOLED, Arm
 from medfed.simulations.reporting.run_data import RunData
-from medfed.simulations.reporting.tables import ABSENT, Table, figure, mean, whole
+from medfed.simulations.reporting.tables import ABSENT, Table, figure, mean, whole, without_absent
 
 if TYPE_CHECKING:
     from medfed.common.tasks import Figure
@@ -199,4 +199,4 @@ def sites_table(run: RunData) -> Table:
         *(f"{second.title} {model}" for model in models),
     )
     strong = frozenset(i for i, name in enumerate(run.site_names) if name == worst)
-    return Table(columns, tuple(rows), strong=strong)
+    return without_absent(Table(columns, tuple(rows), strong=strong))

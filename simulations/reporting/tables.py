@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 ABSENT = "\u2013"
@@ -27,6 +27,21 @@ class Table:
     def __bool__(self) -> bool:
         """Whether there is a row."""
         return bool(self.rows)
+
+
+def without_absent(table: Table) -> Table:
+    """Leave out columns in which no row has anything: of models that a run did not train."""
+    kept = [
+        i
+        for i in range(len(table.columns))
+        if i in table.text or any(row[i] != ABSENT for row in table.rows)
+    ]
+    return replace(
+        table,
+        columns=tuple(table.columns[i] for i in kept),
+        rows=tuple(tuple(row[i] for i in kept) for row in table.rows),
+        text=frozenset(kept.index(i) for i in table.text),
+    )
 
 
 def to_markdown(table: Table) -> str:

@@ -9,6 +9,7 @@ from medfed.server.records import ArmFolder
 from medfed.simulations.reporting.report import write_report
 from medfed.simulations.reporting.results import local_mean
 from medfed.simulations.reporting.run_data import load_run
+from medfed.simulations.reporting.tables import ABSENT, Table, without_absent
 
 _INTERVAL = {"value": 0.81, "low": 0.7, "high": 0.9}
 _GROUP = {"patients": 20, "figures": {"auroc": _INTERVAL}}
@@ -77,3 +78,22 @@ def test_the_page_s_tables_are_kept_and_old_ones_go(make_run: Callable[..., Path
     assert "gaps.md" not in kept
     assert "subgroups.csv" not in kept
     assert "comparison.tex" in kept
+
+
+def test_models_that_were_not_trained_have_no_columns(make_run: Callable[..., Path]) -> None:
+    folder = make_run(arms=("federated",))
+    write_report(folder)
+    head, *_ = (folder / "tables" / "sites.md").read_text().splitlines()
+    assert "AUROC federated" in head
+    assert not any(word in head for word in ("pooled", "own data"))
+
+    table = Table(
+        ("who", "a", "b", "c"),
+        (("x", "1", ABSENT, ABSENT), ("y", ABSENT, ABSENT, "2")),
+        strong=frozenset({1}),
+        text=frozenset({0, 3}),
+    )
+    shown = without_absent(table)
+    assert shown.columns == ("who", "a", "c")
+    assert shown.rows == (("x", "1", ABSENT), ("y", ABSENT, "2"))
+    assert (shown.strong, shown.text) == ({1}, {0, 2})
