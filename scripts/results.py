@@ -110,6 +110,26 @@ PRIVATE = (
     ),
     Study("busi", "busi", changes=(*_FEW, *_stating(**_each(2, 9)))),
     Study("covid_findings", "covid_chestxray", changes=(*_FEW, *_stating(**_each(2, 11)))),
+    Study(
+        "ham10000_age_sex",
+        "ham10000_200x150",
+        changes=(
+            *_BY_PATIENT,
+            *_stating(rosendahl=220, vidir_modern=250, vidir_molemax=220, vienna_dias=90),
+            "privacy.sample_rate=0.2",
+            "privacy.images_per_patient=2",
+            # As ham10000_private, which has neither the two columns nor augmentation.
+            "data.image_size=28",
+            "training.rounds=20",
+            "training.learning_rate=0.2",
+            "training.momentum=0.5",
+            "training.weight_decay=0.0",
+        ),
+        unclipped=_HIGHER_RATE,
+    ),
+    Study("busi_lesions", "busi", changes=(*_FEW, *_stating(**_each(2, 9)))),
+    Study("covid_lungs", "covid_chestxray", changes=(*_FEW, *_stating(**_each(2, 8)))),
+    Study("chase", "chase_db1", changes=(*_FEW, *_stating(**_each(2, 3)))),
 )
 
 # On the study's own settings where the algorithm allows them.
