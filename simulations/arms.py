@@ -71,7 +71,7 @@ def prepare_arm(
         site = load_site(path)
         if site.name in train_sites:
             check_population(load_site_data(site, own), own, site)
-    quorum = min(study.federation.min_sites, len(names)) if arm == "federated" else 1
+    quorum = study.federation.min_sites if arm == "federated" else 1
     # Ledgers of different arms must not share a run's name: each arm spends on its own copy.
     plan = RunPlan(
         run=f"{run.name}/{arm}",

@@ -117,6 +117,21 @@ def sites_of(client_app: ClientApp, study: StudyConfig, arm: str) -> ClientApp:
     return FailingSites(client_app, failures, study.study.seed)
 
 
+def check_quorum(study: StudyConfig, sites: Collection[str]) -> None:
+    """Check that there are as many sites as a run needs: real ones it would wait for.
+
+    Raises:
+        StudyError: There are fewer.
+    """
+    wanted = study.federation.min_sites
+    if wanted > len(sites):
+        raise StudyError(
+            f"federation.min_sites is {wanted}, and the partition makes {len(sites)} "
+            f"site{'s' if len(sites) > 1 else ''}: {', '.join(sorted(sites))}. Lower it to "
+            f"{len(sites)} or less, or split the data into more."
+        )
+
+
 def check_names(study: StudyConfig, sites: Collection[str]) -> None:
     """Check that sites which fail by name exist.
 

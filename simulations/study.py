@@ -29,7 +29,7 @@ from medfed.server.records import ArmFolder, now
 from medfed.simulations.arms import arm_names, prepare_arm
 from medfed.simulations.datasets.catalogue import load_dataset
 from medfed.simulations.environment import describe_environment
-from medfed.simulations.failing import check_names, sites_of
+from medfed.simulations.failing import check_names, check_quorum, sites_of
 from medfed.simulations.grids.local import LocalGrid
 from medfed.simulations.labels import with_scarce_labels
 from medfed.simulations.pace import check_pace
@@ -199,6 +199,7 @@ def prepare_run(run: Path, preparing: Preparing | None = None) -> StudyConfig:
     )
     check_columns(study, store.columns)
     hospitals = make_hospitals(store, study)
+    check_quorum(study, hospitals.sites)
     check_names(study, hospitals.sites)
     check_pace(study, hospitals.sites)
     seen = store_as_seen(

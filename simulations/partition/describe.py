@@ -127,10 +127,16 @@ def describe_partition(
             "Expected a [simulation] section to make a partition of, got none. "
             'Add it, e.g. dataset = "phantom".'
         )
-    alone = study.simulation.model_copy(update={"arms": ("federated",)})
+    alone = study.model_copy(
+        update={
+            "simulation": study.simulation.model_copy(update={"arms": ("federated",)}),
+            # Too few sites are a reason to look at them.
+            "federation": study.federation.model_copy(update={"min_sites": 1}),
+        }
+    )
     with tempfile.TemporaryDirectory() as scratch:
         run = Path(scratch) / "partition"
-        start_study(study.model_copy(update={"simulation": alone}), run, data, Options())
+        start_study(alone, run, data, Options())
         prepare_run(run, progress)
         facts = read_json(run / "simulation.json")
         paths = sorted((run / "arms" / "federated" / "sites").glob("*/site.toml"))

@@ -145,6 +145,15 @@ def read_names(file: Path) -> list[str]:
         return sorted(opened.keys())
 
 
+def test_more_sites_than_there_are_cannot_be_asked_for(medfed, tiny, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    run = tmp_path / "run"
+    asked = ("--set", "federation.min_sites=4")
+    done = medfed("simulate", tiny, "--out", run, *asked, "--quiet", code=2)
+    assert "min_sites is 4, and the partition makes 3 sites: scanner-1" in done.stderr
+    assert not run.exists()
+    assert "scanner-3" in medfed("data", "partition", tiny, *asked).stdout
+
+
 def test_a_site_that_does_not_exist_cannot_fail(medfed, tiny, tmp_path) -> None:  # type: ignore[no-untyped-def]
     done = medfed(
         *("simulate", tiny, "--out", tmp_path / "run", *BASE),
