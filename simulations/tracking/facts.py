@@ -19,16 +19,23 @@ class Point(NamedTuple):
     """A figure of a round.
 
     Attributes:
-        name: Arm and figure, e.g. federated/auroc.
+        arm: federated, pooled, local-SITE.
+        figure: Its key, e.g. auroc.
         step: The round, from 1.
         value: The figure.
         time_s: When the round was complete, seconds since 1970.
     """
 
-    name: str
+    arm: str
+    figure: str
     step: int
     value: float
     time_s: float
+
+    @property
+    def name(self) -> str:
+        """Arm and figure, e.g. federated/auroc."""
+        return f"{self.arm}/{self.figure}"
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ def _points(name: str, arm: Arm) -> Iterator[Point]:
         if name == FEDERATED:
             values |= _cost(record) | _alphas(arm, record.round_number)
         for key, value in values.items():
-            yield Point(f"{name}/{key}", record.round_number, float(value), time_s)
+            yield Point(name, key, record.round_number, float(value), time_s)
 
 
 def _alphas(arm: Arm, round_number: int) -> dict[str, float]:

@@ -61,9 +61,9 @@ def _write(client: "MlflowClient", run: RunFacts) -> None:
         for name in names
     }
     metrics = [
-        Metric(_key(name), value, round(time_s * 1000), step)
-        for name, step, value, time_s in run.points
-        if step not in there[name]
+        Metric(_key(point.name), point.value, round(point.time_s * 1000), point.step)
+        for point in run.points
+        if point.step not in there[point.name]
     ]
     for start in range(0, len(metrics), _MOST_METRICS):
         client.log_batch(run_id, metrics=metrics[start : start + _MOST_METRICS])

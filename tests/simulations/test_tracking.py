@@ -60,16 +60,17 @@ def test_tensorboard_has_each_point_once_after_a_kill_and_a_resume(
     done = medfed("simulate", "--resume", "run", "--track", "tensorboard", "--quiet")
     assert "tensorboard --logdir run" in done.stdout
     medfed("report", "run", "--track", "tensorboard")
-    found = EventAccumulator("run/tensorboard").Reload()
+    found = EventAccumulator("run/tensorboard/federated").Reload()
     run = load_run(Path("run"))
     assert run.federated is not None
     for key in ("auroc", "epsilon", "bytes", "update_bytes"):
-        points = [point[1:] for point in facts_of(run).points if point.name == f"federated/{key}"]
-        events = found.Scalars(f"federated/{key}")
+        points = [point[2:] for point in facts_of(run).points if point.name == f"federated/{key}"]
+        events = found.Scalars(key)
         assert [event.step for event in events] == [1, 2, 3]
         for event, (step, value, time_s) in zip(events, points, strict=True):
             assert (event.step, event.value) == (step, pytest.approx(value, rel=1e-6))
             assert event.wall_time == pytest.approx(time_s, abs=0.01)
+    found = EventAccumulator("run/tensorboard").Reload()
     [settings] = found.Tensors("study/text_summary")
     assert b"training.learning_rate = 0.1" in settings.tensor_proto.string_val[0]
     [table] = found.Tensors("results/text_summary")
@@ -121,7 +122,8 @@ def test_a_sweep_is_a_run_of_the_tool_for_each_of_its_runs_where_the_user_says(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{here / 'elsewhere.db'}")
     tiny.write_text(tiny.read_text() + '[sweep.vary]\n"federation.apfl_alpha_rate" = [0.5, 0.0]\n')
     apfl = ("--set", "federation.algorithm=apfl", "--set", "privacy.unit=none")
-    medfed("simulate", tiny, "--out", "swept", *QUICK, *apfl, "--track", "mlflow")
+    arms = ("--set", 'simulation.arms=["federated", "pooled"]')
+    medfed("simulate", tiny, "--out", "swept", *QUICK, *apfl, *arms, "--track", "mlflow")
     assert not Path("mlflow.db").exists()
     client = MlflowClient(tracking_uri=os.environ["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name("tiny")
@@ -140,6 +142,26 @@ def test_a_sweep_is_a_run_of_the_tool_for_each_of_its_runs_where_the_user_says(
         assert by_round[1] == 0.5
         assert by_round[2] != 0.5
     assert not [key for key in runs["c002-s3"].data.metrics if "alpha" in key]
+
+    track(Path("swept"), "tensorboard")
+    varied = {run: _hyperparameters(Path("swept/runs", run, "tensorboard")) for run in runs}
+    assert varied == {
+        "c001-s3": {"federation.apfl_alpha_rate": 0.5},
+        "c002-s3": {"federation.apfl_alpha_rate": 0.0},
+    }
+    of_arms = Path("swept/runs/c001-s3/tensorboard").iterdir()
+    assert {path.name for path in of_arms if path.is_dir()} == {"federated", "pooled"}
+
+
+def _hyperparameters(folder: Path) -> dict[str, float | str]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    found = EventAccumulator(str(folder)).Reload()
+    content = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    settings = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert found.Scalars("last/auroc")
+    return {key: value.number_value for key, value in settings.items()}
 
 
 @pytest.mark.slow
