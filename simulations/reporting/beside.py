@@ -14,6 +14,7 @@ import base64
 import json
 import logging
 import os
+import signal
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -102,6 +103,8 @@ def _draw_some(plots: Plots, tickets: int) -> Drawings:
 
 
 def _send(there: Connection, plots: Plots, tickets: int) -> None:
+    # Ctrl-C reaches both: the first process says that it stops, and ends this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     drawn = _draw_some(plots, tickets)
     tables = {name: drawing and _to_table(drawing) for name, drawing in drawn.items()}
     there.send_bytes(json.dumps(tables).encode())

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable
 from functools import partial
@@ -89,6 +90,24 @@ def test_the_other_process_draws_while_this_one_does_something_else(tmp_path: Pa
     with Beside(plots, in_two=False) as figures:
         assert figures.finish() == draw_all(plots)
     assert {path.read_text() for path in tmp_path.iterdir()} == {str(os.getpid())}
+
+
+def test_ctrl_c_is_for_the_first_process_to_answer(tmp_path: Path) -> None:
+    def slow(number: int) -> Figure:
+        (tmp_path / f"{number} {os.getpid()}").touch()
+        time.sleep(0.2)
+        return _line(number)
+
+    plots: Plots = {f"slow-{number}": ("Slow.", partial(slow, number)) for number in range(4)}
+    with Beside(plots, in_two=True) as figures:
+        deadline = time.monotonic() + 60
+        while not (begun := list(tmp_path.iterdir())) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        other = int(begun[0].name.split()[1])
+        os.kill(other, signal.SIGINT)
+        assert figures.finish() == draw_all(plots)
+    drawn_there = [path for path in tmp_path.iterdir() if int(path.name.split()[1]) == other]
+    assert len(drawn_there) > 1
 
 
 def test_leaving_early_ends_the_other_process() -> None:
