@@ -17,6 +17,7 @@ import os
 import signal
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -49,7 +50,9 @@ class Beside:
         context = get_context("fork")
         self._here, there = context.Pipe(duplex=False)
         self._tickets = _tickets(len(plots))
-        other = context.Process(target=_send, args=(there, plots, self._tickets), daemon=True)
+        other = context.Process(
+            target=_draw_there, args=(self._here, there, plots, self._tickets), daemon=True
+        )
         with warnings.catch_warnings():
             # From Python 3.12: that other threads are not copied. None of them draws.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -102,9 +105,16 @@ def _draw_some(plots: Plots, tickets: int) -> Drawings:
     return drawn
 
 
-def _send(there: Connection, plots: Plots, tickets: int) -> None:
+def _draw_there(here: Connection, there: Connection, plots: Plots, tickets: int) -> None:
     # Ctrl-C reaches both: the first process says that it stops, and ends this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # If the first is killed nobody reads: with its end closed here too, sending fails at once.
+    here.close()
+    with suppress(BrokenPipeError):
+        _send(there, plots, tickets)
+
+
+def _send(there: Connection, plots: Plots, tickets: int) -> None:
     drawn = _draw_some(plots, tickets)
     tables = {name: drawing and _to_table(drawing) for name, drawing in drawn.items()}
     there.send_bytes(json.dumps(tables).encode())

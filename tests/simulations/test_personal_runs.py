@@ -280,11 +280,11 @@ def test_learned_alphas_are_shown_and_leave_no_site(serial: Run) -> None:
     assert set(shown) == trained
     assert len({site for site, _ in trained}) == 3
     write_event_files([facts_of(load_run(folder))])
-    events = EventAccumulator(str(folder / EVENTS_FOLDER)).Reload()
+    events = EventAccumulator(str(folder / EVENTS_FOLDER / "federated")).Reload()
     tracked = {
         (tag.rpartition("/")[2], event.step): event.value
         for tag in events.Tags()["scalars"]
-        if "/alpha/" in tag
+        if tag.startswith("alpha/")
         for event in events.Scalars(tag)
     }
     assert tracked == pytest.approx(shown, rel=1e-6)

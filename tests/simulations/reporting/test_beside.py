@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -108,6 +110,40 @@ def test_ctrl_c_is_for_the_first_process_to_answer(tmp_path: Path) -> None:
         assert figures.finish() == draw_all(plots)
     drawn_there = [path for path in tmp_path.iterdir() if int(path.name.split()[1]) == other]
     assert len(drawn_there) > 1
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from matplotlib.figure import Figure
+from medfed.simulations.reporting.beside import Beside
+
+def plot():
+    Path(sys.argv[1], str(os.getpid())).touch()
+    while not Path(sys.argv[1], "go on").exists():
+        time.sleep(0.01)
+    figure = Figure()
+    # More than a pipe holds.
+    figure.add_subplot().plot([(number * 7919) % 1000 for number in range(9000)])
+    return figure
+
+figures = Beside({f"plot-{number}": ("A plot.", plot) for number in range(4)}, in_two=True)
+while not list(Path(sys.argv[1]).iterdir()):
+    time.sleep(0.01)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_the_other_process_ends_when_the_first_is_killed(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, tmp_path], check=False)
+    assert done.returncode == -signal.SIGKILL
+    [other] = [int(path.name) for path in tmp_path.iterdir()]
+    os.kill(other, 0)  # still there, without the first
+    (tmp_path / "go on").touch()
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{other}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{other}").exists()
 
 
 def test_leaving_early_ends_the_other_process() -> None:
