@@ -92,12 +92,22 @@ def recorder(device: torch.device, *, enabled: bool = True) -> Recorder | None:
     # One after the other, recordings of one function may use the same memory for what lies between.
     pool = torch.cuda.graph_pool_handle()
 
+    # Its own: torch's is shared by all threads.
+    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
     def record(body: Body) -> tuple[Replay, Tensor]:
         graph = torch.cuda.CUDAGraph()
         # Other threads may train other sites on this GPU meanwhile.
-        recording = torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local")
-        with _one_at_a_time, recording:
-            result = body()
+        recording = torch.cuda.graph(
+            graph, pool=pool, stream=stream, capture_error_mode="thread_local"
+        )
+        before = torch.cuda.current_stream(device)
+        try:
+            with _one_at_a_time, recording:
+                result = body()
+        finally:
+            # Where a recording fails torch leaves the thread on the stream that was recorded.
+            torch.cuda.set_stream(before)
         return graph.replay, result
 
     return record

@@ -5,7 +5,7 @@ adaptive average pooling on CUDA. Written with slices, means and products there 
 refuse. In 2-D, max and average pooling with fixed windows are deterministic as they are.
 """
 
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -68,8 +68,9 @@ def average_to(features: Tensor, size: int) -> Tensor:
     return rows @ features @ columns.T
 
 
-# Kept: a step that is recorded on a GPU may copy nothing from here to there.
-@lru_cache(maxsize=64)
+# Kept for good: a step that is recorded on a GPU may copy nothing from here to there, and reads
+# what it read when it was recorded.
+@cache
 def _averaging_matrix(size: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return [size, length]: row i averages what cell i covers."""
     # Made while evaluating it would be of no use for training.

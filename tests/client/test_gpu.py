@@ -10,9 +10,11 @@ from scipy import stats
 from medfed.client.data.prepare import prepare_store
 from medfed.client.data.site_data import load_site_data
 from medfed.client.privacy.noise import NoiseSource, SecureNoise, SeededNoise
+from medfed.client.recording import Recorded, recorder
 from medfed.client.site import load_site
 from medfed.client.training import Round, train_with_privacy, train_without_privacy
 from medfed.client.workspace import workspace
+from medfed.common.arithmetic import make_arithmetic_repeatable
 from medfed.common.seeding import torch_rng
 from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
@@ -132,13 +134,43 @@ def test_recorded_steps_with_terms_have_the_bits_of_others_round_after_round(
     assert any(other[name].tobytes() != plain[name].tobytes() for name in other)
 
 
-def test_training_on_a_gpu_is_close_to_the_cpu(tmp_path: Path) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
+def test_training_on_a_gpu_is_close_to_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_tf32(study: StudyConfig) -> None:
+        make_arithmetic_repeatable(study)
+        torch.backends.cudnn.allow_tf32 = False
+
+    monkeypatch.setattr("medfed.client.workspace.make_arithmetic_repeatable", without_tf32)
     gpu = train(tmp_path, "cuda", "none", "cnn")
     cpu = train(tmp_path, "cpu", "none", "cnn")
     for name, array in cpu.items():
         assert np.linalg.norm(gpu[name] - array) <= 1e-2 * np.linalg.norm(array), name
+
+
+def test_what_a_recording_cannot_hold_leaves_the_thread_where_it_was() -> None:
+    device = torch.device("cuda")
+    before = torch.cuda.current_stream(device)
+    waits = Recorded(lambda tensor: tensor * tensor.sum().item(), recorder(device))
+    for _ in range(3):
+        assert float(waits(torch.ones(3, device=device)).sum()) == 9.0
+    assert torch.cuda.current_stream(device) == before
+
+
+@pytest.mark.parametrize("padding", [0, 1])
+def test_a_patient_adds_no_more_than_the_bound_on_a_gpu(tmp_path: Path, padding: int) -> None:
+    """Flat images whose gradients cancel, between two numbers that TF32 rounds apart."""
+    make_arithmetic_repeatable(study_on("cuda", "patient", "cnn"))
+    layer = torch.nn.Conv2d(1, 4, 3, padding=padding).cuda()
+    step = 2.0**-11
+    images = torch.stack([torch.full((1, 16, 16), 1.0 + step * (1 - 1e-3)),
+                          torch.full((1, 16, 16), 1.0 + step * (1 + 1e-3))]).cuda()  # fmt: skip
+    signs = torch.tensor([1.0, -1.0], device="cuda")[:, None, None, None]
+    (layer(images) * signs).sum().backward()
+    assert layer.weight.grad is not None
+    exact = torch.nn.functional.unfold(images.double(), 3, padding=padding).sum(2)
+    wanted = (exact * signs.double().reshape(2, 1)).sum(0)
+    assert torch.allclose(layer.weight.grad[0].flatten().double(), wanted, atol=2e-3)
 
 
 @pytest.mark.parametrize("noise", ["secure", "seeded"])
