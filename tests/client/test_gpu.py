@@ -158,7 +158,7 @@ def test_what_a_recording_cannot_hold_leaves_the_thread_where_it_was() -> None:
 
 
 @pytest.mark.parametrize("padding", [0, 1])
-def test_a_patient_adds_no_more_than_the_bound_on_a_gpu(tmp_path: Path, padding: int) -> None:
+def test_a_study_that_clips_sums_gradients_in_float32_on_a_gpu(padding: int) -> None:
     """Flat images whose gradients cancel, between two numbers that TF32 rounds apart."""
     make_arithmetic_repeatable(study_on("cuda", "patient", "cnn"))
     layer = torch.nn.Conv2d(1, 4, 3, padding=padding).cuda()

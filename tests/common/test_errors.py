@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+import typer
 
 from medfed.cli import main
 from medfed.common.errors import StudyError, reason, way_out
@@ -56,3 +57,31 @@ def test_command_that_cannot_write_says_why(
         main()
     assert ended.value.code == 3
     assert "Not a directory. A file stands where the path has a folder" in capsys.readouterr().err
+
+
+def test_ctrl_c_says_that_nothing_is_lost_unless_the_command_says_something_itself(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    def answered() -> None:
+        try:
+            interrupted()
+        except KeyboardInterrupt:
+            typer.echo("The run goes on.", err=True)
+            raise typer.Exit(130) from None
+
+    said = []
+    for command in (interrupted, answered):
+        app = typer.Typer()
+        app.command()(command)
+        monkeypatch.setattr("medfed.cli.app", app)
+        monkeypatch.setattr("sys.argv", ["medfed"])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 130
+        said.append(capsys.readouterr().err)
+    assert said == [
+        "Stopped. Nothing is lost: run it again, or with --resume.\n", "The run goes on.\n",
+    ]  # fmt: skip

@@ -105,12 +105,11 @@ def main() -> None:
         typer.secho(f"Error: {name}{why}. {way_out(error)}", err=True, fg="red")
         logging.getLogger(__name__).debug("the whole of it", exc_info=True)
         sys.exit(DataError.exit_code)
-    except KeyboardInterrupt:
-        typer.secho(
-            "Stopped. Nothing is lost: run it again, or with --resume.",
-            err=True,
-        )
-        sys.exit(130)
+    except SystemExit as end:
+        # Typer turns a Ctrl-C that no command answers into this exit, and says nothing.
+        if end.__context__ and isinstance(end.__context__.__cause__, KeyboardInterrupt):
+            typer.secho("Stopped. Nothing is lost: run it again, or with --resume.", err=True)
+        raise
 
 
 @contextmanager
