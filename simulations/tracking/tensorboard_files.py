@@ -53,12 +53,15 @@ def _varied(runs: Sequence[RunFacts]) -> list[str]:
 def _add_hyperparameters(
     writer: "SummaryWriter", run: RunFacts, settings: Mapping[str, str | None]
 ) -> None:
-    last = {point.figure: point.value for point in run.points if point.arm == FEDERATED}
-    writer.add_hparams(
-        {key: _number_or_text(value) for key, value in settings.items()},
-        {f"last/{figure}": value for figure, value in last.items()},
-        run_name=".",  # else it makes a run of its own
-    )
+    from torch.utils.tensorboard.summary import hparams
+
+    last = {f"last/{point.figure}": point.value for point in run.points if point.arm == FEDERATED}
+    numbers = {key: _number_or_text(value) for key, value in settings.items()}
+    # `writer.add_hparams` would open a second file for these.
+    for summary in hparams(numbers, last):
+        writer.file_writer.add_summary(summary)
+    for figure, value in last.items():
+        writer.add_scalar(figure, value)
 
 
 def _number_or_text(value: str | None) -> float | str:

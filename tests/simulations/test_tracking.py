@@ -151,6 +151,7 @@ def test_a_sweep_is_a_run_of_the_tool_for_each_of_its_runs_where_the_user_says(
     }
     of_arms = Path("swept/runs/c001-s3/tensorboard").iterdir()
     assert {path.name for path in of_arms if path.is_dir()} == {"federated", "pooled"}
+    assert len(list(Path("swept").glob("runs/*/tensorboard/events.*"))) == 2
 
 
 def _hyperparameters(folder: Path) -> dict[str, float | str]:
