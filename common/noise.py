@@ -6,22 +6,22 @@ normals by the Box-Muller transform. (Opacus's `secure_mode` needs torchcsprng, 
 then says that the run is not private.
 """
 
+import functools
 import math
 import os
-import threading
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 # Pairs of normals at a time: what a processor's cache holds, or what keeps a GPU busy.
 _CHUNK = 1 << 16
 _GPU_CHUNK = 1 << 20
 _DOUBLE_CHUNK = 1 << 15
 _ZEROS = memoryview(bytes(_GPU_CHUNK * 16))
-_SECTORS = 1 << 12
+_SECTORS = 1 << 14
 _BITS_OF_ONE = int(np.float64(1.0).view(np.int64))
 
 
@@ -102,33 +102,92 @@ class _SingleNormals:
 class SecureNoise:
     """Noise from AES-256-CTR keyed by the operating system; never repeatable.
 
-    One source may serve several threads.
+    One source may serve several threads: each that draws has a key of its own.
+    """
+
+    def __init__(self) -> None:
+        self._idle: list[_SecureNormals] = []
+
+    def normal_like(self, reference: torch.Tensor) -> torch.Tensor:
+        """Return N(0, 1), computed in float64 and rounded to the reference's type."""
+        try:
+            normals = self._idle.pop()
+        except IndexError:
+            normals = _SecureNormals()
+        if reference.device.type == "cpu":
+            kind = np.float64 if reference.dtype is torch.float64 else np.float32
+            values = torch.from_numpy(normals.draw(reference.numel(), kind)).to(reference.dtype)
+        else:
+            values = normals.draw_on(reference.device, reference.numel(), reference.dtype)
+        self._idle.append(normals)
+        return values.view(reference.shape)
+
+
+class _SecureNormals:
+    """Normals by Box-Muller under one key, for one thread at a time.
+
+    On a processor in double precision, 52 bits for a radius (up to 8.5), 64 for an angle. Fourteen
+    bits of an angle pick one of 16,384 sectors, whose cosine and sine are in a table; the others
+    turn that point by less than 0.0002, for which the first term of the sine's series and two of
+    the cosine's do (error 1.2e-12). This takes less than half the time of a cosine and a sine.
+    Single precision would not do: its angles are too few for all pairs of float32 to come out, and
+    who sees a sum could tell by the pairs that never do which gradients it cannot be of (Jin et
+    al., arXiv:2112.05307).
     """
 
     def __init__(self) -> None:
         cipher = Cipher(algorithms.AES(os.urandom(32)), modes.CTR(os.urandom(16)))
         self._stream = cipher.encryptor()
-        self._pairs: _DoublePairs | None = None
-        self._lock = threading.Lock()
+        # OpenSSL asks for room for a block more.
+        self._buffer = bytearray(16 * _DOUBLE_CHUNK + 15)
+        self._sector = np.empty(_DOUBLE_CHUNK, dtype=np.int64)
+        self._real = np.empty(_DOUBLE_CHUNK)
+        self._points = np.empty((2, _DOUBLE_CHUNK), dtype=np.complex128)
 
-    def normal_like(self, reference: torch.Tensor) -> torch.Tensor:
-        """Return N(0, 1), computed in float64 and rounded to the reference's type."""
-        device = reference.device
-        values = torch.empty(reference.shape, dtype=reference.dtype, device=device)
-        flat = values.view(-1)
-        fill, chunk = self._fill_on_device, 2 * _GPU_CHUNK
-        if device.type == "cpu":
-            fill, chunk = self._fill, 2 * _DOUBLE_CHUNK
-        with self._lock:
-            for start in range(0, len(flat), chunk):
-                fill(flat[start : start + chunk])
+    def draw(self, count: int, kind: type[np.floating[Any]]) -> npt.NDArray[Any]:
+        """Return `count` normals, drawn in float64 and rounded to `kind`."""
+        values = np.empty(count, dtype=kind)
+        for start in range(0, count, 2 * _DOUBLE_CHUNK):
+            part = values[start : start + 2 * _DOUBLE_CHUNK]
+            drawn = self._pairs((len(part) + 1) // 2)
+            np.copyto(part, drawn[: len(part)], casting="same_kind")
         return values
 
-    def _fill(self, part: torch.Tensor) -> None:
-        if self._pairs is None:
-            self._pairs = _DoublePairs()
-        drawn = self._pairs.draw(self._stream, (len(part) + 1) // 2)
-        part.copy_(torch.from_numpy(drawn[: len(part)]))
+    def _pairs(self, count: int) -> npt.NDArray[np.float64]:
+        """Return 2 `count` normals, in memory that the next draw overwrites."""
+        self._stream.update_into(_ZEROS[: 16 * count], self._buffer)
+        bits = np.frombuffer(self._buffer, dtype="<u8", count=2 * count)
+        sector, scratch = self._sector[:count], self._real[:count]
+        turned, points = self._points[:, :count]
+        np.bitwise_and(bits[count:], _SECTORS - 1, out=sector, casting="unsafe")
+        np.take(_middles(), sector, out=points, mode="clip")
+        # The upper 52 bits as the fraction of a float64 in [1, 2). The last two of an angle's are
+        # the sector's too: 2^-66 of a turn.
+        bits >>= 12
+        bits |= _BITS_OF_ONE
+        radius, turn = bits[:count].view(np.float64), bits[count:].view(np.float64)
+        np.subtract(2.0, radius, out=radius)
+        np.log(radius, out=radius)
+        radius *= -2.0
+        np.sqrt(radius, out=radius)
+        turn -= 1.5
+        turn *= 2.0 * math.pi / _SECTORS
+        # radius * (1 - turn^2 / 2 + i * turn)
+        np.multiply(turn, radius, out=scratch)
+        turned.imag = scratch
+        scratch *= turn
+        scratch *= -0.5
+        np.add(scratch, radius, out=turned.real)
+        points *= turned
+        drawn: npt.NDArray[np.float64] = points.view(np.float64)
+        return drawn
+
+    def draw_on(self, device: torch.device, count: int, kind: torch.dtype) -> torch.Tensor:
+        """Return `count` normals made on a GPU of bits from the processor."""
+        values = torch.empty(count, dtype=kind, device=device)
+        for start in range(0, count, 2 * _GPU_CHUNK):
+            self._fill_on_device(values[start : start + 2 * _GPU_CHUNK])
+        return values
 
     def _fill_on_device(self, part: torch.Tensor) -> None:
         """Box-Muller from 53-bit uniforms in (0, 1]."""
@@ -144,55 +203,12 @@ class SecureNoise:
         second.copy_(angle.sin_().mul_(radius)[: len(second)])
 
 
-class _DoublePairs:
-    """Normals by Box-Muller in double precision: 52 bits for a radius (up to 8.5), 64 for an angle.
-
-    Twelve bits of an angle pick one of 4,096 sectors, whose cosine and sine are in a table; the
-    others turn that point by less than 0.0008, for which two terms of either series do (error
-    1.5e-14). This takes half the time of a cosine and a sine. Single precision would not do: its
-    angles are too few for all pairs of float32 to come out, and who sees a sum could tell by the
-    pairs that never do which gradients it cannot be of (Jin et al., arXiv:2112.05307).
-    """
-
-    def __init__(self) -> None:
-        middles = (np.arange(_SECTORS) + 0.5) * (2.0 * math.pi / _SECTORS)
-        self._table = np.cos(middles) + 1j * np.sin(middles)
-        # OpenSSL asks for room for a block more.
-        self._buffer = bytearray(16 * _DOUBLE_CHUNK + 15)
-        self._sector = np.empty(_DOUBLE_CHUNK, dtype=np.int64)
-        self._reals = np.empty((2, _DOUBLE_CHUNK))
-        self._points = np.empty((2, _DOUBLE_CHUNK), dtype=np.complex128)
-
-    def draw(self, stream: CipherContext, count: int) -> npt.NDArray[np.float64]:
-        """Return 2 `count` normals, in memory that the next draw overwrites."""
-        stream.update_into(_ZEROS[: 16 * count], self._buffer)
-        bits = np.frombuffer(self._buffer, dtype="<u8", count=2 * count)
-        sector, (turn, scratch) = self._sector[:count], self._reals[:, :count]
-        turned, points = self._points[:, :count]
-        np.bitwise_and(bits[count:], _SECTORS - 1, out=sector, casting="unsafe")
-        np.take(self._table, sector, out=points, mode="clip")
-        # The upper 52 bits as the fraction of a float64 in [1, 2).
-        bits >>= 12
-        bits |= _BITS_OF_ONE
-        radius, angle = bits[:count].view(np.float64), bits[count:].view(np.float64)
-        np.subtract(2.0, radius, out=radius)
-        np.log(radius, out=radius)
-        radius *= -2.0
-        np.sqrt(radius, out=radius)
-        np.subtract(angle, 1.5, out=turn)
-        turn *= 2.0 * math.pi / _SECTORS
-        # radius * (1 - turn^2 / 2 + i * (turn - turn^3 / 6))
-        along = np.multiply(turn, radius, out=angle)
-        turn *= turn
-        turn *= -0.5
-        np.multiply(turn, radius, out=scratch)
-        np.add(scratch, radius, out=turned.real)
-        turn *= 1.0 / 3.0
-        turn *= along
-        np.add(turn, along, out=turned.imag)
-        points *= turned
-        drawn: npt.NDArray[np.float64] = points.view(np.float64)
-        return drawn
+@functools.cache
+def _middles() -> npt.NDArray[np.complex128]:
+    """The middle of each sector, a point of the unit circle."""
+    angles = (np.arange(_SECTORS) + 0.5) * (2.0 * math.pi / _SECTORS)
+    points: npt.NDArray[np.complex128] = np.cos(angles) + 1j * np.sin(angles)
+    return points
 
 
 class SecureUniform:

@@ -16,6 +16,7 @@ Shapes: P patients in a chunk, K images a patient (padded), [P, K] mask of real 
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -30,7 +31,8 @@ from medfed.client.privacy.clipping import (
     clip_factors,
     clipped_sums,
 )
-from medfed.client.privacy.noise import NoiseSource
+from medfed.client.privacy.noise import NoiseSource, SecureNoise
+from medfed.client.privacy.noise_ahead import NoiseAhead, has_a_core_to_spare
 
 if TYPE_CHECKING:
     from medfed.client.privacy.recorded_sums import RecordedSums
@@ -85,7 +87,16 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus ships no types
             loss_reduction="mean",
         )
         self._noise = noise
+        self._thread = ThreadPoolExecutor(1, "noise")
+        self._ahead: NoiseAhead | None = None
         self.clipping: Clipping = clipping
+
+    def begin_noise(self) -> None:
+        """Begin to draw the noise of this step, where it may be drawn in any order."""
+        on_cpu = all(p.device.type == "cpu" and p.dtype is torch.float32 for p in self.params)
+        if isinstance(self._noise, SecureNoise) and on_cpu and has_a_core_to_spare():
+            sizes = [parameter.numel() for parameter in self.params]
+            self._ahead = NoiseAhead(self._noise, sizes, self._thread)
 
     def clip_and_accumulate(self) -> None:
         """Add the clipped gradients in `p.grad_sample` to the sum."""
@@ -104,12 +115,17 @@ class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus ships no types
     def add_noise(self) -> None:
         """Put clipped sum plus noise into `p.grad` for every parameter, in the sum's memory."""
         std = self.noise_multiplier * self.max_grad_norm
+        # Noise is drawn in the order of the numbers, however the sum is laid out.
         for parameter in self.params:
-            # Noise is drawn in the order of the numbers, however the sum is laid out.
-            total = parameter.summed_grad.contiguous()
-            for part in _blocks(total):
+            parameter.grad = parameter.summed_grad.contiguous()
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            sums = [p.grad.view(-1) for p in self.params]
+            torch._foreach_add_(sums, ahead.parts(), alpha=std)
+            return
+        for parameter in self.params:
+            for part in _blocks(parameter.grad):
                 part.add_(self._noise.normal_like(part), alpha=std)
-            parameter.grad = total
 
     def scale_grad(self) -> None:
         """Divide `p.grad` by the public expected batch, once for all chunks of a step."""
@@ -203,6 +219,7 @@ def dp_step(
         recorded: Adds up the chunks' clipped gradients, where that is recorded on a GPU.
     """
     optimizer.zero_grad(set_to_none=True)
+    optimizer.begin_noise()
     # Opacus keeps its per-sample gradients in an attribute that torch does not know.
     parameters: dict[str, Any] = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if recorded is not None:

@@ -1,13 +1,15 @@
 """What a private step costs for every family of models: over a non-private step of the same.
 
     python scripts/bench/model_steps.py --repeats 3 --json model_steps.json
+    python scripts/bench/model_steps.py --cores 2 --variants non-private secure
     python scripts/bench/model_steps.py --device cuda --batch-size 64      # where there is a GPU
 
 Each measurement is a process of its own and they take turns; every step runs in a worker thread
 with the allocator as medfed sets it, on one CPU thread. A patient has one image. "seeded" draws the
 noise as simulations do, "secure" as deployments do; "vmap" is seeded with the engine for networks
-that keep no books (ADR 27). Figures are processor time of the fastest step (on a GPU, wall time):
-others on the machine only add.
+that keep no books (ADR 27). Figures are of the fastest step: processor time on one core, where
+others on the machine only add; wall time with `--cores 2`, which leave one to draw noise, and on a
+GPU.
 """
 
 import argparse
@@ -172,7 +174,8 @@ def measure_here(name: str, variant: str, options: dict[str, Any]) -> dict[str, 
     torch.utils.deterministic.fill_uninitialized_memory = False
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     keep_freed_memory()
-    clock = time.perf_counter if options["device"] == "cuda" else time.process_time
+    alone = options["device"] == "cpu" and options["cores"] == 1
+    clock = time.process_time if alone else time.perf_counter
     wait = torch.cuda.synchronize if options["device"] == "cuda" else lambda: None
 
     def run() -> list[float]:
@@ -194,12 +197,12 @@ def measure_here(name: str, variant: str, options: dict[str, Any]) -> dict[str, 
     return {"step_s": min(times), "peak_bytes": peak}
 
 
-def measure(name: str, variant: str, options: dict[str, Any], core: int) -> dict[str, float]:
+def measure(name: str, variant: str, options: dict[str, Any], cores: list[int]) -> dict[str, float]:
     """Time one variant in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         asked = json.dumps({"name": name, "variant": variant, "options": options})
-        run_process([sys.executable, __file__, "--child", asked, "--json", answer], cores=[core])
+        run_process([sys.executable, __file__, "--child", asked, "--json", answer], cores=cores)
         measured: dict[str, float] = json.loads(answer.read_text())
         return measured
 
@@ -211,6 +214,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--chunk", type=int, default=PrivacySection().chunk)
+    parser.add_argument("--cores", type=int, default=1, help="of a process, whose step has one")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--only", nargs="*", default=list(CONTESTANTS))
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=VARIANTS)
@@ -228,13 +232,14 @@ def main() -> None:
         "batch_size": given.batch_size,
         "chunk": given.chunk,
         "device": given.device,
+        "cores": given.cores,
     }
-    core = max(os.sched_getaffinity(0))
+    cores = sorted(os.sched_getaffinity(0))[-given.cores :]
     samples: dict[str, dict[str, list[dict[str, float]]]] = {}
     for turn in range(1, given.repeats + 1):
         for name in given.only:
             for variant in given.variants:
-                one = measure(name, variant, options, core)
+                one = measure(name, variant, options, cores)
                 samples.setdefault(name, {}).setdefault(variant, []).append(one)
                 note(f"{turn}/{given.repeats}  {name}, {variant}: {one['step_s'] * 1e3:.0f} ms")
     rows = [row_of(name, parts) for name, parts in samples.items()]

@@ -22,7 +22,7 @@ from medfed.common.noise import (
     SecureNoise,
     SecureUniform,
     SeededNoise,
-    _DoublePairs,
+    _SecureNormals,
 )
 
 COUNT = 400_000
@@ -124,20 +124,21 @@ def test_seeded_noise_of_training_is_box_muller_of_aes_under_a_key_of_the_genera
     assert complaints(drawn.numpy()) == []
 
 
-def test_secure_pairs_are_box_muller_in_double_precision() -> None:
+def test_secure_pairs_are_box_muller_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """A twin that knows no table: cosine and sine of the whole angle, number by number."""
     count = 5000
-    streams = [Cipher(algorithms.AES(bytes(32)), modes.CTR(bytes(16))).encryptor() for _ in "ab"]
-    drawn = _DoublePairs().draw(streams[0], count)
-    words = np.frombuffer(streams[1].update(bytes(16 * count)), dtype="<u8").tolist()
+    monkeypatch.setattr("os.urandom", bytes)
+    drawn = _SecureNormals().draw(2 * count, np.float64)
+    stream = Cipher(algorithms.AES(bytes(32)), modes.CTR(bytes(16))).encryptor()
+    words = np.frombuffer(stream.update(bytes(16 * count)), dtype="<u8").tolist()
     wanted = []
     for of_radius, of_angle in zip(words[:count], words[count:], strict=True):
         radius = math.sqrt(-2.0 * math.log(1.0 - (of_radius >> 12) / 2**52))
-        sector, place = of_angle % 4096, (of_angle >> 12) / 2**52
-        angle = 2.0 * math.pi * (sector + place) / 4096
+        sector, place = of_angle % 16384, (of_angle >> 12) / 2**52
+        angle = 2.0 * math.pi * (sector + place) / 16384
         wanted += [radius * math.cos(angle), radius * math.sin(angle)]
-    np.testing.assert_allclose(drawn, wanted, rtol=0, atol=1e-13)
-    assert {word % 4096 // 512 for word in words[count:]} == set(range(8))
+    np.testing.assert_allclose(drawn, wanted, rtol=0, atol=1e-11)
+    assert {word % 16384 // 2048 for word in words[count:]} == set(range(8))
 
 
 def test_threads_may_share_a_secure_source() -> None:
