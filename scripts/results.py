@@ -60,6 +60,7 @@ STUDIES = (
     Study("covid_findings", "covid_chestxray"),
     Study("covid_lungs", "covid_chestxray"),
     Study("covid_notes", "covid_chestxray"),
+    Study("vqa_rad", "vqa_rad"),
     Study("pneumoniamnist", "pneumoniamnist_28"),
     Study("phantom_reports", ""),
 )
@@ -110,6 +111,7 @@ PRIVATE = (
     ),
     Study("busi", "busi", changes=(*_FEW, *_stating(**_each(2, 9)))),
     Study("covid_findings", "covid_chestxray", changes=(*_FEW, *_stating(**_each(2, 11)))),
+    Study("vqa_rad", "vqa_rad", changes=(*_FEW, *_stating(**_each(3, 23)))),
     Study(
         "ham10000_age_sex",
         "ham10000_200x150",
