@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -261,6 +262,14 @@ def _reason(error: Exception) -> RefusalReason:
     if isinstance(error, DataError):
         log.warning("Refused (data): %s", error)
         return RefusalReason.DATA
+    if isinstance(error, torch.OutOfMemoryError):
+        log.error(
+            "Failed: the GPU's memory ran out (%s). The study must lower training.batch_size or, "
+            "with privacy, privacy.chunk (or evaluation.batch_size, if this was an evaluation); or "
+            'set compute.device = "cpu" in site.toml.',
+            error,
+        )
+        return RefusalReason.INTERNAL
     # The traceback may hold paths or values of patients: it stays in this log.
     log.error("Failed: %s", error, exc_info=error)
     return RefusalReason.INTERNAL

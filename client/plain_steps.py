@@ -1,21 +1,16 @@
 """Steps without privacy: forward, backward, optimiser; on a GPU recorded and kept warm."""
 
-import threading
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from medfed.client.gradient_terms import GradientTerms
-from medfed.client.recording import Recorded, recorder
+from medfed.client.recording import Recorded, kept, recorder
 from medfed.common.optimizer import make_optimizer
 from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
 from medfed.common.tasks import Batch, ImageLoss
-
-# Each thread has its own network, one at a time (client.workspace).
-_local = threading.local()
 
 
 class PlainSteps:
@@ -31,12 +26,10 @@ class PlainSteps:
     def __init__(
         self, model: nn.Module, loss: ImageLoss, study: StudyConfig, device: torch.device
     ) -> None:
-        self._model = model
-        self._loss = loss
         self._optimizer = make_optimizer(model, study.training, device)
         self._terms = GradientTerms(model, self._optimizer, study.federation)
         record = recorder(device, enabled=study.compute.cuda_graphs)
-        self._run = Recorded(self._step, record)
+        self._run = Recorded(_step_of(model, loss, self._optimizer), record)
 
     def begin(self, correction: StateDict | None = None) -> None:
         """Forget all earlier steps, in place: recorded ones go on using the same memory.
@@ -54,20 +47,18 @@ class PlainSteps:
         """Take one step and return the losses [B] from before it, good until the next step."""
         return self._run(batch.targets, *batch.inputs)
 
-    def _step(self, targets: Tensor, *inputs: Tensor) -> Tensor:
-        self._optimizer.zero_grad(set_to_none=True)
-        losses_B = self._loss.loss_per_image(self._model(*inputs), targets)
-        loss = losses_B.mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._optimizer.step()
+
+def _step_of(
+    model: nn.Module, loss: ImageLoss, optimizer: torch.optim.Optimizer
+) -> Callable[..., Tensor]:
+    def step(targets: Tensor, *inputs: Tensor) -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        losses_B = loss.loss_per_image(model(*inputs), targets)
+        losses_B.mean().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
         return losses_B.detach()
 
-
-@dataclass(frozen=True)
-class _Kept:
-    model: nn.Module
-    key: Any
-    steps: PlainSteps
+    return step
 
 
 def plain_steps(
@@ -92,10 +83,7 @@ def plain_steps(
         return steps
     # All that a task's loss, an optimiser and an algorithm depend on.
     own = (type(loss), study.semi_supervised)
-    key = (study.task, study.training, study.compute, study.federation, *own)
-    kept: _Kept | None = getattr(_local, "kept", None)
-    if kept is None or kept.model is not model or kept.key != key:
-        kept = _Kept(model, key, PlainSteps(model, loss, study, device))
-        _local.kept = kept
-    kept.steps.begin(correction)
-    return kept.steps
+    key = ("steps", study.task, study.training, study.compute, study.federation, *own)
+    steps = kept(model, key, lambda: PlainSteps(model, loss, study, device))
+    steps.begin(correction)
+    return steps

@@ -9,12 +9,13 @@ Reference: https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs
 
 import logging
 import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +25,15 @@ _MOST_SHAPES = 64
 # Starting a recording waits for the whole GPU, which must not be recording for another thread then.
 _one_at_a_time = threading.Lock()
 
+# torch hands out so many in turn, and then the first again.
+_NUM_STREAMS = 32
+_taking = threading.Lock()
+_taken: weakref.WeakSet[torch.cuda.Stream] = weakref.WeakSet()
+
+# Each thread has its own network, one at a time (client.workspace).
+_local = threading.local()
+
+Made = TypeVar("Made")
 Body = Callable[[], Tensor]
 Replay = Callable[[], Any]
 Recorder = Callable[[Body], tuple[Replay, Tensor]]
@@ -46,6 +56,7 @@ class Recorded:
     Args:
         function: What it reads and writes besides its arguments must stay where it is in memory
             for as long as this lives. It is never run for its own sake: each call runs it once.
+            Not a method of what holds this: recordings are to go at once, with their memory.
         record: How; None to leave every call as it is.
     """
 
@@ -67,7 +78,6 @@ class Recorded:
         if recording is None:
             recording = self._new(self._record, arguments)
             if recording is None:
-                self._record = None
                 return self._function(*arguments)
             self._recordings[shape] = recording
         for held, argument in zip(recording.arguments, arguments, strict=True):
@@ -77,12 +87,58 @@ class Recorded:
 
     def _new(self, record: Recorder, arguments: tuple[Tensor, ...]) -> _Recording | None:
         held = tuple(argument.clone() for argument in arguments)
+        function = self._function
         try:
-            replay, result = record(lambda: self._function(*held))
-        except RuntimeError as error:
+            replay, result = record(lambda: function(*held))
+        except BaseException as error:
+            # Those of the same stream may not be replayed any more; see `_stream_of_its_own`.
+            self._record = None
+            self._recordings.clear()
+            if not isinstance(error, RuntimeError):
+                raise
             log.warning("Steps run one kernel at a time: they cannot be recorded (%s).", error)
             return None
         return _Recording(held, replay, result)
+
+
+def kept(model: nn.Module, key: tuple[Any, ...], make: Callable[[], Made]) -> Made:
+    """Return what this thread last made for `model` and `key`, or make it, and forget the last.
+
+    One thing for all that is recorded: recordings hold the memory of a whole step.
+
+    Args:
+        model: The very network that recordings read and write.
+        key: All else that what is recorded depends on; its first item says what it is.
+        make: Makes it.
+    """
+    last: _Kept | None = getattr(_local, "kept", None)
+    if last is None or last.model is not model or last.key != key:
+        _local.kept = last = None  # first of all, so that its memory is free
+        _local.kept = last = _Kept(model, key, make())
+    made: Made = last.made
+    return made
+
+
+@dataclass(frozen=True)
+class _Kept:
+    model: nn.Module
+    key: tuple[Any, ...]
+    made: Any
+
+
+def _stream_of_its_own(device: torch.device) -> torch.cuda.Stream | None:
+    """Return a stream that no other recorder has; None if torch has none left.
+
+    When a graph goes, torch frees what cuBLAS works in on the graph's stream: other graphs of that
+    stream would go on using it (https://github.com/pytorch/pytorch/issues/193402).
+    """
+    with _taking:
+        for _ in range(_NUM_STREAMS):
+            stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            if stream not in _taken:
+                _taken.add(stream)
+                return stream
+    return None
 
 
 def recorder(device: torch.device, *, enabled: bool = True) -> Recorder | None:
@@ -92,8 +148,9 @@ def recorder(device: torch.device, *, enabled: bool = True) -> Recorder | None:
     # One after the other, recordings of one function may use the same memory for what lies between.
     pool = torch.cuda.graph_pool_handle()
 
-    # Its own: torch's is shared by all threads.
-    stream: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = _stream_of_its_own(device)
+    if stream is None:
+        return None
 
     def record(body: Body) -> tuple[Replay, Tensor]:
         graph = torch.cuda.CUDAGraph()

@@ -15,6 +15,7 @@ from medfed.client.own_parts import OwnParts
 from medfed.client.personal import combined, first_part
 from medfed.client.site import SiteConfig, load_site
 from medfed.client.statistics import harmonised_data
+from medfed.common.arithmetic import make_arithmetic_repeatable
 from medfed.common.errors import RunError, SiteRefusal
 from medfed.common.models import build_model, local_names, shared_names, trained_parameters
 from medfed.common.models.cnn import lay_out_for_cpu
@@ -42,8 +43,8 @@ def final_model(
     section = study.model.model_copy(update={"weights": "", "weights_sha256": ""})
     model = build_model(study.model_copy(update={"model": section}), task.num_outputs)
     write_state(model, read_weights(arm / "model.safetensors", list(read_state(model))))
-    # As at a site: threads and layout decide how sums are rounded.
-    torch.set_num_threads(study.compute.threads)
+    # As at a site: threads, layout and, on a GPU, TF32 decide how sums are rounded.
+    make_arithmetic_repeatable(study)
     if torch.device(device).type == "cpu":
         lay_out_for_cpu(model)
     return model.to(device).eval()

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from medfed.client.data.site_data import ImageSet
 
-# Of the memory that is free, for one set of images at the most.
-_SHARE = 0.5
+# Of the GPU's whole memory, left for training: by all sets, and whoever else keeps images there.
+_LEFT = 0.5
 
 _lock = threading.Lock()
 _kept: dict[tuple[int, torch.device], Tensor | None] = {}
@@ -19,8 +19,8 @@ _kept: dict[tuple[int, torch.device], Tensor | None] = {}
 def resident_images(data: ImageSet, device: torch.device) -> Tensor | None:
     """Return all images of a set, uint8 [N, C, *S] on `device`; they stay there as long as the set.
 
-    None on a CPU, where the store's memory map is as near, and where they would take more than half
-    of the GPU's free memory.
+    None on a CPU, where the store's memory map is as near, and where less than half of the GPU's
+    memory would stay free.
     """
     if device.type != "cuda" or len(data) == 0:
         return None
@@ -32,9 +32,18 @@ def resident_images(data: ImageSet, device: torch.device) -> Tensor | None:
         return _kept[key]
 
 
+def have_room(num_bytes: int, free: int, whole: int) -> bool:
+    """Whether images of so many bytes may stay on a GPU of which `free` of `whole` bytes are free.
+
+    The share is of the whole: each set that took half of what is free would leave the next one
+    half of that, and training nothing.
+    """
+    return free - num_bytes >= _LEFT * whole
+
+
 def _moved(data: ImageSet, device: torch.device) -> Tensor | None:
     first = data.images_NCHW(np.array([0]))
-    free, _ = torch.cuda.mem_get_info(device)
-    if first.nbytes * len(data) > _SHARE * free:
+    free, whole = torch.cuda.mem_get_info(device)
+    if not have_room(first.nbytes * len(data), free, whole):
         return None
     return torch.from_numpy(data.images_NCHW(np.arange(len(data)))).to(device)

@@ -102,7 +102,9 @@ class BookKeeping:
             losses_K = loss_per_image(outputs_K, targets_K)
             return (losses_K * mask_K).sum() / mask_K.sum().clamp(min=1.0)
 
-        self._losses = torch.func.vmap(loss_of_patient)
+        # By torch.func, not by autograd through vmap: that goes back through a cross entropy by
+        # `scatter_add`, whose deterministic form on a GPU sorts, and was not always recordable.
+        self._pull = torch.func.vmap(torch.func.grad(loss_of_patient))
 
     @torch.no_grad()
     def __call__(self, batch: PatientBatch) -> dict[str, Tensor]:
@@ -126,10 +128,12 @@ class BookKeeping:
         with torch.enable_grad():
             with listening(records):
                 outputs = self._model(*(part.flatten(0, 1) for part in batch.inputs))
-            by_patient = outputs.unflatten(0, (num_patients, num_images))
-            loss = self._losses(by_patient, batch.targets_PK, batch.mask_PK).sum()
+            by_patient = outputs.detach().unflatten(0, (num_patients, num_images))
+            pull = self._pull(by_patient, batch.targets_PK, batch.mask_PK).flatten(0, 1)
             # Every node keeps its parameters' gradients to itself.
-            missed = torch.autograd.grad(loss, list(self._trained.values()), allow_unused=True)
+            missed = torch.autograd.grad(
+                outputs, list(self._trained.values()), pull, allow_unused=True
+            )
         names = [n for n, g in zip(self._trained, missed, strict=True) if g is not None]
         if names:
             raise RuntimeError(

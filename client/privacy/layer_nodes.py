@@ -25,6 +25,10 @@ from medfed.client.privacy.patches import Geometry
 # groups.
 _How = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool, tuple[int, ...], int]
 
+# The second side of a CUDA grid, along which torch lays an image's groups. Beyond it the launch
+# fails: 16 versions of each of 128 images come to it.
+_MOST_GROUPS = 65_535
+
 
 def listening(records: Records) -> TorchFunctionMode:
     """Return the context in which the forward pass is to run, for `records` to be written."""
@@ -128,26 +132,49 @@ class _GroupNorm(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         inputs, weight, mean, rstd = ctx.saved_tensors
         records: Records = ctx.records
-        images, channels = inputs.shape[:2]
-        # As one image of N C channels: the gradients of weight and bias come out image by image.
-        as_one = (1, images * channels, -1)
-        of_inputs, of_weight, of_bias = torch.ops.aten.native_group_norm_backward(
-            gradients[0].reshape(as_one),
-            inputs.view(as_one),
-            mean.view(1, -1),
-            rstd.view(1, -1),
-            weight.repeat(images),
-            1,
-            images * channels,
-            math.prod(inputs.shape[2:]),
-            images * ctx.num_groups,
-            [ctx.needs_input_grad[1], True, True],
+        at_once = max(1, _MOST_GROUPS // ctx.num_groups)
+        pieces = zip(
+            *(whole.split(at_once) for whole in (gradients[0], inputs, mean, rstd)), strict=True
+        )
+        parts = [
+            _group_norm_by_image(gradient, images, at, scale, weight, ctx.needs_input_grad[1])
+            for gradient, images, at, scale in pieces
+        ]
+        of_inputs, of_weight, of_bias = (
+            same[0] if len(parts) == 1 or same[0] is None else torch.cat(same)
+            for same in zip(*parts, strict=True)
         )
         for parameter, by_image in ((weight, of_weight), (ctx.bias, of_bias)):
             if records.trains(parameter):
-                records.add_own(parameter, by_image.view(images, channels))
-        of_inputs = of_inputs.view(inputs.shape) if ctx.needs_input_grad[1] else None
+                records.add_own(parameter, by_image)
         return None, of_inputs, None, None, None, None
+
+
+def _group_norm_by_image(
+    gradient: Tensor, inputs: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor, of_inputs: bool
+) -> tuple[Tensor | None, Tensor, Tensor]:
+    """Return the gradients of the inputs (or None), and of weight and bias for each image."""
+    images, channels = inputs.shape[:2]
+    # As one image of N C channels: the gradients of weight and bias come out image by image.
+    as_one = (1, images * channels, -1)
+    found, of_weight, of_bias = torch.ops.aten.native_group_norm_backward(
+        gradient.reshape(as_one),
+        inputs.view(as_one),
+        mean.view(1, -1),
+        rstd.view(1, -1),
+        weight.repeat(images),
+        1,
+        images * channels,
+        math.prod(inputs.shape[2:]),
+        mean.numel(),
+        [of_inputs, True, True],
+    )
+    by_image = (images, channels)
+    return (
+        found.view(inputs.shape) if of_inputs else None,
+        of_weight.view(by_image),
+        of_bias.view(by_image),
+    )
 
 
 class _LayerNorm(torch.autograd.Function):

@@ -5,10 +5,7 @@ eight, so that few sizes are to be recorded, with rows whose mask is all zero: t
 and so is what they add.
 """
 
-import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +16,9 @@ from medfed.client.privacy.dp_sgd import (
     PatientBatch,
     sum_function,
 )
-from medfed.client.recording import Recorded, Recorder, recorder
+from medfed.client.recording import Recorded, Recorder, kept, recorder
 from medfed.common.study import StudyConfig
 from medfed.common.tasks import ImageLoss
-
-# Each thread has its own network, one at a time (client.workspace).
-_local = threading.local()
 
 _MULTIPLE = 8
 
@@ -49,12 +43,17 @@ class RecordedSums:
         clipping: Clipping,
         record: Recorder | None,
     ) -> None:
-        self._sum_of = sum_function(model, loss_per_image, max_grad_norm, clipping)
+        sum_of = sum_function(model, loss_per_image, max_grad_norm, clipping)
         trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self._totals = {
-            name: torch.zeros_like(p, requires_grad=False) for name, p in trained.items()
-        }
-        self._run = Recorded(self._add, record)
+        totals = {name: torch.zeros_like(p, requires_grad=False) for name, p in trained.items()}
+
+        def add(mask_PK: Tensor, targets_PK: Tensor, *inputs: Tensor) -> Tensor:
+            for name, part in sum_of(PatientBatch(inputs, targets_PK, mask_PK)).items():
+                totals[name] += part
+            return mask_PK
+
+        self._totals = totals
+        self._run = Recorded(add, record)
 
     def of(self, chunks: Iterable[PatientBatch]) -> dict[str, Tensor]:
         """Return the sum over all patients by parameter; the next call overwrites it."""
@@ -65,11 +64,6 @@ class RecordedSums:
             self._run(filled.mask_PK, filled.targets_PK, *filled.inputs)
         return self._totals
 
-    def _add(self, mask_PK: Tensor, targets_PK: Tensor, *inputs: Tensor) -> Tensor:
-        for name, part in self._sum_of(PatientBatch(inputs, targets_PK, mask_PK)).items():
-            self._totals[name] += part
-        return mask_PK
-
 
 def recorded_sums(
     model: nn.Module, loss: ImageLoss, study: StudyConfig, device: torch.device
@@ -78,26 +72,18 @@ def recorded_sums(
     if device.type != "cuda":
         return None
     # All that a task's loss and the sums depend on.
-    key = (study.task, study.privacy, study.compute, study.semi_supervised, type(loss))
-    kept: _Kept | None = getattr(_local, "kept", None)
-    if kept is None or kept.model is not model or kept.key != key:
-        sums = RecordedSums(
+    key = ("sums", study.task, study.privacy, study.compute, study.semi_supervised, type(loss))
+
+    def make() -> RecordedSums:
+        return RecordedSums(
             model,
             loss.loss_per_image,
             max_grad_norm=study.privacy.max_grad_norm,
             clipping=study.privacy.clipping,
             record=recorder(device, enabled=study.compute.cuda_graphs),
         )
-        kept = _Kept(model, key, sums)
-        _local.kept = kept
-    return kept.sums
 
-
-@dataclass(frozen=True)
-class _Kept:
-    model: nn.Module
-    key: Any
-    sums: RecordedSums
+    return kept(model, key, make)
 
 
 def _filled(batch: PatientBatch) -> PatientBatch:

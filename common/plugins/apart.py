@@ -67,6 +67,8 @@ def told(study: StudyConfig) -> Iterator[None]:
     """Turn whatever goes wrong while a plug-in is tried into a refusal."""
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise  # no fault of the plug-in's
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
         raise refused(study, f"cannot be differentiated patient by patient ({why})") from error

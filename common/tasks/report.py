@@ -34,6 +34,9 @@ from medfed.common.tasks.protocol import WHOLE, Batch, Examples, Figure, Rows
 from medfed.common.text import PAD, Vocabulary, tokenise
 
 _BYTES = 8
+# Texts are as wide as the longest of a batch, in steps of so many bytes: few widths, for a GPU
+# records a step for every shape of a batch.
+_STEP = 256
 _FIGURES = (
     Figure("bleu4", "BLEU-4"),
     Figure("bleu1", "BLEU-1"),
@@ -164,10 +167,10 @@ class Report:
 
 
 def _pack(texts: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Return texts as rows of UTF-8, eight bytes a number, zeros behind."""
+    """Return texts as rows of UTF-8, eight bytes a number, zeros behind, in steps of `_STEP`."""
     encoded = [text.encode() for text in texts]
     width = max(map(len, encoded), default=0)
-    width += -width % _BYTES
+    width += -width % _STEP
     joined = b"".join(text.ljust(width, b"\0") for text in encoded)
     return np.frombuffer(joined, dtype=np.int64).reshape(len(texts), width // _BYTES)
 

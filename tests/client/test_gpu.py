@@ -1,6 +1,7 @@
 """The same study on a GPU: repeatable there, and close to the CPU. Skipped where there is none."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from scipy import stats
 
 from medfed.client.data.prepare import prepare_store
 from medfed.client.data.site_data import load_site_data
+from medfed.client.evaluation import evaluate
 from medfed.client.privacy.noise import NoiseSource, SecureNoise, SeededNoise
 from medfed.client.recording import Recorded, recorder
-from medfed.client.site import load_site
+from medfed.client.site import SiteConfig, load_site
 from medfed.client.training import Round, train_with_privacy, train_without_privacy
 from medfed.client.workspace import workspace
 from medfed.common.arithmetic import make_arithmetic_repeatable
@@ -37,15 +39,25 @@ MODELS = {
     "inception_v3": (LABELS, {"name": "inception_v3"}, {"image_size": 75}),
     "unet": (MASKS, {"name": "unet"}, {}),
     "attention_unet": (MASKS, {"name": "attention_unet"}, {}),
+    "unet padded": (MASKS, {"name": "unet"}, {"image_size": 30}),
     "patches": (MASKS, {"name": "unet"}, {"fit": "patch", "image_size": 16}),
     "report": (TEXTS, {"name": "report_lstm"}, {}),
 }
 
 
 def study_on(
-    device: str, unit: str, model: str, *, graphs: bool = True, algorithm: str = "fedavg"
+    device: str,
+    unit: str,
+    model: str,
+    *,
+    graphs: bool = True,
+    algorithm: str = "fedavg",
+    optimizer: str = "sgd",
 ) -> StudyConfig:
     task, network, data = MODELS[model]
+    training = {"local_steps": 5, "learning_rate": 0.01, "optimizer": optimizer}
+    if algorithm == "scaffold":
+        training["momentum"] = 0.0
     return parse_study(
         {
             "study": {"name": "gpu", "seed": 3},
@@ -53,9 +65,7 @@ def study_on(
             "data": {"image_size": 32, **data},
             "model": network,
             "augmentation": {"rotate_degrees": 10},
-            "training": {"local_steps": 5, "learning_rate": 0.01, "momentum": 0.0}
-            if algorithm == "scaffold"
-            else {"local_steps": 5, "learning_rate": 0.01},
+            "training": training,
             "federation": {"algorithm": algorithm},
             "privacy": {"unit": unit, "expected_batch_size": 20, "sample_rate": 0.3, "chunk": 4},
             "compute": {"device": device, "cuda_graphs": graphs},
@@ -68,21 +78,17 @@ def study_on(
     )
 
 
-def train(
-    tmp_path: Path,
-    device: str,
-    unit: str,
-    model: str,
-    *,
-    graphs: bool = True,
-    algorithm: str = "fedavg",
-) -> StateDict:
-    study = study_on(device, unit, model, graphs=graphs, algorithm=algorithm)
+def site_of(tmp_path: Path, study: StudyConfig) -> SiteConfig:
     assert study.simulation is not None
     dataset = load_phantom(study.simulation.phantom, image_size=study.data.image_size, seed=3)
     store = prepare_store(dataset, study.task, study.data, parent=tmp_path, pseudonym_key=b"k")
     (tmp_path / "site.toml").write_text(f'name = "s"\n[data]\nstores = ["{store.folder}"]\n')
-    site = load_site(tmp_path / "site.toml")
+    return load_site(tmp_path / "site.toml")
+
+
+def train(tmp_path: Path, device: str, unit: str, model: str, **how: Any) -> StateDict:
+    study = study_on(device, unit, model, **how)
+    site = site_of(tmp_path, study)
     here = workspace(site, study, WORDS if study.task.type == "report" else ())
     start = here.network.start
     correction: StateDict = {name: np.full_like(array, 0.1) for name, array in start.items()}
@@ -91,7 +97,7 @@ def train(
         "s",
         1,
         torch.device(device),
-        correction=correction if algorithm == "scaffold" else None,
+        correction=correction if study.federation.algorithm == "scaffold" else None,
     )
     data = load_site_data(site, study).train
     if unit == "none":
@@ -99,6 +105,15 @@ def train(
     return train_with_privacy(
         here.model, start, data, here.task, this, seeded=True, public_num_patients=None
     ).update
+
+
+def figures_of(tmp_path: Path, device: str, model: str) -> dict[str, float]:
+    study = study_on(device, "patient", model)
+    site = site_of(tmp_path, study)
+    here = workspace(site, study, WORDS if study.task.type == "report" else ())
+    this = Round(study, "s", 1, torch.device(device))
+    data = load_site_data(site, study).train
+    return here.task.metrics(evaluate(here.model, here.network.start, data, here.task, this))
 
 
 @pytest.mark.parametrize("unit", ["none", "patient"])
@@ -134,6 +149,23 @@ def test_recorded_steps_with_terms_have_the_bits_of_others_round_after_round(
     assert any(other[name].tobytes() != plain[name].tobytes() for name in other)
 
 
+@pytest.mark.parametrize("unit", ["none", "patient"])
+def test_steps_of_adam_have_the_bits_of_others_round_after_round(tmp_path: Path, unit: str) -> None:
+    other = train(tmp_path, "cuda", unit, "cnn", graphs=False, optimizer="adam")
+    for _ in range(2):
+        recorded = train(tmp_path, "cuda", unit, "cnn", optimizer="adam")
+        assert all(recorded[name].tobytes() == other[name].tobytes() for name in other)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_evaluation_on_a_gpu_repeats_and_is_close_to_the_cpu(tmp_path: Path, model: str) -> None:
+    one = figures_of(tmp_path, "cuda", model)
+    assert one == figures_of(tmp_path, "cuda", model)
+    cpu = figures_of(tmp_path, "cpu", model)
+    assert one.keys() == cpu.keys()
+    assert one["loss"] == pytest.approx(cpu["loss"], rel=1e-3)
+
+
 def test_training_on_a_gpu_is_close_to_the_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,6 +187,27 @@ def test_what_a_recording_cannot_hold_leaves_the_thread_where_it_was() -> None:
     for _ in range(3):
         assert float(waits(torch.ones(3, device=device)).sum()) == 9.0
     assert torch.cuda.current_stream(device) == before
+
+
+def test_a_recording_stays_whole_when_others_go() -> None:
+    """torch frees what cuBLAS works in on a stream with the first graph of that stream."""
+    device = torch.device("cuda")
+    weight, rows = torch.randn(2, 2048, 2048, device=device)
+
+    def recorded() -> Recorded:
+        product = Recorded(lambda part: part @ weight, recorder(device))
+        for _ in range(3):
+            product(rows)
+        return product
+
+    first = recorded()
+    expected = first(rows).clone()
+    for _ in range(40):
+        recorded()
+    torch.cuda.empty_cache()
+    filled = torch.full((1 << 26,), float("nan"), device=device)
+    assert torch.equal(first(rows), expected)
+    assert filled.isnan().all()
 
 
 @pytest.mark.parametrize("padding", [0, 1])

@@ -1,5 +1,8 @@
 """Steps that are kept warm start anew every round; see also test_training.py and test_gpu.py."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -81,3 +84,19 @@ def test_steps_that_go_on_remember() -> None:
         steps(batch)
         new(batch)
     assert not torch.equal(weights_of(warm), weights_of(fresh))
+
+
+def test_recorded_work_goes_with_the_steps_and_waits_for_no_collection() -> None:
+    """On a GPU it holds a graph, the memory of a step and a stream."""
+    study = study_with("sgd")
+    gc.collect()
+    gc.disable()
+    try:
+        steps = PlainSteps(make_model(), make_task(study, ()), study, CPU)
+        for batch in batches(1):
+            steps(batch)
+        recorded = weakref.ref(steps._run)
+        del steps
+        assert recorded() is None
+    finally:
+        gc.enable()

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from scipy import sparse
 from scipy.stats import norm
 
@@ -221,8 +222,11 @@ def test_a_run_says_how_sure_its_figures_are(medfed, tiny, tmp_path) -> None:  #
     data = load_run(run)
     assert table["num_patients"] == sum(site.test.patients for site in data.sites.values())
 
-    # The sums of patients are together those of the run's own evaluation, bit for bit.
+    # The sums of patients are together those of the run's own evaluation, bit for bit; on a GPU
+    # only with its arithmetic, which another process has to set up again.
+    torch.set_deterministic_debug_mode("default")
     sums = patient_sums(run / "arms" / "federated", ())
+    assert torch.get_deterministic_debug_mode() == 2
     everyone = unflat(np.ones(len(sums), dtype=np.int64) @ sums.sums_PD, sums.task)
     assert data.federated is not None
     [(_, final)] = data.federated.final_sums

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from medfed.client.privacy import gradient_parts
+from medfed.client.privacy import gradient_parts, layer_nodes
 from medfed.client.privacy.book_keeping import BookKeeping, keeps_books
 from medfed.client.privacy.dp_sgd import (
     Clipping,
@@ -480,3 +481,31 @@ def test_sums_that_are_recorded_are_those_that_are_not() -> None:
             found.append(total)
     assert all(torch.equal(found[i], found[i + 3]) for i in range(3))
     assert not torch.equal(found[0], found[1])
+
+
+def test_groups_of_many_images_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU takes 65,535 groups at a time; the sums have the bits of those of all at once."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.GroupNorm(2, 4), nn.Flatten(), nn.Linear(36, 3))
+    batch = PatientBatch((torch.randn(5, 2, 4, 3, 3),), torch.randint(3, (5, 2)), torch.ones(5, 2))
+    groups: list[int] = []
+    backward = torch.ops.aten.native_group_norm_backward
+
+    class Counting(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func is backward.default:
+                groups.append(args[8])
+            return func(*args, **(kwargs or {}))
+
+    def sums() -> list[Tensor]:
+        with Counting():
+            return list(BookKeeping(model, loss, 0.5, "flat")(batch).values())
+
+    whole = sums()
+    assert groups == [20]
+    monkeypatch.setattr(layer_nodes, "_MOST_GROUPS", 7)
+    for one, other in zip(sums(), whole, strict=True):
+        assert torch.equal(one, other)
+    assert groups[1:] == [6, 6, 6, 2]

@@ -3,6 +3,9 @@
 Shapes: P patients in a chunk, K images a patient.
 """
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -129,3 +132,17 @@ def test_sums_are_not_recorded_on_a_cpu() -> None:
     )
     task = make_task(study, ())
     assert recorded_sums(make_model(), task, study, torch.device("cpu")) is None
+
+
+def test_recorded_work_goes_with_the_sums_and_waits_for_no_collection() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        sums = sums_of(make_model(), rerun, "flat")
+        for chunks in STEPS:
+            sums.of(chunks)
+        recorded = weakref.ref(sums._run)
+        del sums
+        assert recorded() is None
+    finally:
+        gc.enable()

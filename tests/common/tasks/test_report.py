@@ -204,3 +204,13 @@ def test_the_real_network_writes_and_is_judged(make_study: MakeStudy) -> None:
     assert all(array.dtype == np.int64 and (array >= 0).all() for array in sums.values())
     assert task.metrics(sums)["num_images"] == 3
     assert all(len(task.vocabulary.tokens(text.tokens)) <= 6 for text in written)
+
+
+def test_texts_of_many_lengths_have_few_widths(make_study: MakeStudy) -> None:
+    """A GPU records a step for each; what they hold is as it was."""
+    task = task_of(make_study)
+    texts = [" ".join(["nodule"] * number) for number in range(1, 101)]
+    batches = [task.targets(examples_of(text)) for text in texts]
+    assert len({batch.shape for batch in batches}) == 3
+    found = [report._unpack(batch[:, 8:].numpy())[0] for batch in batches]
+    assert found == [text.split() for text in texts]

@@ -106,6 +106,17 @@ def test_network_that_no_bound_holds_for_is_refused(name: str) -> None:
     assert 'privacy.unit = "none"' in str(caught.value)
 
 
+class Large(Net):
+    def between(self, features_BF: Tensor) -> Tensor:
+        raise torch.OutOfMemoryError("Tried to allocate 20.00 GiB.")
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_plug_in() -> None:
+    asked = study()
+    with pytest.raises(torch.OutOfMemoryError):
+        check_images_apart(Large(), make_task(asked), asked)
+
+
 @pytest.mark.parametrize("norm", [nn.GroupNorm(2, 8), nn.LayerNorm(8)], ids=["group", "layer"])
 def test_network_that_sees_one_image_at_a_time_passes_unchanged(norm: nn.Module) -> None:
     model = Normed(norm)
