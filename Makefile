@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test test-slow test-deployment check docs bench clean
+.PHONY: demo test test-slow test-deployment check docs clean
 
 demo: $(READY)  ## a federated study on embedded data, ending in a report to look at
 	$(BIN)/medfed simulate studies/demo.toml

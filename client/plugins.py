@@ -6,15 +6,19 @@ study asks for the very version that is installed. Rules and data sets never run
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
+import torch
 from packaging.utils import canonicalize_name
 from torch import nn
 
 from medfed.client.site import PolicySection
 from medfed.common.errors import MedfedError, RefusalReason, SiteRefusal, StudyError
 from medfed.common.models import trained_names, trained_parameters
-from medfed.common.plugins.apart import check_images_apart
+from medfed.common.plugins.apart import check_images_apart, draws_at_random
 from medfed.common.plugins.loading import KEYS, find, package_of
+from medfed.common.seeding import process_seeded
 from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
 from medfed.common.study.plugins import PluginKind, plugin_names
@@ -69,6 +73,32 @@ def check_private(model: nn.Module, task: Task, study: StudyConfig) -> None:
 
             check_books(model, task, study)
         _local.checked = (model, study)
+
+
+@contextmanager
+def repeatable_draws(
+    model: nn.Module, task: Task, study: StudyConfig, device: torch.device, *names: str | int
+) -> Iterator[None]:
+    """Let a plug-in's network draw at random (dropout) from the study's seed, so that runs repeat.
+
+    torch's layers draw from one state for the whole process, so sites of such a study train in it
+    one at a time.
+
+    Args:
+        model: About to be trained.
+        task: Loss of an image.
+        study: Which plug-ins, and the seed.
+        device: Where the network is.
+        names: Round and site.
+    """
+    if plugin_names(study).keys().isdisjoint(_AT_SITES):
+        yield
+        return
+    with process_seeded(study.study.seed, "draws of a plug-in", *names, device=device):
+        if draws_at_random(model, task, study):
+            yield
+            return
+    yield
 
 
 def check_only_parameters_moved(model: nn.Module, update: StateDict) -> None:

@@ -18,7 +18,7 @@ from medfed.client.fairness import loss_of
 from medfed.client.gradient_terms import GradientTerms
 from medfed.client.guessing import GuessingLoader
 from medfed.client.plain_steps import plain_steps
-from medfed.client.plugins import check_only_parameters_moved
+from medfed.client.plugins import check_only_parameters_moved, repeatable_draws
 from medfed.common.models import set_training_mode
 from medfed.common.optimizer import make_optimizer
 from medfed.common.seeding import numpy_rng, torch_rng
@@ -92,8 +92,8 @@ def train_without_privacy(
     training = this.study.training
     write_state(model, weights)
     counts_by = None
+    names = (this.round_number, this.site)
     if this.study.federation.algorithm == "qfedavg":
-        names = (this.round_number, this.site)
         counts_by = loss_of(model, data, task, this.study, this.device, names=names)
     set_training_mode(model)
     guessing = _guessing(model, task, data, unlabelled, this, balanced=True)
@@ -103,16 +103,17 @@ def train_without_privacy(
     views, multiplicity = views_rng(this), this.study.augmentation.multiplicity
     total, count = torch.zeros((), device=this.device), 0
     others = _others(len(data), unlabelled, this) if guessing else None
-    for own in step_positions(len(data), training, this):
-        chosen = own if others is None else np.concatenate([own, next(others)])
-        batch = loader.training_batch(np.repeat(chosen, multiplicity), views)
-        if beside is not None:
-            beside.step(batch)
-        losses_B = step(batch)
-        total += losses_B.sum()
-        count += len(losses_B)
-        if guessing:
-            guessing.follow()
+    with repeatable_draws(model, task, this.study, this.device, *names):
+        for own in step_positions(len(data), training, this):
+            chosen = own if others is None else np.concatenate([own, next(others)])
+            batch = loader.training_batch(np.repeat(chosen, multiplicity), views)
+            if beside is not None:
+                beside.step(batch)
+            losses_B = step(batch)
+            total += losses_B.sum()
+            count += len(losses_B)
+            if guessing:
+                guessing.follow()
     mean_loss = float(total) / count if counts_by is None else counts_by
     return TrainingResult(change_of(model, weights), mean_loss)
 

@@ -5,9 +5,15 @@ seeds them), so adding a site or a purpose changes no other stream.
 """
 
 import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+# Reentrant: a network may be built while one trains.
+_process_state = threading.RLock()
 
 
 def derive_seed(root_seed: int, *names: str | int) -> int:
@@ -30,3 +36,17 @@ def torch_rng(
 ) -> torch.Generator:
     """Return a torch generator on `device` for the stream called `names`."""
     return torch.Generator(device=device).manual_seed(derive_seed(root_seed, *names))
+
+
+@contextmanager
+def process_seeded(
+    root_seed: int, *names: str | int, device: torch.device | str = "cpu"
+) -> Iterator[None]:
+    """Seed the random state that torch's own layers draw from, and leave it as it was.
+
+    It is the process': other threads that want it wait until this one is done.
+    """
+    devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with _process_state, torch.random.fork_rng(devices=devices):
+        torch.manual_seed(derive_seed(root_seed, *names))
+        yield

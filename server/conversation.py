@@ -18,7 +18,7 @@ from medfed.common.messages import Refusal, Reply, SplitContents, TrainReply
 from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
 from medfed.server.countersigning import screen_head
-from medfed.server.exchange import DAMAGED, LATE, LOST
+from medfed.server.exchange import AFTER_DEADLINE, DAMAGED, LATE, LOST
 from medfed.server.participants import Participant
 from medfed.server.records import SiteRound, SiteStatus
 
@@ -38,6 +38,7 @@ class Absence(NamedTuple):
 # How an exchange that ended without a reply is put on record.
 _ENDS = {
     LATE: Absence("late", "late"),
+    AFTER_DEADLINE: Absence("late", AFTER_DEADLINE),
     LOST: Absence("lost", "not connected any more"),
     DAMAGED: Absence("rejected", "its reply cannot be read, or is not what was announced"),
 }

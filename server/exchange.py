@@ -23,12 +23,16 @@ from medfed.server.watch import Asked, Patience, Watch
 LATE = "late"
 LOST = "lost"
 DAMAGED = "damaged"
+DROPPED_OUT = "dropped out"
+AFTER_DEADLINE = "after the deadline"
 UNREADABLE = -1
 """Code of the error that stands for a reply which is not what was announced. None of Flower's."""
 TOO_LATE = -2
 """Code of the error that stands, in a simulation, for a reply after the deadline. Nor is this."""
+NO_ANSWER = -3
+"""Code of the error that stands, in a simulation, for a site that drops out. Nor is this."""
 
-_ENDS = {UNREADABLE: DAMAGED, TOO_LATE: LATE}
+_ENDS = {UNREADABLE: DAMAGED, TOO_LATE: AFTER_DEADLINE, NO_ANSWER: DROPPED_OUT}
 _JUDGE_EVERY_S = 1.0
 # A message or its reply that Flower lost on the way: its ErrorCode MESSAGE_UNAVAILABLE,
 # REPLY_MESSAGE_UNAVAILABLE and NODE_UNAVAILABLE.

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from medfed.common.errors import RefusalReason, RunError
 from medfed.server.conversation import Absence
+from medfed.server.exchange import AFTER_DEADLINE, DROPPED_OUT
 from medfed.server.records import SiteRound
 from medfed.server.run import Run
 
@@ -40,17 +41,31 @@ def without_quorum(run: Run, number: int) -> str:
     answers = ", ".join(f"{name}: {site.status} ({site.reason})" for name, site in states.items())
     raise RunError(
         f"Round {number} had {strategy.num_updates} usable updates, the quorum is "
-        f"{run.needed}. {answers}. {_way_out(states)}"
+        f"{run.needed}. {answers}. {_way_out(run, states)}"
     )
 
 
-def _way_out(states: Mapping[str, SiteRound]) -> str:
+def _way_out(run: Run, states: Mapping[str, SiteRound]) -> str:
+    # Only simulations have seeded noise; there failures are drawn from the study's seed, too.
+    drawn = any(site.reason in (DROPPED_OUT, AFTER_DEADLINE) for site in states.values())
+    if drawn and run.plan.seeded_noise:
+        return (
+            "Sites fail as simulation.failures says, in a resumed run just the same. Start anew "
+            f"with a lower federation.min_sites than {run.study.federation.min_sites}, or with "
+            "fewer failures."
+        )
     is_rejected = any(site.status == "rejected" for site in states.values())
     if is_rejected and not any(map(_may_return, states.values())):
         return (
             "What was rejected comes out the same again, so a resumed run ends here too. Where "
             "training diverged (NaN, infinite values), start anew with a lower "
             "training.learning_rate."
+        )
+    if any(site.reason == RefusalReason.INTERNAL.value for site in states.values()):
+        log = "medfed.log in the run's folder" if run.plan.seeded_noise else "the log at the site"
+        return (
+            f"A site's program broke off (internal): {log} says why. Nothing is lost: resume once "
+            "that is mended."
         )
     return "Nothing is lost: resume once the sites are back."
 

@@ -18,6 +18,7 @@ from medfed.common import messages
 from medfed.common.state_dicts import StateDict, digest
 from medfed.common.study import StudyConfig
 from medfed.common.tasks import make_task
+from medfed.server.aggregation.choice import check_number
 from medfed.server.aggregation.scaffold import Variates
 from medfed.server.conversation import Absence, Conversation
 from medfed.server.figures import Figures
@@ -116,9 +117,14 @@ class FedAvgStrategy(Strategy):
         self.conversation.admit(site)
 
     def choose(self, server_round: int) -> list[Participant]:
-        """Draw the participants of a round, and begin it."""
+        """Draw the participants of a round, and begin it.
+
+        Raises:
+            RunError: More than one round can hold.
+        """
         if self._privacy is None:
             chosen = draw_participants(self.present, self._study, server_round)
+            check_number(self._study, len(chosen))
         else:
             chosen = self._privacy.draw(self.present, server_round)
         trainers = {site.name for site in self.staying}

@@ -24,11 +24,8 @@ from medfed.common.seeding import numpy_rng
 from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
 from medfed.common.study.failures import DATA_POISONS, FailuresSection
-from medfed.server.exchange import TOO_LATE
+from medfed.server.exchange import NO_ANSWER, TOO_LATE
 from medfed.simulations.drifting import DriftingSites
-
-# Flower's ErrorCode for an exception in a ClientApp.
-_CLIENT_APP_RAISED = 2
 
 
 class FailingSites(ClientApp):
@@ -52,7 +49,7 @@ class FailingSites(ClientApp):
             return self._client_app(message, context)
         site = Path(str(context.node_config["site"])).parent.name
         if self._is_silent(site, int(message.metadata.group_id)):
-            return Message(Error(_CLIENT_APP_RAISED, "simulated: no answer"), reply_to=message)
+            return Message(Error(NO_ANSWER, "simulated: no answer"), reply_to=message)
         answer = self._client_app(message, context)
         if self._is_late(site, int(message.metadata.group_id)):
             return Message(Error(TOO_LATE, "simulated: too late"), reply_to=message)

@@ -1,12 +1,8 @@
 """Networks by the study's `model.name`, with their first weights and what of them trains."""
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from medfed.common.models.classifiers import build_classifier
@@ -31,7 +27,7 @@ from medfed.common.models.shared import local_names, shared_names, shared_state
 from medfed.common.models.stages import Shape, cut, shapes_at_cuts
 from medfed.common.models.standardisation import standardise_weights
 from medfed.common.models.without_weights import without_weights
-from medfed.common.seeding import derive_seed
+from medfed.common.seeding import process_seeded
 from medfed.common.state_dicts import StateDict, read_state
 from medfed.common.study import StudyConfig
 from medfed.common.study.model import SEGMENTERS
@@ -50,8 +46,6 @@ __all__ = [
     "trained_parameters",
     "trained_state",
 ]
-
-_seeding = threading.Lock()
 
 
 def build_model(
@@ -74,10 +68,10 @@ def build_model(
     Raises:
         StudyError: A size that the network cannot take, weights that do not fit or cannot be had.
     """
-    with _seeded(study, "initial weights"):
+    with process_seeded(study.study.seed, "initial weights"):
         model = _build(study, num_outputs)
     load_pretrained(model, study, weights_folder, may_download=may_download)
-    with _seeded(study, "low rank"):
+    with process_seeded(study.study.seed, "low rank"):
         _choose_what_trains(model, study)
     return model
 
@@ -138,15 +132,6 @@ def load_pretrained(
 def trained_state(model: nn.Module) -> StateDict:
     """Return copies of what training changes."""
     return read_state(model, trained_names(model))
-
-
-@contextmanager
-def _seeded(study: StudyConfig, purpose: str) -> Iterator[None]:
-    """Seed torch's random state for a while."""
-    # It is the process': two threads must not seed it at once.
-    with _seeding, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(study.study.seed, purpose))
-        yield
 
 
 def _choose_what_trains(model: nn.Module, study: StudyConfig) -> None:

@@ -62,6 +62,28 @@ def check_images_apart(model: nn.Module, task: Task, study: StudyConfig) -> None
         raise refused(study, "gives another gradient under torch.func.vmap than image by image")
 
 
+def draws_at_random(model: nn.Module, task: Task, study: StudyConfig) -> bool:
+    """Whether training draws from torch's own random state, as dropout does.
+
+    For a thread that has that state to itself. Leaves weights and buffers as they are.
+    """
+    device = next(model.parameters()).device
+    inputs, targets = made_up(task, study, device, 2)
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    set_training_mode(model)
+    before = _random_state(device)
+    with torch.no_grad():
+        task.loss_per_image(model(*inputs), targets)
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+    return not torch.equal(before, _random_state(device))
+
+
+def _random_state(device: torch.device) -> Tensor:
+    on_gpu = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return torch.cat([torch.get_rng_state(), *on_gpu])
+
+
 @contextmanager
 def told(study: StudyConfig) -> Iterator[None]:
     """Turn whatever goes wrong while a plug-in is tried into a refusal."""
@@ -85,14 +107,19 @@ def _check_layers(model: nn.Module, study: StudyConfig) -> None:
 
 def refused(study: StudyConfig, what: str) -> StudyError:
     """Return the error that a study's plug-ins do `what`, which cannot be under privacy."""
+    return StudyError(
+        f"{plugins_of(study)} {what}. That cannot be under privacy.unit = "
+        f'"{study.privacy.unit}". {_WAY_OUT}'
+    )
+
+
+def plugins_of(study: StudyConfig) -> str:
+    """Return the plug-ins among a study's model and task, with their packages."""
     plugins = study.plugins
     whose = [f"model.name = {study.model.name} ({plugins.model})"] if study.model.is_plugin else []
     if study.task.plugin:
         whose.append(f"task.plugin = {study.task.plugin} ({plugins.task})")
-    return StudyError(
-        f"{' with '.join(whose)} {what}. That cannot be under privacy.unit = "
-        f'"{study.privacy.unit}". {_WAY_OUT}'
-    )
+    return " with ".join(whose)
 
 
 def _loss_and_gradient(
@@ -138,10 +165,10 @@ def _cut(inputs: tuple[Tensor, ...], rows: slice | list[int]) -> tuple[Tensor, .
 
 
 def made_up(
-    task: Task, study: StudyConfig, device: torch.device
+    task: Task, study: StudyConfig, device: torch.device, num: int = 5
 ) -> tuple[tuple[Tensor, ...], Tensor]:
-    """Five images of noise with random labels, as a site would make a batch of them."""
-    data, num = study.data, 5
+    """Return `num` images of noise with random labels, as a site would make a batch of them."""
+    data = study.data
     shape = (num, data.total_channels, *[data.image_size] * data.dimensions)
     images = torch.randn(shape, generator=torch_rng(0, "plug-in trial")).to(device)
     rng = numpy_rng(0, "plug-in trial labels")

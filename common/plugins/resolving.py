@@ -5,6 +5,7 @@ from typing import Any
 from medfed.common.plugins.apart import check_images_apart
 from medfed.common.plugins.kinds import ModelPlugin, Plugin, TaskPlugin
 from medfed.common.plugins.loading import load_plugin, pin
+from medfed.common.plugins.trying import check_together
 from medfed.common.study import PluginsSection, StudyConfig
 from medfed.common.study.plugins import PluginKind, plugin_names
 from medfed.common.tasks import make_task
@@ -27,7 +28,8 @@ def with_plugins(study: StudyConfig, others: dict[PluginKind, type[Plugin]]) -> 
         others: What rules and data sets are, which only the server and simulations know.
 
     Raises:
-        StudyError: A plug-in is not installed, does not take its settings, or mixes patients.
+        StudyError: A plug-in is not installed, does not take its settings, does not work
+            together with the others, or mixes patients.
     """
     names = plugin_names(study)
     pins = {kind: pin(kind, name, getattr(study.plugins, kind)) for kind, name in names.items()}
@@ -52,12 +54,13 @@ def _with_settings(study: StudyConfig, kind: PluginKind, expected: type[Plugin])
 
 
 def _check(study: StudyConfig) -> None:
-    """Build what the plug-ins make once, and hold it to what privacy needs."""
+    """Build what the plug-ins make once, try it, and hold it to what privacy needs."""
     from medfed.common.models import build_model
 
     task = make_task(study)
     # Pretrained weights have a check of their own, and may be large.
     bare = study.model.model_copy(update={"weights": "", "weights_sha256": ""})
     model = build_model(study.model_copy(update={"model": bare}), task.num_outputs)
+    check_together(model, task, study)
     if study.privacy.enabled:
         check_images_apart(model, task, study)

@@ -1,5 +1,6 @@
 """A task from a researcher's own package (ADR 26)."""
 
+from medfed.common.errors import StudyError
 from medfed.common.plugins import TaskPlugin
 from medfed.common.plugins.loading import blaming, load_plugin
 from medfed.common.study import StudyConfig
@@ -10,8 +11,15 @@ def make_plugin_task(study: StudyConfig) -> Task:
     """Return the task that the study's plug-in makes.
 
     Raises:
-        StudyError: The plug-in cannot be had, or failed.
+        StudyError: The plug-in cannot be had, failed, or made something else.
     """
     loaded = load_plugin(study, "task", TaskPlugin)
     with blaming(loaded.origin):
-        return loaded.plugin.make(loaded.options, study)
+        task = loaded.plugin.make(loaded.options, study)
+    lacking = [name for name in dir(Task) if name[0] != "_" and not hasattr(task, name)]
+    if lacking:
+        raise StudyError(
+            f"The {loaded.origin}: expected a Task, got {type(task).__name__} without "
+            f"{', '.join(lacking)}. That is for the package's authors to mend."
+        )
+    return task

@@ -109,7 +109,11 @@ class Task(Protocol):
         ...
 
     def evaluate(self, model: nn.Module, batch: Batch) -> MetricSums:
-        """Return this batch's contribution to every metric."""
+        """Return this batch's contribution to every metric: arrays of int64 that add up.
+
+        `count` is always there, of shape (): the number of images. Real numbers become whole ones
+        by `common.metrics.fixed`, so that their sum is exact in any order.
+        """
         ...
 
     def sum_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -118,5 +122,8 @@ class Task(Protocol):
 
     def metrics(self, sums: MetricSums) -> dict[str, float]:
         """Return the figures that `sums` allow; one that is undefined, or whose family is not
-        there, is left out. `count` is always there."""
+        there, is left out. Of the sums `count` is always there.
+
+        Called for one family at a time: a site may keep the others to itself.
+        """
         ...

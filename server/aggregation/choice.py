@@ -4,9 +4,11 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from types import MappingProxyType
 
+from medfed.common.errors import RunError
 from medfed.common.state_dicts import StateDict
 from medfed.common.study import StudyConfig
 from medfed.common.study.aggregation import AggregationSection
+from medfed.server.aggregation.exact import MAX_TERMS
 from medfed.server.aggregation.fedavg import FedAvg
 from medfed.server.aggregation.fedbuff import FedBuff
 from medfed.server.aggregation.fednova import FedNova
@@ -24,6 +26,24 @@ from medfed.server.aggregation.trimmed_mean import trimmed_mean
 def normalises(study: StudyConfig) -> bool:
     """Whether updates are divided by numbers of steps: FedNova, where sites' numbers differ."""
     return study.federation.algorithm == "fednova" and study.training.local_steps is None
+
+
+def check_number(study: StudyConfig, num_participants: int) -> None:
+    """Refuse a round of more updates than its mean can hold: whoever came last would be left out.
+
+    Raises:
+        RunError: There are more.
+    """
+    section = study.aggregation
+    others = section.robust or section.is_plugin or study.federation.keeps_order
+    if others or study.secure_aggregation.enabled or num_participants <= MAX_TERMS:
+        return
+    share = study.federation.fraction * MAX_TERMS / num_participants
+    raise RunError(
+        f"Expected at most {MAX_TERMS} sites in a round, whose updates one exact mean holds, got "
+        f"{num_participants}. Start anew with federation.fraction = {share:.4f} or less: "
+        "docs/adr/0002."
+    )
 
 
 def rule_for(

@@ -22,6 +22,7 @@ from medfed.client.training import (
     train_without_privacy,
 )
 from medfed.common.models import build_model
+from medfed.common.models.cnn import lay_out_for_cpu
 from medfed.common.seeding import numpy_rng, torch_rng
 from medfed.common.state_dicts import StateDict, read_state
 from medfed.common.study import StudyConfig
@@ -98,6 +99,7 @@ def plain_study(*, multilabel: bool = False, **training: object) -> StudyConfig:
 
 def start_of(study: StudyConfig) -> tuple[nn.Module, StateDict]:
     model = build_model(study, 2)
+    lay_out_for_cpu(model)  # as a site does
     return model, read_state(model)
 
 

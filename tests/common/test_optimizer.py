@@ -54,3 +54,29 @@ def test_weights_are_those_of_torch(name: str) -> None:
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_a_step_does_not_import_the_compiler(name: str) -> None:
     assert subprocess.run([sys.executable, "-c", _ALONE, name], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("gradient", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kernel", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_every_number_takes_its_own_gradient_however_both_are_laid_out(
+    name: str, kernel: torch.memory_format, gradient: torch.memory_format
+) -> None:
+    def steps(fused: bool) -> torch.Tensor:
+        torch.manual_seed(0)
+        layer = nn.Conv2d(3, 4, 2)
+        layer.weight.data = layer.weight.data.clone(memory_format=kernel)
+        if fused:
+            training = TrainingSection(**SETTINGS, optimizer=name, momentum=0.9 * (name == "sgd"))
+            optimizer = make_optimizer(layer, training, torch.device("cpu"))
+        elif name == "sgd":
+            optimizer = torch.optim.SGD(layer.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
+        else:
+            optimizer = torch.optim.Adam(layer.parameters(), lr=0.01, weight_decay=0.1)
+        for _ in range(3):
+            layer.weight.grad = torch.randn(4, 3, 2, 2).contiguous(memory_format=gradient)
+            layer.bias.grad = torch.randn(4)
+            optimizer.step()
+        return layer.weight.detach()
+
+    torch.testing.assert_close(steps(fused=True), steps(fused=False))

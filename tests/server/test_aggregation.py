@@ -2,6 +2,7 @@
 
 import itertools
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from medfed.common.errors import UpdateError
+from medfed.common.errors import RunError, UpdateError
+from medfed.common.study_file import load_study
+from medfed.server.aggregation.choice import check_number
 from medfed.server.aggregation.exact import MAX_MAGNITUDE, MAX_TERMS, WeightedMean
 from medfed.server.aggregation.fedavg import FedAvg
 
+DEMO = Path(__file__).parents[2] / "studies" / "demo.toml"
 FLOATS = st.floats(-100, 100, width=32, allow_subnormal=False)
 UPDATES = st.lists(
     st.tuples(hnp.arrays(np.float32, 5, elements=FLOATS), st.integers(1, 10_000)),
@@ -115,6 +119,27 @@ def test_weighted_mean_survives_its_own_limits() -> None:
     assert float(mean.result()["w"][0]) == MAX_MAGNITUDE
     with pytest.raises(UpdateError, match=str(MAX_TERMS)):
         mean.add({"w": np.ones(1)}, 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "any_number"),
+    [
+        (["federation.fraction=1.0"], False),
+        (["federation.algorithm=qfedavg"], False),
+        (["federation.algorithm=fedbuff"], True),
+        (["aggregation.rule=median", "aggregation.num_byzantine=1"], True),
+    ],
+)
+def test_more_participants_than_a_mean_holds_are_refused_before_they_train(
+    overrides: list[str], any_number: bool
+) -> None:
+    study = load_study(DEMO, ["privacy.unit=none", "federation.min_sites=3", *overrides])
+    check_number(study, MAX_TERMS)
+    if any_number:
+        check_number(study, MAX_TERMS + 1)
+        return
+    with pytest.raises(RunError, match=r"fraction = 0\.9995 or less"):
+        check_number(study, MAX_TERMS + 1)
 
 
 def test_fedavg_of_equal_updates_is_old_plus_update() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from medfed.common.errors import StudyError
+from medfed.common.errors import RunError, StudyError
 from medfed.common.seeding import numpy_rng
 from medfed.common.study_file import load_study
 from medfed.server.checkpoint import read_weights
@@ -51,6 +51,21 @@ def test_sites_drop_out_as_the_seed_says_and_the_rest_go_on(medfed, tiny, tmp_pa
         site.status for record in rounds_of(tmp_path / "one") for site in record.sites.values()
     }
     assert statuses == {"ok", "failed"}
+
+
+@pytest.mark.parametrize(
+    "failing", ["drop_out=0.9", "stragglers.scanner-2=1.0", "first_round.scanner-2=4"]
+)
+def test_too_few_left_by_simulated_failures_is_no_reason_to_resume(  # type: ignore[no-untyped-def]
+    medfed, tiny, tmp_path, failing
+) -> None:
+    asked = ("--set", f"simulation.failures.{failing}", "--set", "federation.min_sites=3")
+    run = tmp_path / "run"
+    said = medfed("simulate", tiny, "--out", run, *BASE, *asked, code=RunError.exit_code)
+    assert "in a resumed run just the same" in said.stderr
+    assert "a lower federation.min_sites than 3" in said.stderr
+    assert "error 2" not in said.stderr
+    assert "are back" not in said.stderr
 
 
 @pytest.mark.slow
