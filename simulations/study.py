@@ -6,6 +6,7 @@ is killed goes on with `run_study`, and ends in the same weights, bit for bit on
 
 import logging
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,13 +24,14 @@ from medfed.common.download import cache_folder
 from medfed.common.errors import RunError, StudyError
 from medfed.common.files import read_json, without_waiting, write_atomically, write_json
 from medfed.common.study import StudyConfig
-from medfed.common.study_file import load_study, study_to_toml
+from medfed.common.study_file import load_study, parse_study_json, study_to_toml
 from medfed.server.app import main as server_main
 from medfed.server.records import ArmFolder, now
 from medfed.simulations.arms import arm_names, prepare_arm
+from medfed.simulations.baselines import take_over_baselines
 from medfed.simulations.datasets.catalogue import load_dataset
 from medfed.simulations.environment import describe_environment
-from medfed.simulations.failing import check_names, check_quorum, sites_of
+from medfed.simulations.failing import check_names, check_quorum, no_use_to_resume, sites_of
 from medfed.simulations.grids.local import LocalGrid
 from medfed.simulations.labels import with_scarce_labels
 from medfed.simulations.pace import check_pace
@@ -57,11 +59,13 @@ class Options:
         grid: Where the federated arm's messages go.
         workers: Sites (then arms) at a time; 0 for as many as the cores allow.
         strict: Refuse a data set with unreadable images.
+        siblings: Folder of a sweep's runs, whose baselines are taken over where they are the same.
     """
 
     grid: GridName = "local"
     workers: int = 0
     strict: bool = False
+    siblings: Path | None = None
 
     def num_workers(self, study: StudyConfig) -> int:
         """Return `workers` with 0 resolved for this machine."""
@@ -109,14 +113,17 @@ def run_arms(run: Path, options: Options, preparing: Preparing | None = None) ->
         MedfedError: What stopped it; nothing that was done is lost.
     """
     check_device(read_run(run)[0])
-    study = prepare_run(run, preparing)
+    study = prepare_run(run, preparing, options.siblings)
     arms = list(read_json(run / "simulation.json")["arms"])
     sites = run / "arms" / "federated" / "sites"
     if not (run / "arms" / "federated").exists() or not sites.exists():
         raise RunError(f"{run} has lost its sites. Start the study again.")
     workers = options.num_workers(study)
     federated = sites_of(client_app, study, "federated")
-    _run_arm(run / "arms" / "federated", options.grid, workers, federated)
+    try:
+        _run_arm(run / "arms" / "federated", options.grid, workers, federated)
+    except RunError as error:
+        raise RunError(f"{error}{no_use_to_resume(study)}") from error
     baselines = [run / "arms" / name for name in arms if name != "federated"]
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="arm") as pool:
         # A baseline has one site that trains, so the cores are filled by running several.
@@ -174,17 +181,20 @@ def check_device(study: StudyConfig) -> None:
         )
 
 
-def prepare_run(run: Path, preparing: Preparing | None = None) -> StudyConfig:
+def prepare_run(
+    run: Path, preparing: Preparing | None = None, siblings: Path | None = None
+) -> StudyConfig:
     """Make a run's store, sites and plans unless they are there; return its study.
 
     Every arm's folder can then be run on any grid. `simulation.json` comes last: it says that all
-    of it is complete.
+    of it is complete. Baselines that a run in `siblings` has are taken over.
 
     Raises:
         MedfedError: Data or study cannot be used; what to mend is in the message.
     """
     study, facts = read_run(run)
     if (run / "simulation.json").exists():
+        _check_same_study(run, study)
         return study
     assert study.simulation is not None
     dataset = load_dataset(study, Path(facts["data"]) if facts["data"] else None)
@@ -213,8 +223,12 @@ def prepare_run(run: Path, preparing: Preparing | None = None) -> StudyConfig:
     arms = arm_names(study, hospitals)
     # simulation.json comes when all of this is on the disk: until then a run begins anew.
     with without_waiting():
+        if siblings is not None:
+            shutil.rmtree(run / "arms", ignore_errors=True)
         for arm in arms:
             prepare_arm(run, arm, seen, hospitals, study)
+        if siblings is not None:
+            take_over_baselines(run, study, arms, siblings)
     write_json(
         run / "simulation.json",
         {
@@ -228,6 +242,16 @@ def prepare_run(run: Path, preparing: Preparing | None = None) -> StudyConfig:
         },
     )
     return study
+
+
+def _check_same_study(run: Path, study: StudyConfig) -> None:
+    """Check that study.toml says what the arms train, as far as sites are told of it."""
+    path = run / "arms" / "federated" / "study.json"
+    if path.exists() and parse_study_json(path.read_text(encoding="utf-8")) != study.for_sites():
+        raise RunError(
+            f"{run / 'study.toml'} is not the study that this run was started with. Put it back "
+            "as it was, or start another run with --out."
+        )
 
 
 def _describe_dataset(store: Store, name: str, licence: str, citation: str) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """Runs a study many times: every combination of `[sweep]` vary and cases with every seed.
 
 Each is an ordinary run in a folder of its own, with its own report; what is finished is not run
-again, what was interrupted goes on. The first seed of all combinations comes before the second.
+again, what was interrupted goes on. Baselines that are the same in several runs are trained once.
+The first seed of all combinations comes before the second.
 
 <sweep folder>/
     sweep.json    the combinations ("cells") and seeds, and where the data is
@@ -13,9 +14,9 @@ again, what was interrupted goes on. The first seed of all combinations comes be
 import itertools
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,24 @@ from medfed.common.study_file import load_study, parse_study, study_to_toml
 from medfed.server.records import ArmFolder
 from medfed.simulations.finishing import run_to_report
 from medfed.simulations.plugins import complete
+from medfed.simulations.reporting.run_data import SWEEP_FILE
 from medfed.simulations.study import Options, Preparing, start_study
 
 log = logging.getLogger(__name__)
 
-SWEEP_FILE = "sweep.json"
 FAILURES_FILE = "failures.json"
 Watch = Callable[["PlannedRun", StudyConfig], AbstractContextManager[Preparing]]
+
+
+def short_keys(keys: Sequence[str]) -> dict[str, str]:
+    """Return each dotted key's last part, or as many of its last parts as tell it from the rest."""
+
+    def ends(key: str) -> list[str]:
+        parts = key.split(".")
+        return [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
+
+    every = [end for key in keys for end in ends(key)]
+    return {key: next((e for e in ends(key) if every.count(e) == 1), key) for key in keys}
 
 
 @dataclass(frozen=True)
@@ -43,20 +55,26 @@ class Cell:
     Attributes:
         name: c001, c002, ...
         settings: Value of each varied key; None where a case leaves the study's own, unset.
+        given: The keys that its case and vary give; None for all.
     """
 
     name: str
     settings: Mapping[str, Any]
+    given: tuple[str, ...] | None = None
 
     @property
     def label(self) -> str:
         """The values with the last part of their keys, e.g. `alpha 0.1, algorithm fedavg`."""
-        parts = [
-            f"{key.rpartition('.')[2]} {value}"
-            for key, value in self.settings.items()
-            if value is not None
-        ]
+        names = short_keys(list(self.settings))
+        shown = self.settings if self.given is None else self.given
+        values = {key: self.settings[key] for key in shown}
+        parts = [f"{names[key]} {value}" for key, value in values.items() if value is not None]
         return ", ".join(parts) or "as it is"
+
+    @property
+    def title(self) -> str:
+        """Name and label: labels are cut in figures, where several may begin alike."""
+        return f"{self.name}: {self.label}"
 
 
 @dataclass(frozen=True)
@@ -82,10 +100,14 @@ def cells_of(study: StudyConfig) -> tuple[Cell, ...]:
     assert study.sweep is not None
     vary, keys = study.sweep.vary, study.sweep.case_keys
     own = {key: _value_of(to_plain(study), key) for key in keys}
-    cases = [{**own, **case} for case in study.sweep.cases] or [{}]
+    combinations = itertools.product(study.sweep.cases or ({},), itertools.product(*vary.values()))
     return tuple(
-        Cell(f"c{number:03d}", {**case, **dict(zip(vary, values, strict=True))})
-        for number, (case, *values) in enumerate(itertools.product(cases, *vary.values()), start=1)
+        Cell(
+            f"c{number:03d}",
+            {**own, **case, **dict(zip(vary, values, strict=True))},
+            (*case, *vary),
+        )
+        for number, (case, values) in enumerate(combinations, start=1)
     )
 
 
@@ -131,8 +153,13 @@ def planned_runs(folder: Path) -> tuple[PlannedRun, ...]:
             "`medfed simulate` makes one of a study with [sweep]."
         )
     table = read_json(folder / SWEEP_FILE)
+    given = table.get("given") or {}
     cells = [
-        Cell(name, dict(zip(table["keys"], values, strict=True)))
+        Cell(
+            name,
+            dict(zip(table["keys"], values, strict=True)),
+            tuple(given[name]) if name in given else None,
+        )
         for name, values in table["cells"].items()
     ]
     return tuple(
@@ -167,6 +194,7 @@ def start_sweep(study: StudyConfig, folder: Path, data: Path | None, options: Op
         {
             "keys": list(cells[0].settings),
             "cells": {cell.name: list(cell.settings.values()) for cell in cells},
+            "given": {cell.name: list(cell.given or ()) for cell in cells},
             "seeds": list(seeds),
             "data": str(data.resolve()) if data else "",
             "strict": options.strict,
@@ -184,9 +212,14 @@ def run_sweep(folder: Path, options: Options, watch: Watch) -> dict[str, str]:
 
     Returns:
         Why runs failed, by the name of their folder. The others went on.
+
+    Raises:
+        RunError: The sweep's study was changed since runs were started.
     """
     failures: dict[str, str] = {}
     write_json(folder / FAILURES_FILE, failures)
+    options = replace(options, siblings=folder / "runs")
+    _check_same_study(folder)
     for run, study in _unfinished(folder):
         try:
             # The last file of a start: without it nothing has been done yet.
@@ -219,6 +252,19 @@ def _faults_kept_apart() -> Iterator[None]:
         raise RunError(
             f"{type(error).__name__}: {error}. medfed.log in the run's folder has the traceback."
         ) from error
+
+
+def _check_same_study(folder: Path) -> None:
+    study = load_study(folder / "study.toml")
+    for run in planned_runs(folder):
+        if not (run.folder / "environment.json").exists():
+            continue
+        if load_study(run.folder / "study.toml") != study_of(study, run.cell, run.seed):
+            raise RunError(
+                f"{folder / 'study.toml'} is not the study that {run.folder.name} was started "
+                "with: its runs could not be compared. Put it back as it was, or start another "
+                "sweep."
+            )
 
 
 def _unfinished(folder: Path) -> Iterator[tuple[PlannedRun, StudyConfig]]:

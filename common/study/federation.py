@@ -98,7 +98,7 @@ class FederationSection(Section):
     site is drawn with this probability, alone, as amplification by sampling needs it."""
     min_sites: PositiveInt = 2
     """Quorum: sites that must join before round 1, and answer in every round (with fedbuff,
-    buffer_size of them). A simulation asks for no more than it has."""
+    buffer_size of them). More than a simulation has sites is refused."""
     join_timeout_s: PositiveFloat = 600.0
     """How long the server waits for min_sites to join, seconds."""
     rejoin_timeout_s: PositiveFloat = 600.0

@@ -1,8 +1,9 @@
 """`[sweep]`: one study many times: every combination of some values, each with several seeds."""
 
-from typing import Annotated, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from medfed.common.study.base import Section
 
@@ -26,6 +27,26 @@ class SweepSection(Section):
     target: float | None = None
     """A value of the task's leading figure, e.g. AUROC 0.8: tables say how many rounds and bytes
     the federated model took to reach it."""
+
+    @field_validator("vary", mode="before")
+    @classmethod
+    def _varied_values(cls, vary: Any) -> Any:
+        if isinstance(vary, Mapping):
+            for key, values in vary.items():
+                _check_key(key, values, "[...]")
+                for value in values if isinstance(values, list | tuple) else ():
+                    _check_value(key, value)
+        return vary
+
+    @field_validator("cases", mode="before")
+    @classmethod
+    def _case_values(cls, cases: Any) -> Any:
+        for case in cases if isinstance(cases, list | tuple) else ():
+            for key, value in case.items() if isinstance(case, Mapping) else ():
+                if "." not in key:
+                    _check_key(key, value, "...")
+                _check_value(key, value)
+        return cases
 
     @model_validator(mode="after")
     def _sensible(self) -> Self:
@@ -59,3 +80,28 @@ class SweepSection(Section):
     def case_keys(self) -> tuple[str, ...]:
         """The keys that any case sets, in order of appearance."""
         return tuple(dict.fromkeys(key for case in self.cases for key in case))
+
+
+def _check_key(key: str, value: Any, shown: str) -> None:
+    """Refuse a key without quotes, of which TOML makes tables in tables."""
+    if isinstance(value, Mapping) and value:
+        path = [key]
+        while isinstance(value, Mapping) and value:
+            name, value = next(iter(value.items()))
+            path.append(name)
+        raise ValueError(
+            f'{key} is a table. Write the whole key in quotes: "{".".join(path)}" = {shown}'
+        )
+
+
+def _check_value(key: str, value: Any) -> None:
+    if isinstance(value, Mapping) and value:
+        name = next(iter(value))
+        raise ValueError(
+            f'"{key}" is given a table. Give its keys one by one: "{key}.{name}" = {value[name]!r}'
+        )
+    if isinstance(value, Mapping | list | tuple):
+        raise ValueError(
+            f'"{key}": expected a number, a text, true or false for each run, got {value}. '
+            "Lists are not varied: make a study for each."
+        )

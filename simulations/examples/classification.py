@@ -31,14 +31,14 @@ def classification_rows(
     predicted_BL = predicted_classes(probabilities_BL, task.mode)
     rows = []
     for row, position in enumerate(chosen.tolist()):
-        truth_L = _true_classes(data.labels[position], len(task.classes))
+        truth_L = true_classes(data.labels[position], len(task.classes))
         shown = shown_image(data, position, study.data)
         rows.append(
             {
                 "picture": side_by_side(view_pictures(shown, study.data)),
                 "note": shown.note,
-                "truth": _names(task, truth_L),
-                "predicted": _names(task, predicted_BL[row]),
+                "truth": names_of(task, truth_L),
+                "predicted": names_of(task, predicted_BL[row]),
                 "probabilities": {
                     name: round(float(value), 4)
                     for name, value in zip(task.classes, probabilities_BL[row], strict=True)
@@ -66,11 +66,13 @@ def predicted_classes(
     return named
 
 
-def _true_classes(label: Any, num_classes: int) -> npt.NDArray[np.bool_]:
+def true_classes(label: Any, num_classes: int) -> npt.NDArray[np.bool_]:
+    """Return which classes an image's label names, [L]: an index, or 0/1 for each class."""
     if np.ndim(label):
         return np.asarray(label, dtype=bool)
     return np.asarray(np.arange(num_classes) == int(label))
 
 
-def _names(task: Classification, chosen_L: npt.NDArray[np.bool_]) -> list[str]:
+def names_of(task: Classification, chosen_L: npt.NDArray[np.bool_]) -> list[str]:
+    """Return the names of chosen classes."""
     return [task.classes[index] for index in np.flatnonzero(chosen_L)]

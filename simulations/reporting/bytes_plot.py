@@ -39,7 +39,7 @@ def plot_cells(sweep: SweepData) -> "Figure | None":
     for cell in sweep.cells:
         found = [by_bytes(run, shown[0].key) for run in cell.runs if run is not None]
         # Runs that ended early, with their budget say, have fewer points.
-        lines[cell.cell.label] = [_mean(points) for points in zip(*found, strict=False)]
+        lines[cell.cell.title] = [_mean(points) for points in zip(*found, strict=False)]
     return _plot(lines, shown[0].title)
 
 

@@ -104,7 +104,7 @@ def sites_table(run: RunData) -> Table:
         metrics = run.federated.site_metrics(name) if run.federated else {}
         rows.append(
             (
-                name + (" (lowest)" if name == worst else ""),
+                name + (" (worst)" if name == worst else ""),
                 whole(metrics.get("num_images")),
                 *(figure(metrics.get(one.key)) for one in shown),
             )

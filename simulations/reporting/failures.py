@@ -7,9 +7,9 @@ from medfed.simulations.reporting.run_data import RunData
 from medfed.simulations.reporting.tables import ABSENT, Table, whole
 
 _POISONS = {
-    "sign_flip": "sends the negative of its update",
-    "scale": "sends a multiple of its update",
-    "noise": "sends noise in place of its update",
+    "sign_flip": "sends its update times -{strength:g}",
+    "scale": "sends its update times {strength:g}",
+    "noise": "sends noise in place of its update, {strength:g} times as long",
     "label_flip": "trains on images that it calls another class",
     "backdoor": "trains on images with a trigger, labelled as the target",
 }
@@ -22,9 +22,10 @@ _WANTED = {
 def failures_of(run: RunData) -> FailuresSection | None:
     """Return what goes wrong in this run, None if nothing does."""
     simulation = run.study.simulation
-    if simulation is None or not (simulation.failures.any or simulation.failures.drift):
+    if simulation is None:
         return None
-    return simulation.failures
+    failures = simulation.failures
+    return failures if failures.any or failures.drift or simulation.partition.noise else None
 
 
 def failures_statement(run: RunData) -> tuple[str, ...]:
@@ -34,9 +35,13 @@ def failures_statement(run: RunData) -> tuple[str, ...]:
         return ()
     lines = []
     if failures.drop_out:
-        lines.append(f"Each site gives no answer to a round with probability {failures.drop_out}.")
+        lines.append(
+            f"Each site gives no answer to a round with probability {failures.drop_out:g}."
+        )
     lines += [
         f"{site} answers from round {first} on."
+        if first <= run.study.training.rounds
+        else f"{site} answers in no round."
         for site, first in sorted(failures.first_round.items())
     ]
     lines += [
@@ -44,7 +49,12 @@ def failures_statement(run: RunData) -> tuple[str, ...]:
         "spent is spent."
         for site, share in sorted(failures.stragglers.items())
     ]
-    lines += [f"{site} {_POISONS[kind]}." for site, kind in sorted(failures.poisoned.items())]
+    if failures.drop_out or failures.first_round:
+        lines.append("A round without an answer is counted as failed (error 2) in Participation.")
+    lines += [
+        f"{site} {_POISONS[kind].format(strength=failures.strength)}."
+        for site, kind in sorted(failures.poisoned.items())
+    ]
     if failures.boost != 1.0:
         lines.append(f"Sites with poisoned data multiply their updates by {failures.boost:g}.")
     if run.study.privacy.at_sites and failures.poisoned_by(*DATA_POISONS):
@@ -64,7 +74,21 @@ def failures_statement(run: RunData) -> tuple[str, ...]:
             f"{site} has another scanner from round {first} on, for training and held-out images."
             for site, first in sorted(failures.drift.from_round.items())
         ]
-    return tuple(lines)
+    return (*lines, *_label_noise(run))
+
+
+def _label_noise(run: RunData) -> tuple[str, ...]:
+    """Say which training labels are wrong, and in which arms."""
+    noise = run.study.simulation.partition.noise if run.study.simulation else None
+    if noise is None:
+        return ()
+    named = (f"{true} is called {said}" for true, said in sorted(noise.pairs.items()))
+    mistakes = ", ".join(named) or "any other class takes the right one's place"
+    return (
+        f"Labels of a training patient are wrong with probability {noise.rate:g} at "
+        f"{', '.join(noise.sites) or 'all sites'}, in all arms: {mistakes}. Held-out labels are "
+        "right.",
+    )
 
 
 def attack_share(run: RunData, kind: str, share: str) -> float | None:

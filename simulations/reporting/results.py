@@ -165,10 +165,22 @@ def site_scores(run: RunData, key: str) -> dict[str, tuple[float | None, ...]]:
 
 
 def worst_site(run: RunData) -> str | None:
-    """Return the site with the lowest federated leading figure, if at least two have one."""
-    scores = site_scores(run, leading(run).key)
+    """Return the site where the federated leading figure is worst, if at least two have one."""
+    shown = leading(run)
+    scores = site_scores(run, shown.key)
     known = [(score, site) for site, (score, _, _) in scores.items() if score is not None]
-    return min(known)[1] if len(known) > 1 else None
+    pick = max if shown.higher_is_better is False else min
+    return pick(known)[1] if len(known) > 1 else None
+
+
+def _classes_held_out(run: RunData, site: str) -> str:
+    """`3 of 7` where sites differ in the classes that figures are averages over, else a dash."""
+    if run.study.task.type != "classification" or site not in run.sites:
+        return ABSENT
+    held_out = {name: facts.test.labels for name, facts in run.sites.items()}
+    counts = {name: sum(number > 0 for number in numbers) for name, numbers in held_out.items()}
+    every = len(held_out[site])
+    return ABSENT if set(counts.values()) == {every} else f"{counts[site]} of {every}"
 
 
 def sites_table(run: RunData) -> Table:
@@ -183,11 +195,12 @@ def sites_table(run: RunData) -> Table:
         gain = None if federated is None or local is None else federated - local
         rows.append(
             (
-                site + (" (lowest)" if site == worst else ""),
+                site + (" (worst)" if site == worst else ""),
                 whole(metrics.get("num_images")),
                 *map(figure, values),
                 ABSENT if gain is None else f"{gain:+.3f}",
                 *map(figure, more[site]),
+                _classes_held_out(run, site),
             )
         )
     models = ("federated", "pooled", "own data")
@@ -197,6 +210,7 @@ def sites_table(run: RunData) -> Table:
         *(f"{first.title} {model}" for model in models),
         "Gain over own data",
         *(f"{second.title} {model}" for model in models),
+        "Classes held out",
     )
     strong = frozenset(i for i, name in enumerate(run.site_names) if name == worst)
     return without_absent(Table(columns, tuple(rows), strong=strong))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from medfed.common.tasks import Task
 
 QUEUE_FILE = "queue.json"
+SWEEP_FILE = "sweep.json"
 
 
 @dataclass(frozen=True)
@@ -135,6 +136,10 @@ def load_run(folder: Path) -> RunData:
         StudyError: The task is of a plug-in that is not installed here.
     """
     study_file = folder / "study.toml"
+    if (folder / SWEEP_FILE).exists():
+        raise RunError(
+            f"{folder} is a sweep's folder. Name one of its runs, such as {folder}/runs/c001-s1."
+        )
     if not study_file.is_file():
         raise RunError(
             f"Expected a run folder with study.toml at {folder}, found none. "

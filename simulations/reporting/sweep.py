@@ -6,7 +6,7 @@ from pathlib import Path
 from medfed.common.errors import RunError
 from medfed.common.files import write_atomically
 from medfed.common.study_file import study_to_toml
-from medfed.simulations.reporting import bytes_plot, sweep_plots
+from medfed.simulations.reporting import bytes_plot, rounds_plot, sweep_plots
 from medfed.simulations.reporting.drawing import draw
 from medfed.simulations.reporting.latex import to_latex
 from medfed.simulations.reporting.rendering import render
@@ -14,8 +14,10 @@ from medfed.simulations.reporting.report import write_figures
 from medfed.simulations.reporting.run_data import RunData
 from medfed.simulations.reporting.sweep_csv import cells_csv, pairs_csv
 from medfed.simulations.reporting.sweep_data import CellRuns, SweepData, load_sweep
+from medfed.simulations.reporting.sweep_sites import sites_csv, sites_table
 from medfed.simulations.reporting.sweep_tables import (
     cells_table,
+    cells_tables,
     effects_table,
     pairs_table,
     runs_csv,
@@ -26,16 +28,21 @@ from medfed.simulations.reporting.tables import Table, to_markdown
 
 _FIGURES = {
     "cells": ("Every cell's arms: mean and standard deviation over seeds.", sweep_plots.plot_cells),
+    "rounds": ("The federated model round by round.", rounds_plot.plot_rounds),
     "against-key": ("The federated model over what varies.", sweep_plots.plot_against_key),
     "bytes": ("The federated model over the bytes of updates.", bytes_plot.plot_cells),
     "privacy": ("The federated model over epsilon.", sweep_plots.plot_against_epsilon),
 }
 
+# Longer tables are files only.
+_MOST_ROWS = 80
+
 
 def write_sweep_report(folder: Path) -> Path:
     """Write report.html, figures/, and each table as .csv (unrounded), .md and .tex.
 
-    Tables are runs, cells, pairs; effects where several things vary, target where there is one.
+    Tables are runs, cells, pairs, sites; effects where several things vary, target where there is
+    one.
 
     Runs that are not finished are left out, and counted.
 
@@ -56,7 +63,9 @@ def write_sweep_report(folder: Path) -> Path:
         "pairs": pairs_table(sweep),
         "effects": effects_table(sweep),
         "target": target_table(sweep),
+        "sites": sites_table(sweep),
     }
+    leading, others = cells_tables(sweep)
     shown = shown_figures(sweep)
     page = render(
         "sweep.html.j2",
@@ -65,6 +74,9 @@ def write_sweep_report(folder: Path) -> Path:
         description=sweep.study.study.description,
         figures=drawings,
         leading=shown[0].title if shown else "",
+        cells_leading=leading,
+        cells_others=others,
+        most_rows=_MOST_ROWS,
         higher=shown[0].higher_is_better if shown else None,
         **tables,
         extras=sweep.extras,
@@ -81,6 +93,7 @@ def write_sweep_report(folder: Path) -> Path:
         write_atomically(folder / "runs.csv", runs_csv(sweep).encode())
         write_atomically(folder / "cells.csv", cells_csv(sweep).encode())
         write_atomically(folder / "pairs.csv", pairs_csv(sweep).encode())
+        write_atomically(folder / "sites.csv", sites_csv(sweep).encode())
         for name, table in tables.items():
             if not table and name not in ("cells", "pairs"):
                 continue

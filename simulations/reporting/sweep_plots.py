@@ -8,7 +8,8 @@ from medfed.simulations.reporting.drawing import CYCLE, HALO, INK, new_figure, s
 from medfed.simulations.reporting.results import ARMS
 from medfed.simulations.reporting.sweep_data import CellRuns, SweepData
 from medfed.simulations.reporting.sweep_statistics import Summary, summarise
-from medfed.simulations.reporting.sweep_tables import short_keys, shown_figures
+from medfed.simulations.reporting.sweep_tables import shown_figures
+from medfed.simulations.sweep import short_keys
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,22 +51,13 @@ def plot_cells(sweep: SweepData) -> "Figure | None":
 def plot_against_key(sweep: SweepData) -> "Figure | None":
     """Draw the federated figure over the first key that varies in numbers, a line for the rest."""
     shown = shown_figures(sweep)
-    key = next(
-        (
-            key
-            for key, value in sweep.cells[0].cell.settings.items()
-            if len(_numbers(sweep, key)) > 1 and not isinstance(value, bool)
-        ),
-        None,
-    )
+    keys = [key for key in sweep.cells[0].cell.settings if len(_numbers(sweep, key)) > 1]
+    over = {key: _lines_over(sweep, key) for key in keys}
+    # A key that goes with another, as in cases, has no line with two of its values.
+    key = next((k for k in keys if any(len(cells) > 1 for cells in over[k].values())), None)
     if not shown or key is None:
         return None
-    lines: dict[str, list[CellRuns]] = {}
-    for cell in sweep.cells:
-        rest = {k: v for k, v in cell.cell.settings.items() if k != key}
-        names = short_keys(list(rest))
-        label = ", ".join(f"{names[k]} {v}" for k, v in rest.items())
-        lines.setdefault(label or "federated", []).append(cell)
+    lines = over[key]
     figure, axes = new_figure(7.5, 4.2)
     values = sorted(_numbers(sweep, key))
     is_log = values[0] > 0 and values[-1] / values[0] >= 20
@@ -88,6 +80,17 @@ def plot_against_key(sweep: SweepData) -> "Figure | None":
     axes.set_ylabel(shown[0].title)
     axes.legend()
     return figure
+
+
+def _lines_over(sweep: SweepData, key: str) -> dict[str, list[CellRuns]]:
+    """Return the cells that are alike but for `key`, by what they have in common."""
+    lines: dict[str, list[CellRuns]] = {}
+    for cell in sweep.cells:
+        rest = {k: v for k, v in cell.cell.settings.items() if k != key}
+        names = short_keys(list(rest))
+        label = ", ".join(f"{names[k]} {v}" for k, v in rest.items() if v is not None)
+        lines.setdefault(label or "federated", []).append(cell)
+    return lines
 
 
 def plot_against_epsilon(sweep: SweepData) -> "Figure | None":
@@ -183,13 +186,13 @@ def _line(axes: "Axes", points: Sequence[tuple[float, Summary]], label: str, num
 
 def _numbers(sweep: SweepData, key: str) -> set[float]:
     values = {cell.cell.settings[key] for cell in sweep.cells}
-    if not all(isinstance(value, int | float) for value in values):
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return set()
     return {float(value) for value in values}
 
 
 def _row_label(cell: CellRuns) -> str:
-    return short(cell.cell.label, 34)
+    return short(cell.cell.title, 40)
 
 
 def _legend_once(axes: "Axes", figure: "Figure") -> None:

@@ -2,12 +2,13 @@
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from medfed.simulations.reporting import conduct, results, spending
 from medfed.simulations.reporting.results import ARMS
-from medfed.simulations.reporting.sweep_data import CellRuns, SweepData
+from medfed.simulations.reporting.sweep_data import CellRuns, SweepData, Values
 from medfed.simulations.reporting.sweep_statistics import (
     Difference,
     corrected,
@@ -15,10 +16,13 @@ from medfed.simulations.reporting.sweep_statistics import (
     paired_difference,
     summarise,
 )
-from medfed.simulations.reporting.tables import ABSENT, Table, num_bytes
+from medfed.simulations.reporting.tables import ABSENT, Table, num_bytes, without_absent
+from medfed.simulations.sweep import short_keys
 
 if TYPE_CHECKING:
     from medfed.common.tasks import Figure
+
+_MOST_KEYS = 5
 
 
 def shown_figures(sweep: SweepData) -> tuple["Figure", ...]:
@@ -27,59 +31,112 @@ def shown_figures(sweep: SweepData) -> tuple["Figure", ...]:
     return () if run is None else (results.leading(run), results.beside(run))
 
 
-def short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Return each dotted key's last part, or the whole key where two end alike."""
-    ends = [key.rpartition(".")[2] for key in keys]
-    return {key: end if ends.count(end) == 1 else key for key, end in zip(keys, ends, strict=True)}
+class _Column(NamedTuple):
+    """A column of a table with a row a cell."""
+
+    title: str
+    of: Callable[[CellRuns], str]
 
 
 def cells_table(sweep: SweepData) -> Table:
     """Return a row a cell: mean and standard deviation over seeds of every arm's figures."""
-    names = _keys(sweep)
+    leading, beside, cost = _cell_columns(sweep)
+    return _cells(sweep, [*leading, *beside, *cost])
+
+
+def cells_tables(sweep: SweepData) -> tuple[Table, Table]:
+    """Return the same as two tables that a page has room for: the leading figure, and the rest."""
+    leading, beside, cost = _cell_columns(sweep)
+    return _cells(sweep, [*leading, *cost]), _cells(sweep, beside)
+
+
+def _cell_columns(sweep: SweepData) -> tuple[list[_Column], list[_Column], list[_Column]]:
+    """Columns of the leading figure, of what is shown beside it, and of what a cell costs."""
+
+    def over(title: str, of: Callable[[CellRuns], Values], digits: int = 3) -> _Column:
+        return _Column(title, lambda cell: over_seeds(of(cell), cell, digits))
+
+    def sent(title: str, of: Callable[[CellRuns], Values]) -> _Column:
+        def text(cell: CellRuns) -> str:
+            mean = summarise(of(cell)).mean
+            return ABSENT if mean is None else num_bytes(round(mean))
+
+        return _Column(title, text)
+
+    def arms(shown: "Figure") -> list[_Column]:
+        return [
+            over(f"{shown.title} {arm}", partial(CellRuns.by_arm, key=shown.key, arm=arm))
+            for arm in ARMS
+        ]
+
     shown = shown_figures(sweep)
-    scores = tuple(f"{one.title} {arm}" for one in shown for arm in ARMS)
-    worst = tuple(f"{one.title} worst site" for one in shown[:1])
-    extras = sweep.extras
-    more = (*scores, *worst, *(one.title for one in extras))
-    columns = ("Cell", *names.values(), "Seeds", *more, "ε", "Sent", "Updates")
-    rows = []
-    for cell in sweep.cells:
-        figures = [summarise(cell.by_arm(one.key, arm)).text() for one in shown for arm in ARMS]
-        figures += [summarise(cell.worst_site(one)).text() for one in shown[:1]]
-        figures += [summarise(cell.values(one.of)).text() for one in extras]
-        sent = [summarise(of).mean for of in (cell.num_bytes(), cell.update_bytes())]
-        rows.append(
-            (
-                *_beginning(cell, names),
-                f"{cell.count} of {len(sweep.seeds)}",
-                *figures,
-                summarise(cell.epsilon()).text(2),
-                *(ABSENT if one is None else num_bytes(round(one)) for one in sent),
-            )
+    leading = [column for one in shown[:1] for column in arms(one)]
+    leading += [
+        over(f"{one.title} worst site", partial(CellRuns.worst_site, shown=one))
+        for one in shown[:1]
+    ]
+    beside = [column for one in shown[1:] for column in arms(one)]
+    beside += [over(one.title, partial(CellRuns.values, of=one.of)) for one in sweep.extras]
+    cost = [over("\u03b5", CellRuns.epsilon, 2), sent("Sent", CellRuns.num_bytes)]
+    return leading, beside, [*cost, sent("Updates", CellRuns.update_bytes)]
+
+
+def _cells(sweep: SweepData, columns: Sequence[_Column]) -> Table:
+    """Return a row a cell; columns in which no cell has anything are left out."""
+    columns_of_cell, beginning = cell_columns(sweep)
+    rows = tuple(
+        (
+            *beginning(cell),
+            f"{cell.count} of {len(sweep.seeds)}",
+            *(column.of(cell) for column in columns),
         )
-    return Table(columns, tuple(rows), text=frozenset(range(len(names) + 1)))
+        for cell in sweep.cells
+    )
+    titles = (*columns_of_cell, "Seeds", *(column.title for column in columns))
+    return without_absent(Table(titles, rows, text=frozenset(range(len(columns_of_cell)))))
+
+
+def over_seeds(values: Values, cell: CellRuns, digits: int = 3) -> str:
+    """Mean and standard deviation; where not every finished run has a value, how many have."""
+    summary = summarise(values)
+    some = summary.mean is not None and summary.count < cell.count
+    return summary.text(digits) + (f" ({summary.count} of {cell.count})" if some else "")
 
 
 def pairs_table(sweep: SweepData) -> Table:
-    """Return a row a cell: the federated model against pooled, local and the first cell."""
+    """Return a row a cell: the federated model against pooled, local and the first cell.
+
+    With three cells or more the last column has p corrected for the comparisons with the first.
+    """
     shown = shown_figures(sweep)
     if not shown:
         return Table((), ())
-    first, names = shown[0], _keys(sweep)
-    against = ["pooled", "local"]
-    columns = ["Cell", *names.values()]
-    for other in [*against, *(["cell 1"] if len(sweep.cells) > 1 else [])]:
-        columns += [f"Federated \u2212 {other}", "p"]
-    rows = []
-    for number, cell in enumerate(sweep.cells):
-        ours = cell.by_arm(first.key, "federated")
-        differences = [paired_difference(ours, cell.by_arm(first.key, arm)) for arm in against]
-        texts = [text for one in differences for text in (one.text(), p_text(one.p))]
-        if len(sweep.cells) > 1:
-            base = paired_difference(ours, sweep.cells[0].by_arm(first.key, "federated"))
-            texts += [base.text(), p_text(base.p)] if number else [ABSENT, ABSENT]
-        rows.append((*_beginning(cell, names), *texts))
-    return Table(tuple(columns), tuple(rows), text=frozenset(range(len(names) + 1)))
+    key, first = shown[0].key, sweep.cells[0]
+    titles, beginning = cell_columns(sweep)
+
+    def against(cell: CellRuns, other: CellRuns, arm: str) -> Difference:
+        return paired_difference(cell.by_arm(key, "federated"), other.by_arm(key, arm))
+
+    columns = list(titles)
+    rows = [beginning(cell) for cell in sweep.cells]
+    for arm in ARMS[1:]:
+        columns += [f"Federated \u2212 {arm}", "p"]
+        found = [against(cell, cell, arm) for cell in sweep.cells]
+        rows = [(*row, *_tested(one)) for row, one in zip(rows, found, strict=True)]
+    if len(sweep.cells) > 1:
+        columns += ["Federated \u2212 cell 1", "p"]
+        found = [against(cell, first, "federated") for cell in sweep.cells[1:]]
+        texts = [(ABSENT, ABSENT), *map(_tested, found)]
+        rows = [(*row, *text) for row, text in zip(rows, texts, strict=True)]
+    if len(sweep.cells) > 2:
+        columns.append("p, Holm")
+        holm = (None, *corrected([one.p for one in found]))
+        rows = [(*row, p_text(p)) for row, p in zip(rows, holm, strict=True)]
+    return without_absent(Table(tuple(columns), tuple(rows), text=frozenset(range(len(titles)))))
+
+
+def _tested(one: Difference) -> tuple[str, str]:
+    return one.text(), p_text(one.p)
 
 
 class Effect(NamedTuple):
@@ -168,21 +225,21 @@ def target_table(sweep: SweepData) -> Table:
     shown = shown_figures(sweep)
     if target is None or not shown:
         return Table((), ())
-    names = _keys(sweep)
+    titles, beginning = cell_columns(sweep)
     rows = []
     for cell in sweep.cells:
         found = [one for one in cell.reaching(shown[0], target) if one is not None]
         sent = summarise([float(one.num_bytes) for one in found]).mean
         rows.append(
             (
-                *_beginning(cell, names),
+                *beginning(cell),
                 f"{len(found)} of {cell.count}",
                 summarise([float(one.rounds) for one in found]).text(1),
                 ABSENT if sent is None else num_bytes(round(sent)),
             )
         )
-    columns = ("Cell", *names.values(), "Runs that got there", "Rounds", "Sent until then")
-    return Table(columns, tuple(rows), text=frozenset(range(len(names) + 1)))
+    columns = (*titles, "Runs that got there", "Rounds", "Sent until then")
+    return Table(columns, tuple(rows), text=frozenset(range(len(titles))))
 
 
 def runs_csv(sweep: SweepData) -> str:
@@ -208,6 +265,17 @@ def runs_csv(sweep: SweepData) -> str:
             settings = [cell.cell.settings[key] for key in keys]
             writer.writerow([cell.cell.name, seed, run.folder.name, *settings, *row])
     return text.getvalue()
+
+
+def cell_columns(sweep: SweepData) -> tuple[tuple[str, ...], Callable[[CellRuns], tuple[str, ...]]]:
+    """Return the headings of what tells a cell from the others, and a cell's entries there.
+
+    That is a column a key; where keys are many, as those of cases may be, one for all.
+    """
+    names = _keys(sweep)
+    if len(names) > _MOST_KEYS:
+        return ("Cell", "Settings"), lambda cell: (cell.cell.name, cell.cell.label)
+    return ("Cell", *names.values()), lambda cell: _beginning(cell, names)
 
 
 def _keys(sweep: SweepData) -> dict[str, str]:

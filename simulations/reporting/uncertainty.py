@@ -4,12 +4,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from medfed.simulations.reporting.run_data import RunData
-from medfed.simulations.reporting.tables import ABSENT, Table, figure, whole
+from medfed.simulations.reporting.tables import ABSENT, Table, figure, whole, without_absent
 
 if TYPE_CHECKING:
     from medfed.simulations.uncertainty.bootstrap import Interval
 
 _TITLES = {"federated": "Federated", "pooled": "Pooled", "local": "Local only, mean"}
+# Runs of earlier versions do not say.
+_IN_GAP = {True: "yes", False: "no", None: ABSENT}
 # With fewer, percentile intervals are known to be too narrow.
 _FEW = 30
 
@@ -55,12 +57,13 @@ def subgroups_table(run: RunData) -> Table:
             group,
             whole(facts["patients"]),
             *(_interval(facts["figures"].get(one.key) or {}) for one in own),
+            _IN_GAP[facts.get("in_gap")],
         )
         for column, groups in (run.uncertainty.get("subgroups") or {}).items()
         for group, facts in groups.items()
     ]
-    columns = ("Column", "Group", "Patients", *(one.title for one in own))
-    return Table(columns, tuple(rows), text=frozenset({0, 1}))
+    columns = ("Column", "Group", "Patients", *(one.title for one in own), "In the gap")
+    return without_absent(Table(columns, tuple(rows), text=frozenset({0, 1})))
 
 
 def gaps_table(run: RunData) -> Table:

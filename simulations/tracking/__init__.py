@@ -9,7 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from medfed.common.errors import RunError
-from medfed.simulations.sweep import SWEEP_FILE, planned_runs
+from medfed.simulations.reporting.run_data import SWEEP_FILE
+from medfed.simulations.sweep import planned_runs
 
 # The tool, by the package that has to be there.
 _PACKAGES = {"mlflow": "mlflow", "tensorboard": "tensorboard"}

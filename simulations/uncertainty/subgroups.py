@@ -58,7 +58,7 @@ class Compared(NamedTuple):
     """A column's groups.
 
     Attributes:
-        groups: Patients and figures with intervals, by group.
+        groups: Patients, figures with intervals, and whether gaps are over it, by group.
         gaps: By figure the groups that do best and worst, and the difference with its interval.
     """
 
@@ -94,12 +94,14 @@ def compare_groups(
         counts_RP[:, mine] = draw_counts([sums.sites[i] for i in mine], resamples, rng)
         found = sums.figures(members.astype(np.int64))
         draws[name] = resampled(sums, counts_RP, keys)
+        # A group without a case of a class has a mean over fewer of them.
+        is_whole = len(mine) >= _FEWEST_FOR_A_GAP and set(found) == complete
         table[name] = {
             "patients": len(mine),
             "figures": {key: interval(found.get(key), draws[name][key]).to_dict() for key in keys},
+            "in_gap": name != UNKNOWN and is_whole,
         }
-        # A group without a case of a class has a mean over fewer of them.
-        if name != UNKNOWN and len(mine) >= _FEWEST_FOR_A_GAP and set(found) == complete:
+        if table[name]["in_gap"]:
             comparable.append(name)
     gaps = {one.key: _gap(comparable, table, draws, one) for one in figures}
     return Compared(table, {key: gap for key, gap in gaps.items() if gap is not None})

@@ -46,7 +46,7 @@ def test_every_command_of_the_guide_does_what_it_says(
     assert "How sure the figures are" in page
     assert "<h3>Subgroups</h3>" in page
     assert "4 of 4 runs are finished" in (tmp_path / "runs" / "scarce" / "report.html").read_text()
-    active_run = tmp_path / "runs" / "active" / "runs" / "c001-s1"
+    active_run = tmp_path / "runs" / "active" / "runs" / "c002-s1"
     assert (active_run / "figures" / "labels.svg").exists()
     hostile_page = (tmp_path / "runs" / "hostile" / "report.html").read_text()
     assert "the trigger taken for the target" in hostile_page
@@ -55,6 +55,7 @@ def test_every_command_of_the_guide_does_what_it_says(
     assert "8 of 8 runs are finished" in (swept / "report.html").read_text()
     kept = {path.name for path in swept.iterdir()}
     assert {"runs.csv", "cells.md", "cells.tex", "pairs.md", "pairs.tex", "figures"} <= kept
+    assert (tmp_path / "runs" / "first" / "predictions.csv").stat().st_size > 5_000
     assert (tmp_path / "runs" / "comparison" / "compare.html").exists()
     assert (tmp_path / "runs" / "paired" / "paired.csv").exists()
     assert (tmp_path / "runs" / "audit" / "audit.html").exists()

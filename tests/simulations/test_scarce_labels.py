@@ -256,9 +256,9 @@ def test_cases_of_a_sweep_set_what_belongs_together(tiny: Path) -> None:
     study = parse_study({**table, "sweep": {"cases": cases}}, "test")
     cells = cells_of(study)
     assert [cell.label for cell in cells] == [
-        "share 0.5, method none",
+        "share 0.5",
         "share 0.5, method pseudo_labels",
-        "share 1.0, method mean_teacher, decay 0.5",
+        "method mean_teacher, decay 0.5",
     ]
     last = study_of(study, cells[2], 7)
     assert (last.semi_supervised.decay, last.simulation.labels.share) == (0.5, 1.0)  # type: ignore[union-attr]

@@ -25,17 +25,18 @@ from medfed.simulations.reporting.sweep_data import CellRuns, SweepData, load_sw
 from medfed.simulations.reporting.sweep_statistics import corrected, paired_difference, summarise
 from medfed.simulations.reporting.sweep_tables import (
     effects,
-    short_keys,
     shown_figures,
     target_table,
 )
 from medfed.simulations.reporting.tables import ABSENT, Table, to_markdown
-from medfed.simulations.study import Options, Preparing
+from medfed.simulations.study import Options, Preparing, prepare_run, start_study
 from medfed.simulations.sweep import (
+    Cell,
     PlannedRun,
     cells_of,
     planned_runs,
     run_sweep,
+    short_keys,
     start_sweep,
     study_of,
 )
@@ -87,6 +88,24 @@ def test_cells_are_all_combinations_in_the_order_of_the_file(tiny: Path) -> None
     assert last == plain
 
 
+def test_a_cell_of_cases_is_called_by_what_its_case_gives(tiny: Path, tmp_path: Path) -> None:
+    tiny.write_text(
+        tiny.read_text() + '[sweep.vary]\n"training.momentum" = [0.0, 0.5]\n'
+        '[[sweep.cases]]\n"federation.algorithm" = "fedavg"\n'
+        '[[sweep.cases]]\n"federation.algorithm" = "fedprox"\n"federation.proximal_mu" = 0.1\n'
+    )
+    study = load_study(tiny)
+    names = [
+        "algorithm fedavg, momentum 0.0", "algorithm fedavg, momentum 0.5",
+        "algorithm fedprox, proximal_mu 0.1, momentum 0.0",
+        "algorithm fedprox, proximal_mu 0.1, momentum 0.5",
+    ]  # fmt: skip
+    assert [cell.label for cell in cells_of(study)] == names
+    start_sweep(study, tmp_path / "sweep", None, Options())
+    assert [run.cell.label for run in planned_runs(tmp_path / "sweep")][:4] == names
+    assert [run.cell for run in planned_runs(tmp_path / "sweep")][:4] == list(cells_of(study))
+
+
 def test_sites_see_nothing_of_a_sweep(swept: Path) -> None:
     study = load_study(swept)
     without = study.model_copy(update={"sweep": None})
@@ -104,6 +123,13 @@ def test_sites_see_nothing_of_a_sweep(swept: Path) -> None:
         ('[sweep.vary]\n"training.momentum" = []', "has no value"),
         ('[sweep.vary]\n"training.momentum" = [0.1, 0.1]', "names a value twice"),
         ("seed = [1, 2]", "Did you mean seeds?"),
+        ("[sweep.vary]\ntraining.momentum = [0.1, 0.2]", r'in quotes: "training.momentum" = \['),
+        ('[sweep.vary]\n"model.widths" = [[8], [16]]', "Lists are not varied"),
+        (
+            '[[sweep.cases]]\n"simulation.failures.drift.from_round" = { site-1 = 6 }',
+            r'one by one: "simulation\.failures\.drift\.from_round\.site-1" = 6',
+        ),
+        ("[[sweep.cases]]\ntraining.momentum = 0.1", r'in quotes: "training.momentum" = \.\.\.'),
     ],
 )
 def test_a_sweep_that_makes_no_sense_is_refused(tiny: Path, text: str, said: str) -> None:
@@ -151,7 +177,7 @@ def test_a_sweep_runs_ordinary_runs_and_sums_them_up(medfed, swept, tmp_path) ->
     values = [float(rows[f"c002-s{seed}"]["auroc_federated"]) for seed in (3, 4)]
     text = f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}"
     assert text in (sweep / "cells.md").read_text()
-    assert text in (sweep / "report.html").read_text()
+    assert text.replace(" ", "\u00a0") in (sweep / "report.html").read_text()
     assert text.replace("±", r"$\pm$") in (sweep / "cells.tex").read_text()
     assert "alpha" not in rows["c001-s3"]
     with (sweep / "cells.csv").open() as file:
@@ -209,7 +235,7 @@ def test_learned_alphas_are_a_column_of_every_table(medfed, tiny, tmp_path) -> N
     latex = (sweep / "cells.tex").read_text().splitlines()[-3]
     assert latex.split(" & ")[place] == text.replace("±", r"$\pm$")
     page = (sweep / "report.html").read_text()
-    assert text in page
+    assert text.replace(" ", "\u00a0") in page
     assert "no site sends it" in page
 
 
@@ -250,6 +276,22 @@ def test_other_runs_go_on_when_one_fails(medfed, tiny, tmp_path) -> None:  # typ
     # A sweep's page can be made again without its terminal.
     medfed("report", sweep)
     assert (sweep / "report.html").read_text() == page
+
+
+def test_a_study_that_was_changed_is_not_resumed(medfed, swept, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    sweep = tmp_path / "sweep"
+    start_sweep(load_study(swept), sweep, None, Options())
+    first = planned_runs(sweep)[0]
+    start_study(study_of(load_study(swept), first.cell, first.seed), first.folder, None, Options())
+    prepare_run(first.folder)
+    for folder in (sweep, first.folder):
+        file = folder / "study.toml"
+        before = file.read_text()
+        file.write_text(before.replace("local_steps = 3", "local_steps = 2"))
+        done = medfed("simulate", "--resume", folder, "--quiet", code=6)
+        assert f"{file} is not the study that" in done.stderr
+        file.write_text(before)
+    assert prepare_run(first.folder) == load_study(first.folder / "study.toml")
 
 
 @pytest.mark.parametrize("fault", [ZeroDivisionError("of a plug-in"), OSError("no room")])
@@ -386,6 +428,11 @@ def test_latex_has_signs_and_no_letters_that_its_fonts_lack() -> None:
 def test_keys_are_short_where_that_is_clear() -> None:
     keys = ["privacy.noise_multiplier", "statistics.noise_multiplier", "training.rounds"]
     assert list(short_keys(keys).values()) == [*keys[:2], "rounds"]
+    section = "simulation.failures"
+    keys = [f"{section}.poisoned.site-1", f"{section}.stragglers.site-1", f"{section}.boost"]
+    assert list(short_keys(keys).values()) == ["poisoned.site-1", "stragglers.site-1", "boost"]
+    cell = Cell("c001", dict(zip(keys, ("sign_flip", None, 2.0), strict=True)))
+    assert cell.label == "poisoned.site-1 sign_flip, boost 2.0"
 
 
 def test_corrected_p_values_are_holms() -> None:
@@ -447,3 +494,31 @@ def test_effects_change_one_thing_and_leave_the_rest(monkeypatch: pytest.MonkeyP
     assert rows["c002 \u2212 c001"][3].startswith("+0.020 (")
     # With one thing that varies, cell 1 is what all are held against anyway.
     assert effects(_fake_sweep({"vary": section["vary"]}, {(0.1,): (), (0.2,): ()})) == ()
+
+
+def test_comparisons_with_cell_1_are_corrected_for_their_number(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    auroc = Figure("auroc", "AUROC")
+    monkeypatch.setattr(sweep_tables, "shown_figures", lambda sweep: (auroc,))
+    figures = {(0.1,): (0.5, 0.6, 0.7), (0.2,): (0.53, 0.61, 0.75), (0.4,): (0.7, 0.71, 0.9)}
+    sweep = _fake_sweep({"vary": {"training.learning_rate": [0.1, 0.2, 0.4]}}, figures)
+    table = sweep_tables.pairs_table(sweep)
+    assert table.columns[-3:] == ("Federated \u2212 cell 1", "p", "p, Holm")
+    base, *others = figures.values()
+    ps = [float(stats.ttest_rel(other, base).pvalue) for other in others]
+    low, high = sorted(ps)
+    assert [row[-2:] for row in table.rows] == [
+        (ABSENT, ABSENT),
+        *((f"{p:.3f}", f"{2 * low if p == low else max(2 * low, high):.3f}") for p in ps),
+    ]
+    two = _fake_sweep({"vary": {"training.learning_rate": [0.1, 0.2]}}, figures)
+    assert sweep_tables.pairs_table(two).columns[-1] == "p"
+
+
+def test_a_mean_over_some_of_the_runs_says_so() -> None:
+    run = object()
+    cell = CellRuns(Cell("c001", {}), (run,) * 3)  # type: ignore[arg-type]
+    assert sweep_tables.over_seeds((0.5, None, 0.7), cell) == "0.600 \u00b1 0.141 (2 of 3)"
+    assert sweep_tables.over_seeds((0.5, 0.6, 0.7), cell) == "0.600 \u00b1 0.100"
+    assert sweep_tables.over_seeds((None, None, None), cell) == ABSENT

@@ -15,7 +15,12 @@ from medfed.common.tasks import make_task
 from medfed.server.records import ArmFolder
 from medfed.simulations.reporting.run_data import load_run
 from medfed.simulations.uncertainty.between import paired_sums
-from medfed.simulations.uncertainty.bootstrap import compare_arms, draw_counts, interval
+from medfed.simulations.uncertainty.bootstrap import (
+    compare_arms,
+    draw_counts,
+    interval,
+    resampled,
+)
 from medfed.simulations.uncertainty.patient_sums import (
     PatientSums,
     flat,
@@ -160,6 +165,23 @@ def test_what_is_seldom_defined_has_no_interval() -> None:
     assert interval(None, values).value is None
 
 
+def test_an_average_over_other_classes_is_another_figure() -> None:
+    # 20 patients of class a, all right, and two of class b, both wrong.
+    every = made(np.arange(40) % 2 == 0, ["x"] * 40)
+    chosen = [*range(0, 40, 2), 1, 3]
+    sums = PatientSums(TASK, sparse.csr_array(every.sums_PD[chosen]), ("x",) * 22, {})
+    counts = draw_counts(sums.sites, 2000, np.random.default_rng(7))
+    drawn = resampled(sums, counts, ["balanced_accuracy", "average_precision", "accuracy"])
+    # Without a patient of class b its mean over classes would be 1.
+    known = drawn["balanced_accuracy"][~np.isnan(drawn["balanced_accuracy"])]
+    assert set(known) == {0.5}
+    missing = (counts[:, 20:].sum(axis=1) == 0).mean()
+    assert missing == pytest.approx((20 / 22) ** 22, rel=0.15)
+    assert np.isnan(drawn["balanced_accuracy"]).mean() == missing
+    assert np.isnan(drawn["average_precision"]).mean() == missing
+    assert not np.isnan(drawn["accuracy"]).any()
+
+
 def test_words_are_groups_and_numbers_are_cut_at_terciles() -> None:
     groups = groups_of(("f", "m", "", "f", "f"))
     assert {name: members.tolist() for name, members in groups.items()} == {
@@ -198,6 +220,7 @@ def test_a_gap_between_groups_has_the_interval_of_a_difference_of_shares() -> No
     gap = gaps["accuracy"]
     # Neither who is not known nor nine patients are a group that a model could fail.
     assert (gap["best"], gap["worst"]) == ("f", "m")
+    assert {name for name, facts in found.items() if facts["in_gap"]} == {"f", "m"}
     shares = {name: found[name]["figures"]["accuracy"]["value"] for name in ("f", "m")}
     assert gap["value"] == pytest.approx(shares["f"] - shares["m"], abs=1e-12)
     variances = [shares[name] * (1 - shares[name]) / n for name, n in (("f", 300), ("m", 200))]

@@ -10,7 +10,8 @@ from medfed.simulations.reporting.run_data import RunData
 from medfed.simulations.reporting.tables import Table, figure, whole
 
 _NOTE = (
-    "AUROC and average precision are macro averages over classes that have both kinds of image. "
+    "AUROC and average precision are macro averages over classes that have both kinds of image, "
+    "from histograms in which scores tie whose odds differ by less than 3 %. "
     "A model that names the most frequent class every time has accuracy, but a balanced accuracy "
     "of one over the number of classes: chance."
 )

@@ -177,14 +177,26 @@ def simulate(
 def report(
     run: Annotated[Path, typer.Argument(help="Run folder.")],
     track: Track = None,
+    predictions: Annotated[
+        bool,
+        typer.Option(
+            "--predictions",
+            help="Also write predictions.csv into each simulated run: what every model says of "
+            "every held-out image.",
+        ),
+    ] = False,
 ) -> None:
     """Rebuild a run's report from its folder alone."""
     from medfed.simulations.reporting.report import write_report
+    from medfed.simulations.reporting.run_data import SWEEP_FILE
     from medfed.simulations.reporting.sweep import write_sweep_report
-    from medfed.simulations.sweep import SWEEP_FILE
 
     write = write_sweep_report if (run / SWEEP_FILE).exists() else write_report
     typer.echo(write(run))
+    if predictions:
+        from medfed.cli.predictions import print_predictions
+
+        print_predictions(run)
     if track is not None:
         from medfed.simulations.tracking import track as write_to
 

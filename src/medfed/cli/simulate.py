@@ -20,7 +20,7 @@ from medfed.simulations.finishing import run_to_report
 from medfed.simulations.plugins import complete
 from medfed.simulations.reporting.headline import headline, privacy_tile
 from medfed.simulations.reporting.report import REPORT_FILE
-from medfed.simulations.reporting.run_data import RunData
+from medfed.simulations.reporting.run_data import SWEEP_FILE, RunData
 from medfed.simulations.study import (
     GridName,
     Options,
@@ -28,7 +28,7 @@ from medfed.simulations.study import (
     read_run,
     start_study,
 )
-from medfed.simulations.sweep import SWEEP_FILE, start_sweep
+from medfed.simulations.sweep import start_sweep
 from medfed.simulations.tracking import check_tool, track
 
 log = logging.getLogger(__name__)

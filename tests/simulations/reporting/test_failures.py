@@ -35,6 +35,31 @@ def test_page_says_that_poisoned_sites_add_noise_where_they_do(
     assert ("clip and add noise as all do" in text) == said
 
 
+def test_page_says_how_strong_an_attack_is_and_which_labels_are_wrong(
+    make_run: Callable[..., Path],
+) -> None:
+    run = load_run(make_run(private=False, arms=()))
+    assert failures_statement(run) == ()
+    assert run.study.simulation is not None
+    table = run.study.simulation.model_dump()
+    table["failures"]["poisoned"] = {"site-1": "sign_flip", "site-2": "noise"}
+    table["failures"] |= {"strength": 2.5, "first_round": {"site-2": 4, "site-3": 3}}
+    table["partition"]["noise"] = {"rate": 0.3, "sites": ["site-2"], "pairs": {"nodule": "normal"}}
+    simulation = type(run.study.simulation).model_validate(table)
+    lines = failures_statement(
+        replace(run, study=run.study.model_copy(update={"simulation": simulation}))
+    )
+    assert lines == (
+        "site-2 answers in no round.",  # the run has three
+        "site-3 answers from round 3 on.",
+        "A round without an answer is counted as failed (error 2) in Participation.",
+        "site-1 sends its update times -2.5.",
+        "site-2 sends noise in place of its update, 2.5 times as long.",
+        "Labels of a training patient are wrong with probability 0.3 at site-2, in all arms: "
+        "nodule is called normal. Held-out labels are right.",
+    )
+
+
 def test_a_sweep_has_the_success_of_attacks_beside_mere_mistakes(
     make_run: Callable[..., Path],
 ) -> None:

@@ -82,7 +82,7 @@ def test_report_shows_the_figures_of_the_records(finished_run: Path, read_page: 
     assert page.row("comparison", "Local only, mean of 3")[-2] == f"{own_mean:.3f}"
     areas = {name: (site.metrics or {})["auroc"] for name, site in federated.sites.items()}
     worst = min(areas, key=lambda name: areas[name])
-    assert page.row("sites", f"{worst} (lowest)")[2] == f"{areas[worst]:.3f}"
+    assert page.row("sites", f"{worst} (worst)")[2] == f"{areas[worst]:.3f}"
     epsilon = federated.sites["site-1"].epsilon
     assert epsilon is not None
     assert page.row("privacy", "3")[1] == f"{epsilon:.4f}"
