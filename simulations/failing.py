@@ -114,10 +114,10 @@ def sites_of(client_app: ClientApp, study: StudyConfig, arm: str) -> ClientApp:
     return FailingSites(client_app, failures, study.study.seed)
 
 
-def no_use_to_resume(study: StudyConfig) -> str:
+def no_use_to_resume(study: StudyConfig, reason: str) -> str:
     """Return what to add to the reason why a federated arm ended: drawn failures come again."""
     assert study.simulation is not None
-    if not study.simulation.failures.any:
+    if not study.simulation.failures.any or "simulation.failures" in reason:
         return ""
     return (
         " Sites that fail by [simulation.failures] fail again in a resumed run: start anew with a "

@@ -123,7 +123,7 @@ def run_arms(run: Path, options: Options, preparing: Preparing | None = None) ->
     try:
         _run_arm(run / "arms" / "federated", options.grid, workers, federated)
     except RunError as error:
-        raise RunError(f"{error}{no_use_to_resume(study)}") from error
+        raise RunError(f"{error}{no_use_to_resume(study, str(error))}") from error
     baselines = [run / "arms" / name for name in arms if name != "federated"]
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="arm") as pool:
         # A baseline has one site that trains, so the cores are filled by running several.

@@ -63,6 +63,7 @@ def test_too_few_left_by_simulated_failures_is_no_reason_to_resume(  # type: ign
     run = tmp_path / "run"
     said = medfed("simulate", tiny, "--out", run, *BASE, *asked, code=RunError.exit_code)
     assert "in a resumed run just the same" in said.stderr
+    assert said.stderr.count("tart anew") == 1
     assert "a lower federation.min_sites than 3" in said.stderr
     assert "error 2" not in said.stderr
     assert "are back" not in said.stderr
