@@ -52,7 +52,7 @@ def test_page_says_how_strong_an_attack_is_and_which_labels_are_wrong(
     assert lines == (
         "site-2 answers in no round.",  # the run has three
         "site-3 answers from round 3 on.",
-        "A round without an answer is counted as failed (error 2) in Participation.",
+        "A round without an answer is counted as failed (dropped out) in Participation.",
         "site-1 sends its update times -2.5.",
         "site-2 sends noise in place of its update, 2.5 times as long.",
         "Labels of a training patient are wrong with probability 0.3 at site-2, in all arms: "
