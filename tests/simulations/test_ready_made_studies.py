@@ -22,6 +22,7 @@ FOLDERS = {
     "busi": "busi",
     "covid_chestxray": "covid_chestxray",
     "iu_xray": "iu_xray_openi",
+    "vqa_rad": "vqa_rad",
 }
 # The pictures of six examinations only: one hospital, batches of one.
 FEW = [

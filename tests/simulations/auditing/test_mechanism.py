@@ -6,6 +6,7 @@ of patients. What is not sabotaged is the installed code.
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import torch
 
 import medfed.client.training as training
 from medfed.client.privacy import book_keeping, dp_sgd
+from medfed.client.privacy.dp_sgd import NoisyOptimizer
 from medfed.common.noise import SecureNoise, SecureUniform, SeededNoise
 from medfed.common.study import PrivacySection
 from medfed.simulations.auditing import sampling_checks
@@ -73,12 +75,16 @@ def test_noise_that_is_weaker_is_found(
 
 
 def test_noise_that_spares_a_parameter_is_found(monkeypatch: pytest.MonkeyPatch):
-    real = SecureNoise.normal_like
-    monkeypatch.setattr(
-        SecureNoise,
-        "normal_like",
-        lambda self, like: torch.zeros_like(like) if like.numel() == 1 else real(self, like),
-    )
+    real = NoisyOptimizer.add_noise
+
+    def sparing(self: NoisyOptimizer) -> None:
+        spared = [(p, p.summed_grad.clone()) for p in self.params if p.numel() == 1]
+        assert spared
+        real(self)
+        for parameter, without in spared:
+            parameter.grad = without
+
+    monkeypatch.setattr(NoisyOptimizer, "add_noise", sparing)
     findings, _ = check_noise(setting(), seeded=False)
     assert "noise standard deviation" in failed(findings)
 
@@ -106,14 +112,17 @@ def test_the_same_noise_each_step_is_found(monkeypatch: pytest.MonkeyPatch, seed
     def make(self: object, *_: object) -> None:
         self._seed, self._left = int(torch.seed()) % 2**40, 0  # type: ignore[attr-defined]
 
+    def begin(self: NoisyOptimizer) -> None:
+        noise: Any = self._noise
+        noise._generator = torch.Generator().manual_seed(noise._seed)
+
     def drawn(self: object, like: torch.Tensor) -> torch.Tensor:
-        if like.dim() == 2 and like.shape[0] < 20:  # the first parameter of a step
-            self._generator = torch.Generator().manual_seed(self._seed)  # type: ignore[attr-defined]
         return torch.randn(like.shape, generator=self._generator)  # type: ignore[attr-defined]
 
     for source in (SecureNoise, SeededNoise):
         monkeypatch.setattr(source, "__init__", make)
         monkeypatch.setattr(source, "normal_like", drawn)
+    monkeypatch.setattr(NoisyOptimizer, "begin_noise", begin)
     findings, _ = check_noise(setting(), seeded=seeded)
     assert failed(findings) == {
         "correlation across the 2 steps of a round",
