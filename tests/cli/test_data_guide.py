@@ -120,6 +120,7 @@ def type_line(line: str) -> str:
     return result.output
 
 
+@pytest.mark.slow
 def test_every_command_of_the_data_guide_works(hospital: Path) -> None:
     lines = [line for block in blocks("console") for line in block.splitlines() if line]
     assert len(lines) == 9

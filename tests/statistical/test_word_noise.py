@@ -48,7 +48,15 @@ def agrees(count: int, chance: float) -> bool:
 
 
 @pytest.mark.parametrize("name", SOURCES)
-@pytest.mark.parametrize("steps", [-1.5, -0.7, 0.7, 1.5])
+@pytest.mark.parametrize(
+    "steps",
+    [
+        pytest.param(-1.5, marks=pytest.mark.slow),
+        -0.7,
+        0.7,
+        pytest.param(1.5, marks=pytest.mark.slow),
+    ],
+)
 def test_words_pass_the_threshold_as_often_as_the_stated_noise_says(
     name: str, steps: float
 ) -> None:

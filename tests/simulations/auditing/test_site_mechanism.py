@@ -34,7 +34,8 @@ from medfed.simulations.auditing.site_level_checks import (
 from medfed.simulations.auditing.site_probe import SiteSetting
 
 BOTH = pytest.mark.parametrize("seeded", [False, True], ids=["secure", "seeded"])
-WEAKER = pytest.mark.parametrize("factor", [0.0, 0.5, 0.9])
+SLOW = pytest.mark.slow
+WEAKER = pytest.mark.parametrize("factor", [0.0, pytest.param(0.5, marks=SLOW), 0.9])
 FIXED = {"expected_sites": 6, "max_update_norm": 0.5}
 ADAPTIVE = {**FIXED, "adaptive_quantile": 0.5, "count_noise_multiplier": 4.0}
 
@@ -242,7 +243,10 @@ def test_attack_stays_below_the_claim_and_refutes_a_false_one(monkeypatch: pytes
 
 
 @BOTH
-@pytest.mark.parametrize(("honest", "sites"), [(1.0, 3), (0.8, 6), (2 / 3, 8)])
+@pytest.mark.parametrize(
+    ("honest", "sites"),
+    [pytest.param(1.0, 3, marks=SLOW), (0.8, 6), pytest.param(2 / 3, 8, marks=SLOW)],
+)
 def test_shared_noise_passes_as_it_is(honest: float, sites: int, seeded: bool):
     found, _ = check_shared_noise(shared(honest, sites), seeded=seeded)
     assert failed(found) == set()
@@ -324,7 +328,7 @@ def test_masks_that_are_missing_or_used_again_are_found(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     ("claim", "figures"),
-    [(setting(ADAPTIVE), 3), (setting(fraction=1.0), 2), (shared(), 1)],
+    [(setting(ADAPTIVE), 3), (setting(fraction=1.0), 2), pytest.param(shared(), 1, marks=SLOW)],
     ids=["adaptive", "everyone", "shared"],
 )
 def test_audit_passes_whole_studies(claim: SiteSetting, figures: int):
