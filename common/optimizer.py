@@ -45,8 +45,9 @@ def optimizer_over(
     """Return a fresh optimiser over `parameters`, which are on `device`."""
     # In one pass over the weights; on a GPU torch's own choice goes over many arrays at once.
     fused = True if device.type == "cpu" else None
+    optimizer: torch.optim.Optimizer
     if training.optimizer == "adam":
-        return _Adam(
+        optimizer = _Adam(
             parameters,
             lr=training.learning_rate,
             weight_decay=training.weight_decay,
@@ -54,10 +55,27 @@ def optimizer_over(
             capturable=device.type == "cuda",
             fused=fused,
         )
-    return _Sgd(
-        parameters,
-        lr=training.learning_rate,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-        fused=fused,
-    )
+    else:
+        optimizer = _Sgd(
+            parameters,
+            lr=training.learning_rate,
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+            fused=fused,
+        )
+    if fused:
+        optimizer.register_step_pre_hook(_lay_out_gradients)
+    return optimizer
+
+
+def _lay_out_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """Lay each gradient out in memory as its parameter is.
+
+    torch's fused kernels go over both from front to back, whatever their strides: of a kernel that
+    is laid out channels last each number would take another one's gradient.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            gradient = parameter.grad
+            if gradient is not None and gradient.stride() != parameter.stride():
+                parameter.grad = torch.empty_like(parameter).copy_(gradient)
