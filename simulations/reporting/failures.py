@@ -50,7 +50,9 @@ def failures_statement(run: RunData) -> tuple[str, ...]:
         for site, share in sorted(failures.stragglers.items())
     ]
     if failures.drop_out or failures.first_round:
-        lines.append("A round without an answer is counted as failed (dropped out) in Participation.")
+        lines.append(
+            "A round without an answer is counted as failed (dropped out) in Participation."
+        )
     lines += [
         f"{site} {_POISONS[kind].format(strength=failures.strength)}."
         for site, kind in sorted(failures.poisoned.items())

@@ -1,4 +1,4 @@
-"""scripts/results.py: the noise of its private rows, against what a ledger would be charged."""
+"""scripts/results_studies.py: the noise of private rows, against what a ledger would charge."""
 
 import importlib.util
 import sys
@@ -18,7 +18,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("results", ROOT / "scripts" / "results.py")
+    spec = importlib.util.spec_from_file_location(
+        "results_studies", ROOT / "scripts" / "results_studies.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
