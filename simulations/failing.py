@@ -114,17 +114,6 @@ def sites_of(client_app: ClientApp, study: StudyConfig, arm: str) -> ClientApp:
     return FailingSites(client_app, failures, study.study.seed)
 
 
-def no_use_to_resume(study: StudyConfig, reason: str) -> str:
-    """Return what to add to the reason why a federated arm ended: drawn failures come again."""
-    assert study.simulation is not None
-    if not study.simulation.failures.any or "simulation.failures" in reason:
-        return ""
-    return (
-        " Sites that fail by [simulation.failures] fail again in a resumed run: start anew with a "
-        "lower federation.min_sites, or with fewer or weaker failures."
-    )
-
-
 def check_quorum(study: StudyConfig, sites: Collection[str]) -> None:
     """Check that there are as many sites as a run needs: real ones it would wait for.
 

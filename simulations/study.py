@@ -31,7 +31,7 @@ from medfed.simulations.arms import arm_names, prepare_arm
 from medfed.simulations.baselines import take_over_baselines
 from medfed.simulations.datasets.catalogue import load_dataset
 from medfed.simulations.environment import describe_environment
-from medfed.simulations.failing import check_names, check_quorum, no_use_to_resume, sites_of
+from medfed.simulations.failing import check_names, check_quorum, sites_of
 from medfed.simulations.grids.local import LocalGrid
 from medfed.simulations.labels import with_scarce_labels
 from medfed.simulations.pace import check_pace
@@ -120,10 +120,7 @@ def run_arms(run: Path, options: Options, preparing: Preparing | None = None) ->
         raise RunError(f"{run} has lost its sites. Start the study again.")
     workers = options.num_workers(study)
     federated = sites_of(client_app, study, "federated")
-    try:
-        _run_arm(run / "arms" / "federated", options.grid, workers, federated)
-    except RunError as error:
-        raise RunError(f"{error}{no_use_to_resume(study, str(error))}") from error
+    _run_arm(run / "arms" / "federated", options.grid, workers, federated)
     baselines = [run / "arms" / name for name in arms if name != "federated"]
     with ThreadPoolExecutor(max_workers=workers, thread_name_prefix="arm") as pool:
         # A baseline has one site that trains, so the cores are filled by running several.
