@@ -57,8 +57,9 @@ _BLOCK = 1 << 17
 class NoisyOptimizer(DPOptimizer):  # type: ignore[misc] # Opacus ships no types
     """Opacus's optimiser, clipping as the study says, with the noise drawn from a `NoiseSource`.
 
-    Clipping and scaling are Opacus's arithmetic to the bit with fewer passes over the parameters:
-    its own cost as much as a chunk's gradients where a network has many small ones.
+    Clipping and scaling are Opacus's arithmetic with fewer passes over the parameters: its own cost
+    as much as a chunk's gradients where a network has many small ones. On some processors patients
+    are added up in another order than Opacus's, so last bits differ there.
 
     Args:
         optimizer: Steps by the noisy gradient.
