@@ -24,8 +24,8 @@ from medfed.client.privacy.clipping import (
     PatientBatch,
     clip_factors,
 )
-from medfed.client.privacy.layer_nodes import listening
 from medfed.client.privacy.layer_records import Records
+from medfed.client.privacy.listening import listening
 
 # Networks made of these packages' modules have been checked; of another's we know nothing.
 _CHECKED = ("medfed.common.models.", "monai.networks.", "torch.nn.modules.")

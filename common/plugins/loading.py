@@ -113,6 +113,33 @@ def check_offered(study: StudyConfig) -> None:
             pin(kind, name)
 
 
+def warn_of_unused(study: StudyConfig) -> None:
+    """Say which plug-ins have a name of medfed's own that `study` uses. Loads none."""
+    own: dict[PluginKind, str] = {"model": study.model.name, "aggregation": study.aggregation.rule}
+    if study.simulation is not None:
+        own["dataset"] = study.simulation.dataset
+    plugins = plugin_names(study)
+    for kind, name in own.items():
+        if kind in plugins:
+            continue
+        stated = getattr(study.plugins, kind)
+        owners = [stated] if stated else offers(kind).get(name, [])
+        if owners:
+            _warn_of_unused(KEYS[kind], name, " or ".join(owners))
+
+
+@cache
+def _warn_of_unused(key: str, name: str, owners: str) -> None:
+    """Write once a process which packages are not asked: a sweep has many runs."""
+    log.warning(
+        '%s = "%s" is medfed\'s own: nothing of %s is used for it. Have the package give its '
+        "plug-in another name, and the study that name.",
+        key,
+        name,
+        owners,
+    )
+
+
 def find(kind: PluginKind, name: str, requirement: str) -> EntryPoint:
     """Return the entry point that a study's plug-in stands for, without loading it.
 

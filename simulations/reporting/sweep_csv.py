@@ -7,7 +7,12 @@ from typing import Any
 
 from medfed.simulations.reporting.results import ARMS
 from medfed.simulations.reporting.sweep_data import CellRuns, SweepData, Values
-from medfed.simulations.reporting.sweep_statistics import Difference, paired_difference, summarise
+from medfed.simulations.reporting.sweep_statistics import (
+    Difference,
+    corrected,
+    paired_difference,
+    summarise,
+)
 from medfed.simulations.reporting.sweep_tables import effects, shown_figures
 
 
@@ -25,8 +30,13 @@ def cells_csv(sweep: SweepData) -> str:
 
 
 def pairs_csv(sweep: SweepData) -> str:
-    """Return each difference in the leading figure, paired by seed, with 95 % interval and p."""
-    columns = ["figure", "of", "minus", "difference", "low", "high", "p", "pairs"]
+    """Return each difference in the leading figure, paired by seed, with 95 % interval and p.
+
+    `family` says which differences `p_holm` is corrected together with: of a cell's arms none are;
+    all cells less the first one; all single changes.
+    """
+    columns = ["family", "figure", "of", "minus", "difference", "low", "high", "p", "p_holm",
+               "pairs"]  # fmt: skip
     return _csv(columns, _pairs(sweep))
 
 
@@ -53,19 +63,26 @@ def _pairs(sweep: SweepData) -> Iterator[Sequence[Any]]:
         ours = cell.by_arm(key, "federated")
         for arm in ARMS[1:]:
             difference = paired_difference(ours, cell.by_arm(key, arm))
-            yield _pair(key, cell.cell.name, f"{cell.cell.name} {arm}", difference)
-    found = {
-        (cell.cell.name, first.cell.name): paired_difference(
-            cell.by_arm(key, "federated"), first.by_arm(key, "federated")
-        )
-        for cell in sweep.cells[1:]
+            name = cell.cell.name
+            yield _pair("arms", key, name, f"{name} {arm}", difference, None)
+    theirs = first.by_arm(key, "federated")
+    families = {
+        "first cell": [
+            (cell, first, paired_difference(cell.by_arm(key, "federated"), theirs))
+            for cell in sweep.cells[1:]
+        ],
+        "single change": [(one.cell, one.base, one.difference) for one in effects(sweep)],
     }
-    found |= {(one.cell.cell.name, one.base.cell.name): one.difference for one in effects(sweep)}
-    yield from (_pair(key, of, minus, one) for (of, minus), one in found.items())
+    for family, found in families.items():
+        holm = corrected([one.p for *_, one in found])
+        for (of, minus, one), p in zip(found, holm, strict=True):
+            yield _pair(family, key, of.cell.name, minus.cell.name, one, p)
 
 
-def _pair(key: str, of: str, minus: str, one: Difference) -> Sequence[Any]:
-    return [key, of, minus, one.mean, one.low, one.high, one.p, one.count]
+def _pair(
+    family: str, key: str, of: str, minus: str, one: Difference, holm: float | None
+) -> Sequence[Any]:
+    return [family, key, of, minus, one.mean, one.low, one.high, one.p, holm, one.count]
 
 
 def _csv(columns: Sequence[str], rows: Iterator[Sequence[Any]]) -> str:

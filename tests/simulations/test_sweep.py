@@ -17,7 +17,7 @@ from medfed.common.errors import RunError, StudyError
 from medfed.common.study import StudyConfig
 from medfed.common.study_file import load_study
 from medfed.common.tasks import Figure
-from medfed.simulations.reporting import sweep_tables
+from medfed.simulations.reporting import sweep_csv, sweep_tables
 from medfed.simulations.reporting.latex import to_latex
 from medfed.simulations.reporting.results import by_arm
 from medfed.simulations.reporting.run_data import load_run
@@ -514,6 +514,33 @@ def test_comparisons_with_cell_1_are_corrected_for_their_number(
     ]
     two = _fake_sweep({"vary": {"training.learning_rate": [0.1, 0.2]}}, figures)
     assert sweep_tables.pairs_table(two).columns[-1] == "p"
+
+
+def test_pairs_csv_has_each_family_of_comparisons_with_its_corrected_p(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (sweep_tables, sweep_csv):
+        monkeypatch.setattr(module, "shown_figures", lambda sweep: (Figure("auroc", "AUROC"),))
+    figures = {
+        (0.1, 4): (0.50, 0.60, 0.70),
+        (0.1, 8): (0.51, 0.62, 0.73),
+        (0.2, 4): (0.60, 0.71, 0.82),
+        (0.2, 8): (0.90, 0.95, 0.97),
+    }
+    sweep = _fake_sweep(
+        {"vary": {"training.learning_rate": [0.1, 0.2], "training.batch_size": [4, 8]}}, figures
+    )
+    rows = list(csv.DictReader(sweep_csv.pairs_csv(sweep).splitlines()))
+    arms = [row for row in rows if row["family"] == "arms"]
+    assert [row["p_holm"] for row in arms] == [""] * 8  # each cell against pooled and local
+    runs = dict(zip(("c001", "c002", "c003", "c004"), figures.values(), strict=True))
+    for family, num_pairs in (("first cell", 3), ("single change", 4)):
+        found = [row for row in rows if row["family"] == family]
+        pairs = [(runs[row["of"]], runs[row["minus"]]) for row in found]
+        ps = [float(stats.ttest_rel(*pair).pvalue) for pair in pairs]
+        assert [float(row["p"]) for row in found] == pytest.approx(ps)
+        assert [float(row["p_holm"]) for row in found] == pytest.approx(corrected(ps))
+        assert len(found) == num_pairs
 
 
 def test_a_mean_over_some_of_the_runs_says_so() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from medfed.client.privacy import gradient_parts, layer_nodes
+from medfed.client.privacy import gradient_parts, norm_nodes
 from medfed.client.privacy.book_keeping import BookKeeping, keeps_books
 from medfed.client.privacy.dp_sgd import (
     Clipping,
@@ -505,7 +505,7 @@ def test_groups_of_many_images_are_taken_in_turn(monkeypatch: pytest.MonkeyPatch
 
     whole = sums()
     assert groups == [20]
-    monkeypatch.setattr(layer_nodes, "_MOST_GROUPS", 7)
+    monkeypatch.setattr(norm_nodes, "_MOST_GROUPS", 7)
     for one, other in zip(sums(), whole, strict=True):
         assert torch.equal(one, other)
     assert groups[1:] == [6, 6, 6, 2]

@@ -71,6 +71,20 @@ def test_unknown_name_lists_what_is_installed_and_the_nearest(
         assert part in str(caught.value)
 
 
+def test_plugin_with_a_name_of_medfeds_own_is_said_to_be_unused(
+    install: Install, caplog: pytest.LogCaptureFixture
+) -> None:
+    install("my-nets", NET, "[medfed.models]", "cnn = my_nets:net")
+    assert complete(with_net("cnn")).plugins.model == ""
+    assert 'model.name = "cnn" is medfed\'s own: nothing of my-nets==1.0 is used' in caplog.text
+    caplog.clear()
+    complete(study(model={"name": "resnet18"}, plugins={"model": "my-nets==1.0"}))
+    assert 'model.name = "resnet18" is medfed\'s own: nothing of my-nets==1.0' in caplog.text
+    caplog.clear()
+    complete(with_net("resnet18"))
+    assert caplog.text == ""
+
+
 def test_name_in_two_packages_needs_the_study_to_say_which(install: Install) -> None:
     install("one", NET, "[medfed.models]", "net = one:net")
     install("two", NET, "[medfed.models]", "net = two:net", version="3")
