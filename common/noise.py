@@ -6,7 +6,6 @@ normals by the Box-Muller transform. (Opacus's `secure_mode` needs torchcsprng, 
 then says that the run is not private.
 """
 
-import functools
 import math
 import os
 from typing import Any, Protocol
@@ -19,9 +18,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 # Pairs of normals at a time: what a processor's cache holds, or what keeps a GPU busy.
 _CHUNK = 1 << 16
 _GPU_CHUNK = 1 << 20
-_DOUBLE_CHUNK = 1 << 15
+_DOUBLE_CHUNK = 1 << 14
 _ZEROS = memoryview(bytes(_GPU_CHUNK * 16))
-_SECTORS = 1 << 14
 _BITS_OF_ONE = int(np.float64(1.0).view(np.int64))
 
 
@@ -126,13 +124,10 @@ class SecureNoise:
 class _SecureNormals:
     """Normals by Box-Muller under one key, for one thread at a time.
 
-    On a processor in double precision, 52 bits for a radius (up to 8.5), 64 for an angle. Fourteen
-    bits of an angle pick one of 16,384 sectors, whose cosine and sine are in a table; the others
-    turn that point by less than 0.0002, for which the first term of the sine's series and two of
-    the cosine's do (error 1.2e-12). This takes less than half the time of a cosine and a sine.
-    Single precision would not do: its angles are too few for all pairs of float32 to come out, and
-    who sees a sum could tell by the pairs that never do which gradients it cannot be of (Jin et
-    al., arXiv:2112.05307).
+    In double precision, 52 bits for a radius (up to 8.5) and 52 for an angle. Single precision
+    would not do: its angles are too few for all pairs of float32 to come out, and who sees a sum
+    could tell by the pairs that never do which gradients it cannot be of (Jin et al.,
+    arXiv:2112.05307).
     """
 
     def __init__(self) -> None:
@@ -140,47 +135,36 @@ class _SecureNormals:
         self._stream = cipher.encryptor()
         # OpenSSL asks for room for a block more.
         self._buffer = bytearray(16 * _DOUBLE_CHUNK + 15)
-        self._sector = np.empty(_DOUBLE_CHUNK, dtype=np.int64)
-        self._real = np.empty(_DOUBLE_CHUNK)
-        self._points = np.empty((2, _DOUBLE_CHUNK), dtype=np.complex128)
+        self._cosine = np.empty(_DOUBLE_CHUNK)
 
     def draw(self, count: int, kind: type[np.floating[Any]]) -> npt.NDArray[Any]:
         """Return `count` normals, drawn in float64 and rounded to `kind`."""
         values = np.empty(count, dtype=kind)
         for start in range(0, count, 2 * _DOUBLE_CHUNK):
-            part = values[start : start + 2 * _DOUBLE_CHUNK]
-            drawn = self._pairs((len(part) + 1) // 2)
-            np.copyto(part, drawn[: len(part)], casting="same_kind")
+            self._fill(values[start : start + 2 * _DOUBLE_CHUNK])
         return values
 
-    def _pairs(self, count: int) -> npt.NDArray[np.float64]:
-        """Return 2 `count` normals, in memory that the next draw overwrites."""
-        self._stream.update_into(_ZEROS[: 16 * count], self._buffer)
-        bits = np.frombuffer(self._buffer, dtype="<u8", count=2 * count)
-        sector, scratch = self._sector[:count], self._real[:count]
-        turned, points = self._points[:, :count]
-        np.bitwise_and(bits[count:], _SECTORS - 1, out=sector, casting="unsafe")
-        np.take(_middles(), sector, out=points, mode="clip")
-        # The upper 52 bits as the fraction of a float64 in [1, 2). The last two of an angle's are
-        # the sector's too: 2^-66 of a turn.
+    def _fill(self, part: npt.NDArray[Any]) -> None:
+        pairs = (len(part) + 1) // 2
+        self._stream.update_into(_ZEROS[: 16 * pairs], self._buffer)
+        bits = np.frombuffer(self._buffer, dtype="<u8", count=2 * pairs)
+        # The upper 52 bits as the fraction of a float64 in [1, 2).
         bits >>= 12
         bits |= _BITS_OF_ONE
-        radius, turn = bits[:count].view(np.float64), bits[count:].view(np.float64)
+        radius, angle = bits[:pairs].view(np.float64), bits[pairs:].view(np.float64)
+        cosine = self._cosine[:pairs]
         np.subtract(2.0, radius, out=radius)
-        np.log(radius, out=radius)
+        # PyTorch's logarithm, cosine and sine of float64 are vectorised with AVX2 too, and of so
+        # few numbers it starts no threads.
+        torch.from_numpy(radius).log_()
         radius *= -2.0
         np.sqrt(radius, out=radius)
-        turn -= 1.5
-        turn *= 2.0 * math.pi / _SECTORS
-        # radius * (1 - turn^2 / 2 + i * turn)
-        np.multiply(turn, radius, out=scratch)
-        turned.imag = scratch
-        scratch *= turn
-        scratch *= -0.5
-        np.add(scratch, radius, out=turned.real)
-        points *= turned
-        drawn: npt.NDArray[np.float64] = points.view(np.float64)
-        return drawn
+        angle *= 2.0 * math.pi  # of one turn to two: the first changes nothing
+        torch.cos(torch.from_numpy(angle), out=torch.from_numpy(cosine))
+        torch.from_numpy(angle).sin_()
+        first, second = part[:pairs], part[pairs:]
+        np.multiply(cosine, radius, out=first, casting="same_kind")
+        np.multiply(angle[: len(second)], radius[: len(second)], out=second, casting="same_kind")
 
     def draw_on(self, device: torch.device, count: int, kind: torch.dtype) -> torch.Tensor:
         """Return `count` normals made on a GPU of bits from the processor."""
@@ -201,14 +185,6 @@ class _SecureNormals:
         first, second = part[:pairs], part[pairs:]
         first.copy_(angle.cos().mul_(radius))
         second.copy_(angle.sin_().mul_(radius)[: len(second)])
-
-
-@functools.cache
-def _middles() -> npt.NDArray[np.complex128]:
-    """The middle of each sector, a point of the unit circle."""
-    angles = (np.arange(_SECTORS) + 0.5) * (2.0 * math.pi / _SECTORS)
-    points: npt.NDArray[np.complex128] = np.cos(angles) + 1j * np.sin(angles)
-    return points
 
 
 class SecureUniform:

@@ -18,6 +18,7 @@ from scipy.stats import kstest, norm
 
 from medfed.common.noise import (
     _CHUNK,
+    _DOUBLE_CHUNK,
     NoiseSource,
     SecureNoise,
     SecureUniform,
@@ -48,8 +49,8 @@ def complaints(values: npt.NDArray[np.floating]) -> list[str]:
         found.append("variance")
     if abs((x**4).mean() - 3) > SIGMAS * math.sqrt(96 / n):
         found.append("tails")
-    # The halves of a Box-Muller block lie _CHUNK apart; 1 and 2 catch plain repetition.
-    for lag in (1, 2, _CHUNK, 2 * _CHUNK):
+    # The halves of a Box-Muller block lie a chunk apart; 1 and 2 catch plain repetition.
+    for lag in (1, 2, _DOUBLE_CHUNK, 2 * _DOUBLE_CHUNK, _CHUNK, 2 * _CHUNK):
         if abs((x[lag:] * x[:-lag]).mean()) > SIGMAS / math.sqrt(n - lag):
             found.append(f"correlation at lag {lag}")
     return found
@@ -125,20 +126,21 @@ def test_seeded_noise_of_training_is_box_muller_of_aes_under_a_key_of_the_genera
 
 
 def test_secure_pairs_are_box_muller_in_double_precision(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A twin that knows no table: cosine and sine of the whole angle, number by number."""
+    """A twin number by number, with the C library's functions."""
     count = 5000
     monkeypatch.setattr("os.urandom", bytes)
     drawn = _SecureNormals().draw(2 * count, np.float64)
     stream = Cipher(algorithms.AES(bytes(32)), modes.CTR(bytes(16))).encryptor()
     words = np.frombuffer(stream.update(bytes(16 * count)), dtype="<u8").tolist()
-    wanted = []
-    for of_radius, of_angle in zip(words[:count], words[count:], strict=True):
-        radius = math.sqrt(-2.0 * math.log(1.0 - (of_radius >> 12) / 2**52))
-        sector, place = of_angle % 16384, (of_angle >> 12) / 2**52
-        angle = 2.0 * math.pi * (sector + place) / 16384
-        wanted += [radius * math.cos(angle), radius * math.sin(angle)]
-    np.testing.assert_allclose(drawn, wanted, rtol=0, atol=1e-11)
-    assert {word % 16384 // 2048 for word in words[count:]} == set(range(8))
+    radii = [math.sqrt(-2.0 * math.log(1.0 - (word >> 12) / 2**52)) for word in words[:count]]
+    angles = [2.0 * math.pi * (word >> 12) / 2**52 for word in words[count:]]
+    wanted = [
+        radius * turn(angle)
+        for turn in (math.cos, math.sin)
+        for radius, angle in zip(radii, angles, strict=True)
+    ]
+    np.testing.assert_allclose(drawn, wanted, rtol=0, atol=1e-13)
+    assert {word >> 61 for word in words[count:]} == set(range(8))
 
 
 def test_threads_may_share_a_secure_source() -> None:
