@@ -100,6 +100,9 @@ class Records:
         if groups == 1 and patches_are_small(weight):
             self.add_own(weight, gradients_by_image(patched.detach(), plain.detach(), geometry))
             return
+        if _channels_last(patched) and _channels_last(plain):
+            self.add_own(weight, self._one_by_one(patched, plain, geometry, groups))
+            return
         # Each patient as a group of channels of its own: one call makes all gradients.
         patients_as_groups = weight_gradient(
             self._channels_by_patient(patched),
@@ -129,6 +132,27 @@ class Records:
         # Without what they were made by, which would keep all of the forward pass in memory.
         return part.detach().reshape(self.num_patients, -1, part.shape[-1])
 
+    def _one_by_one(
+        self, patched: Tensor, plain: Tensor, geometry: Geometry, groups: int
+    ) -> Tensor:
+        # As groups of channels they would be copied, channels first.
+        images = patched.detach().chunk(self.num_patients)
+        gradients = plain.detach().chunk(self.num_patients)
+        return torch.stack(
+            [
+                weight_gradient(x, g, geometry, groups)
+                for x, g in zip(images, gradients, strict=True)
+            ]
+        )
+
     def _channels_by_patient(self, images: Tensor) -> Tensor:
         """Return [K, P C, *S] of [P K, C, *S]."""
         return by_patient(images, self.num_patients).transpose(0, 1).flatten(1, 2)
+
+
+def _channels_last(images: Tensor) -> bool:
+    return (
+        images.dim() == 4
+        and images.is_contiguous(memory_format=torch.channels_last)
+        and not images.is_contiguous()
+    )

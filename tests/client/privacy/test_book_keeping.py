@@ -25,11 +25,12 @@ from medfed.client.privacy.dp_sgd import (
     sum_function,
 )
 from medfed.client.privacy.gradient_parts import ConvolutionRows, LinearRows
+from medfed.client.privacy.layer_records import Records
 from medfed.client.privacy.patches import Geometry
 from medfed.client.privacy.recorded_sums import RecordedSums
 from medfed.client.recording import Body, Replay
 from medfed.common.models import build_model
-from medfed.common.models.cnn import Cnn
+from medfed.common.models.cnn import Cnn, lay_out_for_cpu
 from medfed.common.models.low_rank import add_low_rank
 from medfed.common.models.standardisation import standardise_weights
 from medfed.common.study import StudyConfig
@@ -158,6 +159,12 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         ),
         (1, 6, 6),
     ),
+    "channels last": (
+        lambda: Apart(
+            nn.Conv2d(2, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 6, 2, stride=2, groups=2)
+        ).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
+        FLAT,
+    ),
     "one dimension": (
         lambda: Apart(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.ConvTranspose1d(4, 2, 3, stride=2)),
         (2, 9),
@@ -241,6 +248,22 @@ def test_sums_equal_those_of_per_patient_gradients(
         }
         assert float((flat(found) - flat(expected)).norm()) <= 1e-10 * bound
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_convolutions_whose_channels_lie_last_are_not_copied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = build("cnn")
+    lay_out_for_cpu(model)
+    batch = PatientBatch((torch.randn(4, 3, 1, 32, 32),), torch.zeros(4, 3), MASK_PK)
+    expected = by_vmap(model, batch, 0.1, "flat")
+
+    def copied(*_: object) -> None:
+        raise AssertionError("channels came first")
+
+    monkeypatch.setattr(Records, "_channels_by_patient", copied)
+    found = BookKeeping(model, loss, 0.1, "flat")(batch)
+    assert float((flat(found) - flat(expected)).norm()) <= 1e-5 * 0.1
 
 
 def flat_rows(gradients: dict[str, Tensor]) -> Tensor:
