@@ -1,8 +1,9 @@
 """What a training step costs on a GPU, beside plain PyTorch, and what makes many sites cheap.
 
     python scripts/bench/gpu.py --json gpu.json
+    python scripts/bench/gpu.py --json cpu.json --device cpu --steps 2 --repeats 1    # a try
 
-  plain loop        eager PyTorch, images on the GPU, no demand to be repeatable: the floor
+  plain loop        eager PyTorch, images on the device, no demand to be repeatable: the floor
   repeatable        the same with deterministic kernels
   bf16              the same in bfloat16 with channels last
   vmap over sites   all sites' weights stacked, one step of all at once; and recorded as a graph
@@ -12,7 +13,7 @@
 
 Eight sites one after the other, as one process simulates them; each has its own data, and weights
 are set anew for each. Rates are images a second over all sites, after one round that warms up.
-Every model is measured in a process of its own.
+Every model is measured in a process of its own. On a CPU nothing is recorded as a graph.
 """
 
 import argparse
@@ -31,7 +32,7 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 import numpy as np
 import torch
-from measuring import MIB, markdown_table, median
+from measuring import MIB, describe_machine, markdown_table, median
 from torch import Tensor, nn
 
 from medfed.client.data.prepare import prepare_store
@@ -54,11 +55,10 @@ MODELS: dict[str, tuple[dict[str, Any], str, int]] = {
     "ResNet-18, 224": (LABELS, "resnet18", 224),
 }
 SITES, BATCH, IMAGES = 8, 32, 160
-DEVICE = torch.device("cuda")
 SGD = {"lr": 0.01, "momentum": 0.9}
 
 
-def study_of(name: str, steps: int, *, graphs: bool, private: bool) -> StudyConfig:
+def study_of(name: str, steps: int, device: str, *, graphs: bool, private: bool) -> StudyConfig:
     """The study of one contestant."""
     task, model, size = MODELS[name]
     privacy: dict[str, Any] = {"unit": "none"}
@@ -77,7 +77,7 @@ def study_of(name: str, steps: int, *, graphs: bool, private: bool) -> StudyConf
                 "momentum": SGD["momentum"],
             },
             "privacy": privacy,
-            "compute": {"device": "cuda", "cuda_graphs": graphs},
+            "compute": {"device": device, "cuda_graphs": graphs},
             "simulation": {
                 "dataset": "phantom",
                 "phantom": {"num_patients": 220, "max_images_per_patient": 1},
@@ -90,9 +90,9 @@ def study_of(name: str, steps: int, *, graphs: bool, private: bool) -> StudyConf
 class Measured:
     """One model's data and what is timed on it."""
 
-    def __init__(self, name: str, folder: Path, steps: int) -> None:
-        self.name, self.steps = name, steps
-        study = study_of(name, steps, graphs=True, private=False)
+    def __init__(self, name: str, folder: Path, steps: int, device: torch.device) -> None:
+        self.name, self.steps, self.device = name, steps, device
+        study = self.study(graphs=True, private=False)
         assert study.simulation is not None
         dataset = load_phantom(study.simulation.phantom, image_size=study.data.image_size, seed=1)
         store = prepare_store(dataset, study.task, study.data, parent=folder, pseudonym_key=b"k")
@@ -103,16 +103,20 @@ class Measured:
         self.start = self.here.network.start
         chosen = np.arange(IMAGES)
         train = self.data.train
-        self.images = torch.from_numpy(train.images_NCHW(chosen)).to(DEVICE)
-        self.targets = self.here.task.targets(train.examples(chosen)).to(DEVICE)
+        self.images = torch.from_numpy(train.images_NCHW(chosen)).to(self.device)
+        self.targets = self.here.task.targets(train.examples(chosen)).to(self.device)
+
+    def study(self, *, graphs: bool, private: bool) -> StudyConfig:
+        """What medfed is to train."""
+        return study_of(self.name, self.steps, str(self.device), graphs=graphs, private=private)
 
     def medfed(self, *, graphs: bool) -> Callable[[], int]:
         """A round of every site as medfed trains it."""
-        study = study_of(self.name, self.steps, graphs=graphs, private=False)
+        study = self.study(graphs=graphs, private=False)
 
         def round_of_all() -> int:
             for number in range(SITES):
-                this = Round(study, f"site-{number}", 1, DEVICE)
+                this = Round(study, f"site-{number}", 1, self.device)
                 task = self.here.task
                 train_without_privacy(self.here.model, self.start, self.data.train, task, this)
             return SITES * self.steps * BATCH
@@ -121,11 +125,11 @@ class Measured:
 
     def private(self, *, graphs: bool, seeded: bool) -> Callable[[], int]:
         """The same under DP; images of a step are random, 32 on the average."""
-        study = study_of(self.name, self.steps, graphs=graphs, private=True)
+        study = self.study(graphs=graphs, private=True)
 
         def round_of_all() -> int:
             for number in range(SITES):
-                this = Round(study, f"site-{number}", 1, DEVICE)
+                this = Round(study, f"site-{number}", 1, self.device)
                 train_with_privacy(
                     self.here.model,
                     self.start,
@@ -156,13 +160,13 @@ class Measured:
                 optimizer = torch.optim.SGD(model.parameters(), **SGD)
                 rng = np.random.default_rng(number)
                 for _ in range(self.steps):
-                    index = torch.from_numpy(rng.permutation(IMAGES)[:BATCH]).to(DEVICE)
+                    index = torch.from_numpy(rng.permutation(IMAGES)[:BATCH]).to(self.device)
                     optimizer.zero_grad(set_to_none=True)
-                    with torch.autocast("cuda", torch.bfloat16, enabled=bf16):
+                    with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
                         outputs = model(self.pixels(index))
                     task.loss_per_image(outputs.float(), self.targets[index]).mean().backward()
                     optimizer.step()
-            torch.cuda.synchronize()
+            wait_for(self.device)
             torch.use_deterministic_algorithms(True)
             return SITES * self.steps * BATCH
 
@@ -174,7 +178,7 @@ class Measured:
         write_state(model, self.start)
         weights = {n: torch.stack([p.detach()] * SITES) for n, p in model.named_parameters()}
         momenta = {n: torch.zeros_like(p) for n, p in weights.items()}
-        index = torch.zeros(SITES, BATCH, dtype=torch.int64, device=DEVICE)
+        index = torch.zeros(SITES, BATCH, dtype=torch.int64, device=self.device)
         gradients = torch.func.vmap(torch.func.grad(self._loss_of(model, task.loss_per_image)))
 
         def step() -> None:
@@ -193,7 +197,7 @@ class Measured:
                 chosen = np.stack([rng.permutation(IMAGES)[:BATCH] for _ in range(SITES)])
                 index.copy_(torch.from_numpy(chosen))
                 run()
-            torch.cuda.synchronize()
+            wait_for(self.device)
             return SITES * self.steps * BATCH
 
         return round_of_all
@@ -208,6 +212,12 @@ class Measured:
         return loss
 
 
+def wait_for(device: torch.device) -> None:
+    """Return when all that was started on `device` is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def _graph_of(step: Callable[[], None]) -> Callable[[], None]:
     for _ in range(2):
         step()
@@ -220,7 +230,7 @@ def _graph_of(step: Callable[[], None]) -> Callable[[], None]:
 
 def contestants(measured: Measured) -> dict[str, Callable[[], Callable[[], int]]]:
     """What is timed, by name; made when its turn comes."""
-    return {
+    everyone = {
         "plain loop": lambda: measured.plain(repeatable=False),
         "medfed, kernels": lambda: measured.medfed(graphs=False),
         "medfed": lambda: measured.medfed(graphs=True),
@@ -233,23 +243,29 @@ def contestants(measured: Measured) -> dict[str, Callable[[], Callable[[], int]]
         "vmap over sites": lambda: measured.stacked(graphs=False),
         "vmap over sites, graph": lambda: measured.stacked(graphs=True),
     }
+    if measured.device.type != "cuda":
+        del everyone["vmap over sites, graph"]
+    return everyone
 
 
-def measure_here(name: str, steps: int, repeats: int) -> dict[str, Any]:
+def measure_here(name: str, steps: int, repeats: int, device: torch.device) -> dict[str, Any]:
     """Time every contestant on one model in this process."""
+    on_gpu = device.type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
-        measured = Measured(name, Path(folder), steps)
+        measured = Measured(name, Path(folder), steps, device)
         found: dict[str, Any] = {}
         for label, make in contestants(measured).items():
             run, rates = make(), []
-            torch.cuda.reset_peak_memory_stats()
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats()
             for _ in range(repeats + 1):
-                torch.cuda.synchronize()
+                wait_for(device)
                 started = time.perf_counter()
                 images = run()
                 rates.append(images / (time.perf_counter() - started))
             found[label] = rates[1:]
-            found[f"{label}: peak MiB"] = round(torch.cuda.max_memory_allocated() / MIB)
+            peak = torch.cuda.max_memory_allocated() if on_gpu else 0
+            found[f"{label}: peak MiB"] = round(peak / MIB)
             print(f"{name}, {label}: {median(rates[1:]):.0f} a second", flush=True)
         return found
 
@@ -261,10 +277,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", nargs="*", default=list(MODELS))
     parser.add_argument("--json", type=Path, required=True)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--child", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        found = measure_here(given.child, given.steps, given.repeats)
+        found = measure_here(given.child, given.steps, given.repeats, torch.device(given.device))
         given.json.write_text(json.dumps(found))
         return
     everything: dict[str, Any] = {}
@@ -273,13 +290,17 @@ def main() -> None:
         part = given.json.with_suffix(".part.json")
         command = [sys.executable, __file__, "--child", name, "--json", str(part)]
         command += ["--steps", str(given.steps), "--repeats", str(given.repeats)]
+        command += ["--device", given.device]
         if subprocess.run(command, check=False).returncode:
             continue
         everything[name] = json.loads(part.read_text())
         part.unlink()
         given.json.write_text(json.dumps(everything, indent=1))
         rows += rows_of(name, everything[name])
-    print(f"\n{torch.cuda.get_device_name()}, torch {torch.__version__}\n")
+    name = (
+        torch.cuda.get_device_name() if given.device == "cuda" else describe_machine()["processor"]
+    )
+    print(f"\n{name}, torch {torch.__version__}\n")
     print(markdown_table(("model", "contestant", "images a second", "over plain", "MiB"), rows))
 
 
