@@ -18,12 +18,15 @@ Reference: Deng et al. 2020, https://arxiv.org/abs/2003.13461
 
 from collections.abc import Collection, Mapping
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
+from medfed.client.plain_steps import forward_of
 from medfed.common.models import set_training_mode, trained_state
 from medfed.common.optimizer import make_optimizer
 from medfed.common.state_dicts import StateDict, write_state
@@ -61,6 +64,7 @@ class ApflModel:
         self._own = deepcopy(model)
         write_state(self._own, {n: array for n, array in personal.items() if n != ALPHA})
         set_training_mode(self._own)
+        self._forward = forward_of(partial(functional_call, self._own), study, device)
         self._optimizer = make_optimizer(self._own, study.training, device)
 
     def step(self, batch: Batch) -> None:
@@ -70,7 +74,7 @@ class ApflModel:
             name: (self._alpha * own[name] + (1 - self._alpha) * w).detach().requires_grad_()
             for name, w in self._global.items()
         }
-        outputs = torch.func.functional_call(self._own, mixture, batch.inputs)
+        outputs = self._forward(mixture, batch.inputs)
         loss = self._task.loss_per_image(outputs, batch.targets).mean()
         loss.backward()  # type: ignore[no-untyped-call]
         for name, mixed in mixture.items():

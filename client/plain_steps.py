@@ -1,6 +1,7 @@
 """Steps without privacy: forward, backward, optimiser; on a GPU recorded and kept warm."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +30,8 @@ class PlainSteps:
         self._optimizer = make_optimizer(model, study.training, device)
         self._terms = GradientTerms(model, self._optimizer, study.federation)
         record = recorder(device, enabled=study.compute.cuda_graphs)
-        self._run = Recorded(_step_of(model, loss, self._optimizer), record)
+        forward = forward_of(model, study, device)
+        self._run = Recorded(_step_of(forward, loss, self._optimizer), record)
 
     def begin(self, correction: StateDict | None = None) -> None:
         """Forget all earlier steps, in place: recorded ones go on using the same memory.
@@ -48,12 +50,36 @@ class PlainSteps:
         return self._run(batch.targets, *batch.inputs)
 
 
+def forward_of(
+    model: Callable[..., Tensor], study: StudyConfig, device: torch.device
+) -> Callable[..., Tensor]:
+    """Return a step's forward pass: `model`, its layers in bfloat16 where the study asks for it.
+
+    Args:
+        model: From whatever it takes to logits.
+        study: Its `compute.precision`.
+        device: Where it runs.
+
+    Reference: https://docs.pytorch.org/docs/stable/amp.html
+    """
+    if study.compute.precision == "float32":
+        return model
+
+    def forward(*inputs: Any) -> Tensor:
+        # Each step makes its own copy of the weights, recorded or not.
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
+            outputs = model(*inputs)
+        return outputs.float()
+
+    return forward
+
+
 def _step_of(
-    model: nn.Module, loss: ImageLoss, optimizer: torch.optim.Optimizer
+    forward: Callable[..., Tensor], loss: ImageLoss, optimizer: torch.optim.Optimizer
 ) -> Callable[..., Tensor]:
     def step(targets: Tensor, *inputs: Tensor) -> Tensor:
         optimizer.zero_grad(set_to_none=True)
-        losses_B = loss.loss_per_image(model(*inputs), targets)
+        losses_B = loss.loss_per_image(forward(*inputs), targets)
         losses_B.mean().backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         return losses_B.detach()

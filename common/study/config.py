@@ -42,6 +42,7 @@ from medfed.common.study.training import (
     ComputeSection,
     EvaluationSection,
     TrainingSection,
+    check_precision,
 )
 
 
@@ -95,6 +96,7 @@ class StudyConfig(Section):
         check_semi_supervised(self)
         check_simulation(self)
         check_compression(self)
+        check_precision(self)
         return self
 
     @property

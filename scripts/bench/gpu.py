@@ -9,6 +9,7 @@
   vmap over sites   all sites' weights stacked, one step of all at once; and recorded as a graph
   medfed, kernels   `train_without_privacy`, compute.cuda_graphs = false
   medfed            the same as studies run: steps recorded as CUDA graphs
+  medfed, bf16      with compute.precision = "bfloat16"
   DP, ...           `train_with_privacy`, seeded and secure noise, with and without graphs
 
 Eight sites one after the other, as one process simulates them; each has its own data, and weights
@@ -58,7 +59,9 @@ SITES, BATCH, IMAGES = 8, 32, 160
 SGD = {"lr": 0.01, "momentum": 0.9}
 
 
-def study_of(name: str, steps: int, device: str, *, graphs: bool, private: bool) -> StudyConfig:
+def study_of(
+    name: str, steps: int, device: str, *, graphs: bool, private: bool, precision: str = "float32"
+) -> StudyConfig:
     """The study of one contestant."""
     task, model, size = MODELS[name]
     privacy: dict[str, Any] = {"unit": "none"}
@@ -77,7 +80,7 @@ def study_of(name: str, steps: int, device: str, *, graphs: bool, private: bool)
                 "momentum": SGD["momentum"],
             },
             "privacy": privacy,
-            "compute": {"device": device, "cuda_graphs": graphs},
+            "compute": {"device": device, "cuda_graphs": graphs, "precision": precision},
             "simulation": {
                 "dataset": "phantom",
                 "phantom": {"num_patients": 220, "max_images_per_patient": 1},
@@ -106,13 +109,13 @@ class Measured:
         self.images = torch.from_numpy(train.images_NCHW(chosen)).to(self.device)
         self.targets = self.here.task.targets(train.examples(chosen)).to(self.device)
 
-    def study(self, *, graphs: bool, private: bool) -> StudyConfig:
+    def study(self, **how: Any) -> StudyConfig:
         """What medfed is to train."""
-        return study_of(self.name, self.steps, str(self.device), graphs=graphs, private=private)
+        return study_of(self.name, self.steps, str(self.device), **how)
 
-    def medfed(self, *, graphs: bool) -> Callable[[], int]:
+    def medfed(self, *, graphs: bool, precision: str = "float32") -> Callable[[], int]:
         """A round of every site as medfed trains it."""
-        study = self.study(graphs=graphs, private=False)
+        study = self.study(graphs=graphs, private=False, precision=precision)
 
         def round_of_all() -> int:
             for number in range(SITES):
@@ -234,6 +237,7 @@ def contestants(measured: Measured) -> dict[str, Callable[[], Callable[[], int]]
         "plain loop": lambda: measured.plain(repeatable=False),
         "medfed, kernels": lambda: measured.medfed(graphs=False),
         "medfed": lambda: measured.medfed(graphs=True),
+        "medfed, bf16": lambda: measured.medfed(graphs=True, precision="bfloat16"),
         "DP, seeded, kernels": lambda: measured.private(graphs=False, seeded=True),
         "DP, seeded": lambda: measured.private(graphs=True, seeded=True),
         "DP, secure, kernels": lambda: measured.private(graphs=False, seeded=False),

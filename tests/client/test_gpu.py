@@ -53,6 +53,7 @@ def study_on(
     graphs: bool = True,
     algorithm: str = "fedavg",
     optimizer: str = "sgd",
+    precision: str = "float32",
 ) -> StudyConfig:
     task, network, data = MODELS[model]
     training = {"local_steps": 5, "learning_rate": 0.01, "optimizer": optimizer}
@@ -68,7 +69,7 @@ def study_on(
             "training": training,
             "federation": {"algorithm": algorithm},
             "privacy": {"unit": unit, "expected_batch_size": 20, "sample_rate": 0.3, "chunk": 4},
-            "compute": {"device": device, "cuda_graphs": graphs},
+            "compute": {"device": device, "cuda_graphs": graphs, "precision": precision},
             "simulation": {
                 "dataset": "phantom",
                 "phantom": {"num_patients": 80, "max_images_per_patient": 2},
@@ -134,6 +135,18 @@ def test_recorded_steps_have_the_bits_of_others(
     other = train(tmp_path, "cuda", unit, model, graphs=False)
     assert [record.message for record in caplog.records if "recorded" in record.message] == []
     assert all(recorded[name].tobytes() == other[name].tobytes() for name in recorded)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_steps_in_bfloat16_repeat_recorded_or_not(
+    tmp_path: Path, model: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    recorded = train(tmp_path, "cuda", "none", model, precision="bfloat16")
+    other = train(tmp_path, "cuda", "none", model, precision="bfloat16", graphs=False)
+    exact = train(tmp_path, "cuda", "none", model)
+    assert [record.message for record in caplog.records if "recorded" in record.message] == []
+    assert all(recorded[name].tobytes() == other[name].tobytes() for name in recorded)
+    assert any(recorded[name].tobytes() != exact[name].tobytes() for name in exact)
 
 
 @pytest.mark.parametrize("unit", ["none", "patient"])

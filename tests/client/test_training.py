@@ -25,7 +25,7 @@ from medfed.common.models import build_model
 from medfed.common.models.cnn import lay_out_for_cpu
 from medfed.common.seeding import numpy_rng, torch_rng
 from medfed.common.state_dicts import StateDict, read_state
-from medfed.common.study import StudyConfig
+from medfed.common.study import ComputeSection, StudyConfig
 from medfed.common.tasks import make_task
 
 CPU = torch.device("cpu")
@@ -206,6 +206,33 @@ def test_training_without_privacy_is_a_plain_loop_bit_for_bit(
     trained = read_state(model)
     assert_same(result.update, {name: trained[name] - weights[name] for name in weights})
     assert result.loss == pytest.approx(total / count, rel=1e-5)
+
+
+def test_training_in_bfloat16_is_a_plain_loop_under_autocast_bit_for_bit() -> None:
+    study = plain_study(local_steps=3, momentum=0.0)
+    half = study.model_copy(update={"compute": ComputeSection(precision="bfloat16")})
+    data = make_data((1,) * 12)
+    result = train_plainly(half, data)
+
+    model, weights = start_of(study)
+    images, targets = inputs_of(study, data)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    order = numpy_rng(5, "batches", 1, "one").permutation(12)
+    for start in (0, 4, 8):
+        chosen = order[start : start + 4]
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = model(images[chosen])
+        assert outputs.dtype is torch.bfloat16
+        nn.functional.cross_entropy(outputs.float(), targets[chosen]).backward()
+        optimizer.step()
+    trained = read_state(model)
+    assert_same(result.update, {name: trained[name] - weights[name] for name in weights})
+
+    exact = train_plainly(study, data).update
+    assert differ(result.update, exact)
+    one, other = (np.concatenate([a.ravel() for a in s.values()]) for s in (result.update, exact))
+    assert one @ other > 0.9 * np.linalg.norm(one) * np.linalg.norm(other)
 
 
 def test_training_without_privacy_counts_passes_or_steps() -> None:

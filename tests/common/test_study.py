@@ -50,6 +50,7 @@ def test_ready_made_study_is_valid_and_survives_writing(path: Path) -> None:
         (changed("privacy", noise_multiplier="x"), ["privacy.noise_multiplier", "'x'"]),
         (changed("privacy", sample_rate=1.5), ["privacy.sample_rate"]),
         (changed("training", local_epochs=1), ["exactly one of local_epochs and local_steps"]),
+        (changed("compute", precision="bfloat16"), ["seven digits", 'privacy.unit = "none"']),
         (changed("model", name="resnet18", norm="batch"), ["BatchNorm", 'model.norm = "group"']),
         (changed("federation", weighting="examples"), ["weighting", "private", "uniform"]),
         (changed("task", classes=["a", "a"]), ["twice"]),

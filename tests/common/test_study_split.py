@@ -35,6 +35,7 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
         )
     ),
     ({"secure_aggregation": {"enabled": True}}, ["has to see them"]),
+    ({"compute": {"precision": "bfloat16"}}, ['"bfloat16"', "in float32"]),
     ({"compression": {"update": "int8"}}, ['"int8"', "activations stay as they are"]),
     (
         {"task": {"type": "segmentation", "classes": ["a"]}, "model": {"name": "unet"}},
