@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from medfed.common.study import StudyConfig
 from medfed.common.study_file import load_study
 from medfed.server.records import ArmFolder
 
@@ -62,12 +63,24 @@ def test_every_data_set_of_the_studies_is_known_here_or_elsewhere() -> None:
     assert used - {*FOLDERS, "phantom"} <= ELSEWHERE
 
 
+def shorter(study: StudyConfig) -> list[str]:
+    """What makes a round short: few steps, and of a sweep every cell with two of its seeds."""
+    training = study.training
+    pace = "local_epochs=1" if training.local_steps is None else "local_steps=2"
+    options = [f"training.{pace}"]
+    if study.simulation is not None and study.simulation.resamples:
+        options.append("simulation.resamples=20")
+    if study.sweep is not None:
+        options.append("sweep.seeds=[1, 2]")
+    return options
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", HERE, ids=lambda path: path.stem)
 def test_ready_made_study_runs_a_round(medfed, tmp_path, path) -> None:  # type: ignore[no-untyped-def]
     study = load_study(path)
     assert study.simulation is not None
-    options = ["training.rounds=1", 'simulation.arms=["federated"]']
+    options = ["training.rounds=1", 'simulation.arms=["federated"]', *shorter(study)]
     arguments: list[object] = []
     if study.simulation.dataset != "phantom":
         folder = REAL_DATA / FOLDERS[study.simulation.dataset]
