@@ -6,6 +6,7 @@ import os
 import shutil
 import tomllib
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -143,7 +144,7 @@ def apply_override(table: dict[str, Any], override: str) -> None:
     With no value the key is taken out: what the study says without it holds.
     """
     key, separator, text = override.partition("=")
-    names = [name.strip() for name in key.split(".")]
+    names = names_of(key)
     if not separator or not all(names) or len(names) < 2:
         raise StudyError(
             f"Expected --set section.key=value, got {override!r}. "
@@ -163,6 +164,19 @@ def apply_override(table: dict[str, Any], override: str) -> None:
         table.pop(names[-1], None)
 
 
+def names_of(key: str) -> list[str]:
+    """Return the parts of a dotted key; as in TOML a part that holds a dot stands in quotes."""
+    if '"' in key or "'" in key:
+        with suppress(tomllib.TOMLDecodeError):
+            names: list[str] = []
+            inner: Any = tomllib.loads(f"{key} = true")
+            while isinstance(inner, dict):
+                [(name, inner)] = inner.items()
+                names.append(name)
+            return names
+    return [name.strip() for name in key.split(".")]
+
+
 def _describe(detail: ErrorDetails, model: type[BaseModel]) -> str:
     location = [str(part) for part in detail["loc"]]
     key = ".".join(location)
@@ -177,7 +191,8 @@ def _describe(detail: ErrorDetails, model: type[BaseModel]) -> str:
         text = str(detail["ctx"]["error"]) if "ctx" in detail else detail["msg"]
         return f"{key}: {text}" if key else text
     hint = f" {_HINTS[key]}" if key in _HINTS else ""
-    return f"{key}: {detail['msg']}, got {detail['input']!r}.{hint}"
+    expected = detail["msg"].replace("valid tuple", "list, e.g. [1, 2]")
+    return f"{key}: {expected}, got {detail['input']!r}.{hint}"
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[str]) -> list[str]:

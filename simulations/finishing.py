@@ -19,7 +19,7 @@ def run_to_report(run: Path, options: Options, preparing: Preparing | None = Non
         MedfedError: What stopped it; nothing that was done is lost.
     """
     study = run_arms(run, options, preparing)
-    loaded = load_run(run)
+    loaded = load_run(run, ends=False)
     with Beside(plots_of(loaded), in_two=options.num_workers(study) > 1) as figures:
         write_ends(run, study, options)
         loaded = with_ends(loaded)

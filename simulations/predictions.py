@@ -6,6 +6,7 @@ tasks the figures of each image. Only a simulation can say it: hospitals send su
 
 import csv
 import io
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,7 @@ def write_predictions(run: Path) -> Path:
     if study.simulation is None or not finished:
         raise RunError(
             f"{run} has no finished arm of a simulation: there is nobody to ask. Finish it with "
-            f"medfed simulate --resume {run}, or leave out --predictions."
+            f"medfed simulate --resume {shlex.quote(str(run))}, or leave out --predictions."
         )
     columns = study.simulation.subgroups
     text = io.StringIO()

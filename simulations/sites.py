@@ -67,12 +67,21 @@ def make_hospitals(store: Store, study: StudyConfig) -> FakeHospitals:
             test=tuple(r for p in patients if p in held_out for r in rows_of[p]),
         )
         if not sites[name].train or not sites[name].test:
+            missing = "train on" if not sites[name].train else "test on"
             raise DataError(
-                f"Site {name} with {len(patients)} patients has none to "
-                f"{'train on' if not sites[name].train else 'test on'}. Raise "
-                "simulation.partition.min_patients or change evaluation.test_fraction."
+                f"Site {name} with {len(patients)} patient(s) has none to {missing}. "
+                + _way_out(store, rows_of, patients)
             )
     return FakeHospitals(sites, partition.left_out)
+
+
+def _way_out(store: Store, rows_of: Mapping[str, Sequence[int]], patients: Sequence[str]) -> str:
+    if any(store.splits[rows_of[one][0]] for one in patients):
+        return (
+            "The data set's own split puts all of them on one side. Partition in another way "
+            "(simulation.partition.method or column), or leave these patients out of the data set."
+        )
+    return "Raise simulation.partition.min_patients or change evaluation.test_fraction."
 
 
 def write_sites(

@@ -6,6 +6,7 @@ is killed goes on with `run_study`, and ends in the same weights, bit for bit on
 
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -74,6 +75,19 @@ class Options:
         return max(1, len(os.sched_getaffinity(0)) // study.compute.threads)
 
 
+def exists_already(folder: Path) -> RunError:
+    """Return the refusal of a folder that is there; a run or a sweep can go on, others cannot."""
+    if not any((folder / name).is_file() for name in ("run.json", "sweep.json")):
+        return RunError(
+            f"{folder} exists already, and is no run that could go on. Name another folder with "
+            "--out, or remove it."
+        )
+    resume = shlex.quote(str(folder))
+    return RunError(
+        f"{folder} exists already. Resume it with --resume {resume}, or name another with --out."
+    )
+
+
 def start_study(study: StudyConfig, run: Path, data: Path | None, options: Options) -> None:
     """Make the run folder of a new study.
 
@@ -83,9 +97,7 @@ def start_study(study: StudyConfig, run: Path, data: Path | None, options: Optio
     try:
         run.mkdir(parents=True)
     except FileExistsError:
-        raise RunError(
-            f"{run} exists already. Resume it with --resume {run}, or name another with --out."
-        ) from None
+        raise exists_already(run) from None
     write_atomically(run / "study.toml", study_to_toml(study).encode())
     write_json(
         run / "run.json",

@@ -24,12 +24,12 @@ from medfed.common.errors import MedfedError, RunError, StudyError
 from medfed.common.files import read_json, write_atomically, write_json
 from medfed.common.models import check_model
 from medfed.common.study import StudyConfig, to_plain
-from medfed.common.study_file import load_study, parse_study, study_to_toml
+from medfed.common.study_file import load_study, names_of, parse_study, study_to_toml
 from medfed.server.records import ArmFolder
 from medfed.simulations.finishing import run_to_report
 from medfed.simulations.plugins import complete
 from medfed.simulations.reporting.run_data import SWEEP_FILE
-from medfed.simulations.study import Options, Preparing, start_study
+from medfed.simulations.study import Options, Preparing, exists_already, start_study
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def short_keys(keys: Sequence[str]) -> dict[str, str]:
     """Return each dotted key's last part, or as many of its last parts as tell it from the rest."""
 
     def ends(key: str) -> list[str]:
-        parts = key.split(".")
+        parts = names_of(key)
         return [".".join(parts[start:]) for start in range(len(parts) - 1, -1, -1)]
 
     every = [end for key in keys for end in ends(key)]
@@ -114,7 +114,7 @@ def cells_of(study: StudyConfig) -> tuple[Cell, ...]:
 def _value_of(table: Mapping[str, Any], key: str) -> Any:
     """Return what a study has at section.key, None where it is unset."""
     found: Any = table
-    for name in key.split("."):
+    for name in names_of(key):
         found = found.get(name) if isinstance(found, Mapping) else None
     return found
 
@@ -131,7 +131,7 @@ def study_of(study: StudyConfig, cell: Cell, seed: int) -> StudyConfig:
     for key, value in cell.settings.items():
         if value is None:
             continue
-        *sections, last = key.split(".")
+        *sections, last = names_of(key)
         section = table
         for name in sections:
             section = section.setdefault(name, {})
@@ -182,12 +182,10 @@ def start_sweep(study: StudyConfig, folder: Path, data: Path | None, options: Op
     for cell in cells:
         check_model(study_of(study, cell, seeds[0]))
     try:
-        (folder / "runs").mkdir(parents=True)
+        folder.mkdir(parents=True)
     except FileExistsError:
-        raise RunError(
-            f"{folder} exists already. Resume it with --resume {folder}, or name another with "
-            "--out."
-        ) from None
+        raise exists_already(folder) from None
+    (folder / "runs").mkdir()
     write_atomically(folder / "study.toml", study_to_toml(study).encode())
     write_json(
         folder / SWEEP_FILE,

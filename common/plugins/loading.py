@@ -20,7 +20,10 @@ from pydantic import ValidationError
 from medfed.common.errors import MedfedError, StudyError
 from medfed.common.plugins.kinds import Plugin
 from medfed.common.study import Section, StudyConfig
+from medfed.common.study.aggregation import RULES
+from medfed.common.study.model import NETWORKS
 from medfed.common.study.plugins import PluginKind, plugin_names, plugin_options
+from medfed.common.study.simulation import DATASETS
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +38,13 @@ KEYS: dict[PluginKind, str] = {
     "task": "task.plugin",
     "aggregation": "aggregation.rule",
     "dataset": "simulation.dataset",
+}
+
+_OWN: dict[PluginKind, tuple[str, ...]] = {
+    "model": NETWORKS,
+    "task": (),
+    "aggregation": RULES,
+    "dataset": DATASETS,
 }
 
 Kind = TypeVar("Kind", bound=Plugin)
@@ -91,8 +101,8 @@ def pin(kind: PluginKind, name: str, requirement: str = "") -> str:
             f'one, e.g. plugins.{kind} = "{owners[0]}".'
         )
     if not owners:
-        nearest = difflib.get_close_matches(name, found, n=1, cutoff=0.6)
-        hint = f"Did you mean {nearest[0]}? " if nearest else ""
+        nearest = difflib.get_close_matches(name, {*_OWN[kind], *found}, n=2, cutoff=0.6)
+        hint = f"Did you mean {' or '.join(nearest)}? " if nearest else ""
         named = ", ".join(f"{one} ({' or '.join(by)})" for one, by in found.items()) or "none"
         raise StudyError(
             f'{KEYS[kind]} = "{name}" is not one of medfed\'s own, which `medfed study keys` '

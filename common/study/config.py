@@ -233,6 +233,11 @@ class StudyConfig(Section):
                 "only the sum cannot clip one site's update. Set "
                 'secure_aggregation.distributed_noise = "discrete_gaussian".'
             )
+        if secure.enabled and self.federation.min_sites < 2:
+            raise ValueError(
+                "federation.min_sites = 1 with secure_aggregation.enabled = true: the sum over one "
+                "site is that site's update. Set federation.min_sites = 2 or more."
+            )
         if secure.enabled and self.weighting == "examples":
             raise ValueError(
                 'federation.weighting = "examples" with secure_aggregation.enabled = true: the '

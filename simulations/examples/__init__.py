@@ -7,6 +7,7 @@ Only a simulation has these: its images are public or procedural, and stay in th
 """
 
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from medfed.client.batches import BatchLoader
 from medfed.client.data.site_data import ImageSet
-from medfed.common.files import write_json
+from medfed.common.files import write_atomically, write_json
 from medfed.common.seeding import numpy_rng
 from medfed.common.study import StudyConfig
 from medfed.common.tasks import is_own_task
@@ -59,9 +60,15 @@ def write_examples(run: Path, study: StudyConfig) -> None:
             rows = _ROWS[study.task.type](model, task, loader, held_out, np.sort(chosen), study)
         for row in rows:
             file = f"{len(table):03d}.png"
-            Image.fromarray(row.pop("picture")).save(folder / file, compress_level=_PNG_LEVEL)
+            write_atomically(folder / file, _png(row.pop("picture")))
             table.append({"image": file, "site": name, **row})
     write_json(folder / "examples.json", table)
+
+
+def _png(picture: np.ndarray[Any, np.dtype[np.uint8]]) -> bytes:
+    content = BytesIO()
+    Image.fromarray(picture).save(content, "PNG", compress_level=_PNG_LEVEL)
+    return content.getvalue()
 
 
 def _draw(data: ImageSet, study: StudyConfig, site: str) -> np.ndarray[Any, np.dtype[np.int64]]:

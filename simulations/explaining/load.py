@@ -4,6 +4,7 @@ Shapes: V views, C channels a view, *S spatial, F numbers of the tabular columns
 """
 
 import hashlib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,7 +102,7 @@ def load_trained(run: Path, site: str = "") -> Trained:
     if not (arm / "model.safetensors").is_file():
         raise RunError(
             f"{run} has no federated model yet. Bring the run to its end with "
-            f"`medfed simulate --resume {run}`."
+            f"`medfed simulate --resume {shlex.quote(str(run))}`."
         )
     study = load_study(study_file)
     task = make_task(study, _words(arm, study))

@@ -313,6 +313,6 @@ def _csv(names: Sequence[str], runs: Sequence[RunData], differing: Table) -> str
             conduct.total_bytes(run.federated),
             conduct.update_bytes(run.federated),
             sum(record.seconds for record in rounds),
-            *(row[index + 1] for row in differing.rows),
+            *("" if row[index + 1] == ABSENT else row[index + 1] for row in differing.rows),
         ])  # fmt: skip
     return text.getvalue()

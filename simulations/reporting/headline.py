@@ -153,6 +153,12 @@ def _notices(run: RunData) -> tuple[str, ...]:
         notices.append(_goes_on(run))
     if not run.simulation and not run.deployed:
         notices.append("simulation.json is missing: nothing is known of data and partition.")
+    if _guesses_nothing(run):
+        notices.append(
+            f'semi_supervised.method = "{run.study.semi_supervised.method}", and every training '
+            'image has its label: nothing was guessed, and all is as with "none". '
+            "simulation.labels holds labels back."
+        )
     heads = run.federated.heads if run.federated else None
     if heads and heads.problem:
         notices.append(f"The book of countersigned ledger heads: {heads.problem}")
@@ -163,6 +169,14 @@ def _notices(run: RunData) -> tuple[str, ...]:
             + "; ".join(f"{check.site}: {check.verdict}" for check in bad)
         )
     return tuple(notices)
+
+
+def _guesses_nothing(run: RunData) -> bool:
+    """Whether a simulation was to learn from images without labels, and no site has any."""
+    if run.study.semi_supervised.method == "none":
+        return False
+    hidden = [facts.get("unlabelled") for facts in (run.simulation.get("sites") or {}).values()]
+    return bool(hidden) and all(one is not None and not one["patients"] for one in hidden)
 
 
 def _goes_on(run: RunData) -> str:

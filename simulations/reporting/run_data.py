@@ -128,8 +128,13 @@ class RunData:
         return tuple(sorted(names, key=in_order))
 
 
-def load_run(folder: Path) -> RunData:
+def load_run(folder: Path, *, ends: bool = True) -> RunData:
     """Read a run folder.
+
+    Args:
+        folder: A run's folder.
+        ends: Also read what was written after the arms. A run that goes on writes that anew:
+            there, what a kill left of it is nothing to stop at.
 
     Raises:
         RunError: Not a run folder, or a damaged file; names the file and the way out.
@@ -173,7 +178,7 @@ def load_run(folder: Path) -> RunData:
         arms=started,
         missing_arms=tuple(sorted({*planned, *arms} - started.keys(), key=arm_order)),
         queue=queue,
-        **_ends_of(folder, study),
+        **(_ends_of(folder, study) if ends else {"environment": {}, "examples": ()}),
     )
 
 

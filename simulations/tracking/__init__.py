@@ -5,6 +5,7 @@ second of it changes. A tool that is told of a run again, after `--resume` or fr
 while it goes on, is told what it lacks: no point is there twice.
 """
 
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -60,4 +61,4 @@ def track(folder: Path, tool: str) -> str:
     from medfed.simulations.tracking.tensorboard_files import write_event_files
 
     write_event_files(found)
-    return f"tensorboard --logdir {folder}"
+    return f"tensorboard --logdir {shlex.quote(str(folder))}"

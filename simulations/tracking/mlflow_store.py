@@ -7,6 +7,7 @@ MLFLOW_DISABLE_TELEMETRY says otherwise.
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +48,7 @@ def write_to_mlflow(runs: Sequence[RunFacts]) -> str:
             f"MLflow at {uri} did not take the run ({error}). The run itself is whole: "
             "`medfed report RUN --track mlflow` tries again."
         ) from None
-    return f"mlflow ui --backend-store-uri {uri}" if uri.startswith("sqlite:") else uri
+    return f"mlflow ui --backend-store-uri {shlex.quote(uri)}" if uri.startswith("sqlite:") else uri
 
 
 def _write(client: "MlflowClient", run: RunFacts) -> None:

@@ -8,7 +8,13 @@ import pytest
 
 from medfed.common.errors import StudyError
 from medfed.common.study import StudyConfig
-from medfed.common.study_file import load_study, parse_study, parse_study_json, study_to_toml
+from medfed.common.study_file import (
+    load_study,
+    names_of,
+    parse_study,
+    parse_study_json,
+    study_to_toml,
+)
 
 STUDIES = Path(__file__).parents[2] / "studies"
 
@@ -96,6 +102,11 @@ def test_ready_made_study_is_valid_and_survives_writing(path: Path) -> None:
             ["vocabulary"],
         ),
         (changed("secure_aggregation", threshold=0.5), ["secure_aggregation.threshold"]),
+        (
+            {**minimal(), "federation": {"min_sites": 1}, "secure_aggregation": {"enabled": True}},
+            ["federation.min_sites = 1", "that site's update", "2 or more"],
+        ),
+        (changed("task", classes="normal"), ["task.classes: Input should be a list, e.g."]),
     ],
 )
 def test_study_refuses_with_key_and_way_out(table: dict[str, Any], fragments: list[str]) -> None:
@@ -152,6 +163,15 @@ def test_override_without_a_value_takes_the_key_out() -> None:
     assert load_study(STUDIES / "busi.toml", ["training.batch_size=", "model.freeze="]) == (
         load_study(STUDIES / "busi.toml", ["training.batch_size=32"])
     )
+
+
+def test_override_reaches_a_name_that_holds_a_dot() -> None:
+    poisoned = 'simulation.failures.poisoned."st.-mary"=scale'
+    simulation = load_study(STUDIES / "demo.toml", [poisoned]).simulation
+    assert simulation is not None
+    assert dict(simulation.failures.poisoned) == {"st.-mary": "scale"}
+    assert names_of("""a."b.c".'d"e.f'.g""") == ["a", "b.c", 'd"e.f', "g"]
+    assert names_of('a."b') == ["a", '"b']  # no TOML: told as an unknown key
 
 
 @pytest.mark.parametrize("override", ["training", "rounds=3", "training.rounds", ".x=1"])

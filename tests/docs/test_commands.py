@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import typer
+from rich.text import Text
 from typer.core import TyperGroup
 
 from medfed.cli import app
@@ -68,9 +69,12 @@ def test_every_command_and_option_is_named_in_a_document() -> None:
     text = "\n".join(guide.read_text(encoding="utf-8") for guide in GUIDES)
     for path, command in COMMANDS.items():
         assert re.search(rf"\b{path[-1]}\b", text), path
+        assert Text.from_markup(command.help).plain == command.help
         for parameter in command.params:
             # What --help says of it: a click that is too new for this typer loses some.
             assert parameter.help, (path, parameter.name)
+            # --help takes words in brackets for colours, and leaves them out.
+            assert Text.from_markup(parameter.help).plain == parameter.help
             names = [name for name in parameter.opts if name.startswith("--") and name != "--help"]
             assert not names or any(re.search(rf"{name}(?![\w-])", text) for name in names), (
                 path,

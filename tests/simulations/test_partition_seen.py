@@ -86,6 +86,16 @@ def test_store_without_shift_and_noise_is_the_store_itself(store: Store) -> None
     assert read_changes(store) == {"shift": {}, "noise": {}}
 
 
+def test_a_site_that_the_official_split_leaves_one_side_is_told_what_would_help(
+    tmp_path: Path,
+) -> None:
+    store = prepare(make_dataset(splits=True), tmp_path)
+    with pytest.raises(DataError, match=r"north with 45 patient\(s\) has none to train") as caught:
+        make_hospitals(store, make_study(method="natural", column="clinic"))
+    assert "The data set's own split" in str(caught.value)
+    assert "test_fraction" not in str(caught.value)  # it plays no part where there is a split
+
+
 def test_store_as_seen_changes_images_of_sites_and_training_labels_alone(store: Store) -> None:
     study = make_study(
         method="natural", column="clinic", shift={"collimation": "circle"}, noise={"rate": 0.5}

@@ -150,8 +150,17 @@ def test_the_first_seed_of_every_cell_comes_before_the_second(swept: Path, tmp_p
     start_sweep(load_study(swept), tmp_path / "sweep", None, Options())
     runs = [run.folder.name for run in planned_runs(tmp_path / "sweep")]
     assert runs == ["c001-s3", "c002-s3", "c001-s4", "c002-s4"]
-    with pytest.raises(RunError, match="exists already"):
+    with pytest.raises(RunError, match=f"exists already.*--resume {tmp_path}/sweep,"):
         start_sweep(load_study(swept), tmp_path / "sweep", None, Options())
+    (tmp_path / "a folder").mkdir()
+    with pytest.raises(RunError, match="is no run that could go on"):
+        start_sweep(load_study(swept), tmp_path / "a folder", None, Options())
+    assert not any((tmp_path / "a folder").iterdir())
+    (tmp_path / "a folder" / "run.json").touch()  # a run's: it stays a run
+    with pytest.raises(RunError, match="exists already"):
+        start_sweep(load_study(swept), tmp_path / "a folder", None, Options())
+    with pytest.raises(RunError, match=f"--resume '{tmp_path}/a folder',"):
+        start_study(load_study(swept), tmp_path / "a folder", None, Options())
     with pytest.raises(RunError, match=r"sweep\.json"):
         planned_runs(tmp_path)
 
@@ -433,6 +442,16 @@ def test_keys_are_short_where_that_is_clear() -> None:
     assert list(short_keys(keys).values()) == ["poisoned.site-1", "stragglers.site-1", "boost"]
     cell = Cell("c001", dict(zip(keys, ("sign_flip", None, 2.0), strict=True)))
     assert cell.label == "poisoned.site-1 sign_flip, boost 2.0"
+
+
+def test_a_sweep_reaches_a_name_that_holds_a_dot(tiny: Path) -> None:
+    key = 'simulation.failures.stragglers."st.-mary"'
+    study = load_study(tiny, [f"sweep.vary={{'{key}' = [0.1, 0.2]}}"])
+    found = [study_of(study, cell, 1).simulation for cell in cells_of(study)]
+    assert [dict(one.failures.stragglers) for one in found if one] == [
+        {"st.-mary": 0.1},
+        {"st.-mary": 0.2},
+    ]
 
 
 def test_corrected_p_values_are_holms() -> None:

@@ -75,6 +75,8 @@ def test_tensorboard_has_each_point_once_after_a_kill_and_a_resume(
     assert b"training.learning_rate = 0.1" in settings.tensor_proto.string_val[0]
     [table] = found.Tensors("results/text_summary")
     assert b"| Federated |" in table.tensor_proto.string_val[0]
+    moved = Path("run").rename("a run")
+    assert track(moved, "tensorboard") == "tensorboard --logdir 'a run'"  # to be typed
 
 
 @pytest.mark.slow

@@ -19,14 +19,14 @@ def deidentify(
         Path | None,
         typer.Option(
             metavar="DATASET.toml",
-            help="Data set whose pseudonyms these are [default: dataset.toml, if one is here].",
+            help="Data set whose pseudonyms these are (default: dataset.toml, if one is here).",
         ),
     ] = None,
     key: Annotated[
         Path | None,
         typer.Option(
-            help="Pseudonym key, made on first use [default: the data set's, or keys/pseudonym.key "
-            "here]. Keep it, and keep it here."
+            help="Pseudonym key, made on first use (default: the data set's, or keys/pseudonym.key "
+            "here). Keep it, and keep it here."
         ),
     ] = None,
     options: Annotated[

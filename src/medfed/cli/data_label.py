@@ -25,8 +25,8 @@ def label(
     key: Annotated[
         Path | None,
         typer.Option(
-            help="Pseudonym key, made on first use [default: dataset.toml's, or keys/pseudonym.key "
-            "beside it]."
+            help="Pseudonym key, made on first use (default: dataset.toml's, or keys/pseudonym.key "
+            "beside it)."
         ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, help="Processes that read headers.")] = 1,

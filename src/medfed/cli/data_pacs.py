@@ -15,7 +15,9 @@ _MAX_ROWS = 40
 
 pacs_app = typer.Typer(help="Query and fetch from the hospital's own PACS.", no_args_is_help=True)
 
-File = Annotated[Path, typer.Argument(metavar="FILE.toml", help="Holds [pacs]: see docs/pacs.md.")]
+File = Annotated[
+    Path, typer.Argument(metavar="FILE.toml", help="Holds a pacs section: see docs/pacs.md.")
+]
 Modality = Annotated[list[str] | None, typer.Option(help="CT, MR, DX, ...; may be repeated.")]
 FromDate = Annotated[str | None, typer.Option("--from", help="First study date, YYYY-MM-DD.")]
 ToDate = Annotated[str | None, typer.Option("--to", help="Last study date, YYYY-MM-DD.")]
@@ -47,7 +49,7 @@ def find_studies(
     limit: Limit = None,
     as_json: AsJson = False,
 ) -> None:
-    """List the studies that fit: dates, modalities, counts; no names. Options narrow [pacs.query].
+    """List the studies that fit: dates, modalities, counts; no names. Options narrow pacs.query.
 
     Exit code 0 if any fits, else 3.
     """

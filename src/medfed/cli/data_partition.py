@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def partition(
-    study: Annotated[Path, typer.Argument(help="Study file with a [simulation] section.")],
+    study: Annotated[Path, typer.Argument(help="Study file with a simulation section.")],
     data: Annotated[
         Path | None, typer.Option(help="Folder or file of the data set, in its official layout.")
     ] = None,

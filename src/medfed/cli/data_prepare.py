@@ -30,7 +30,7 @@ def prepare(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the store, without --site [default: stores].")
+        Path | None, typer.Option(help="Folder for the store, without --site (default: stores).")
     ] = None,
     overrides: Annotated[
         list[str] | None,

@@ -7,7 +7,7 @@ import typer
 
 
 def trial(
-    study: Annotated[Path, typer.Argument(help="Study file with a [simulation] section.")],
+    study: Annotated[Path, typer.Argument(help="Study file with a simulation section.")],
     out: Annotated[Path, typer.Option(help="Gets one folder a site.")] = Path("hospitals"),
     data: Annotated[
         Path | None, typer.Option(help="Folder or file of the data set, in its official layout.")

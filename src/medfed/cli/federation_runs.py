@@ -46,14 +46,14 @@ def start(home: Home = _HOME) -> None:
 
 def run(
     study: Annotated[
-        Path | None, typer.Argument(help="Study file; [simulation] in it plays no part.")
+        Path | None, typer.Argument(help="Study file; a simulation section in it plays no part.")
     ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one value of the study."),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Of the run's folder [default: the study's name and time].")
+        str | None, typer.Option(help="Of the run's folder (default: the study's name and time).")
     ] = None,
     home: Home = _HOME,
     resume: Annotated[
@@ -90,7 +90,7 @@ def run(
 
 def stop(
     name: Annotated[
-        str | None, typer.Argument(help="Run to stop [default: the federation's processes].")
+        str | None, typer.Argument(help="Run to stop (default: the federation's processes).")
     ] = None,
     home: Home = _HOME,
 ) -> None:

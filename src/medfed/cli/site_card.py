@@ -18,7 +18,7 @@ def card(
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override a value of the study."),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder to write to [default: STATE/card].")
+        Path | None, typer.Option(help="Folder to write to (default: STATE/card).")
     ] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print the card for programs; write no page.")

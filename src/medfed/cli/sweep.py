@@ -1,5 +1,6 @@
 """`medfed simulate` of a study with `[sweep]`: run after run, then one page over all of them."""
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,9 +42,10 @@ def finish_sweep(folder: Path, options: Options, console: Console, tool: str | N
         lines.append(f"Tracked     {track(folder, tool)}")
     Console(stderr=False, soft_wrap=True, highlight=False).print("\n".join(lines), markup=False)
     if failures:
+        resume = shlex.quote(str(folder))
         listed = "\n".join(f"  {name}: {why}" for name, why in failures.items())
         raise RunError(
             f"{len(failures)} of {len(plan)} runs failed:\n{listed}\n"
-            f"medfed simulate --resume {folder} tries them again; what is wrong with the study "
+            f"medfed simulate --resume {resume} tries them again; what is wrong with the study "
             "itself needs a new sweep. The report holds the other runs."
         )

@@ -1,6 +1,9 @@
 """Examples and report of whole runs, one of each task that is not classification."""
 
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +83,29 @@ def test_run_ends_with_examples_of_its_task(medfed, tmp_path, task) -> None:  # 
     page = (run / "report.html").read_text(encoding="utf-8")
     assert page.count('<li class="example ') == 16
     assert ('id="vocabulary"' in page) == (task == "report")
+    if task == "segmentation":
+        check_ends_that_a_kill_cut_off(medfed, run, before)
+
+
+def check_ends_that_a_kill_cut_off(medfed, run: Path, before: dict[str, bytes]) -> None:  # type: ignore[no-untyped-def]
+    """No picture is ever half written; and a run that goes on stops at none of these files."""
+    with no_file_larger_than(1000), pytest.raises(OSError, match="large"):
+        write_examples(run, load_study(run / "study.toml"))
+    assert files(run / "examples") == before
+    # What a kill left in earlier versions, or a machine that lost its power.
+    (run / "examples" / "003.png").write_bytes(b"")
+    medfed("simulate", "--resume", run)
+    assert files(run / "examples") == before
+
+
+@contextmanager
+def no_file_larger_than(num_bytes: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def check_row(task: str, row: dict) -> None:  # type: ignore[type-arg]

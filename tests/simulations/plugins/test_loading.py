@@ -67,8 +67,26 @@ def test_unknown_name_lists_what_is_installed_and_the_nearest(
     )
     with pytest.raises(StudyError) as caught:
         load_study(tmp_path / "study.toml")
-    for part in ('model.name = "nets"', "mean net?", "net (my-nets==1.0)", "pip install"):
+    for part in ('model.name = "nets"', "mean net or unet?", "net (my-nets==1.0)", "pip install"):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "own"),
+    [
+        ('[model]\nname = "cn"', "cnn"),
+        ('[aggregation]\nrule = "mediann"', "median"),
+        ('[simulation]\ndataset = "phantm"', "phantom"),
+    ],
+)
+def test_a_name_of_medfeds_own_is_what_a_typo_may_mean(
+    tmp_path: Path, section: str, own: str
+) -> None:
+    (tmp_path / "study.toml").write_text(
+        '[study]\nname = "x"\n[task]\nclasses = ["a", "b"]\n[training]\nlocal_steps = 1\n' + section
+    )
+    with pytest.raises(StudyError, match=rf"Did you mean .*\b{own}\b.*\? "):
+        load_study(tmp_path / "study.toml")
 
 
 def test_plugin_with_a_name_of_medfeds_own_is_said_to_be_unused(

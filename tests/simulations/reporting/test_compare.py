@@ -43,6 +43,16 @@ def test_compare_puts_runs_side_by_side(make_run: MakeRun, tmp_path: Path, read_
     assert [link for link in page.links if not link.startswith("#")] == []
 
 
+def test_a_key_that_a_run_lacks_is_an_empty_cell_for_programs(
+    make_run: MakeRun, tmp_path: Path
+) -> None:
+    frozen, plain = make_run(folder="a", model={"low_rank": 2}), make_run(folder="b")
+    comparison = compare_runs([frozen, plain], tmp_path / "out")
+    with comparison.csv.open(newline="") as file:
+        assert [row["model.low_rank"] for row in csv.DictReader(file)] == ["2", ""]
+    assert ("model.low_rank", "2", ABSENT) in comparison.differing.rows
+
+
 def test_compare_is_the_same_bytes_again(make_run: MakeRun, tmp_path: Path) -> None:
     runs = [make_run("a"), make_run("b", rounds=2)]
     once = compare_runs(runs, tmp_path / "one")

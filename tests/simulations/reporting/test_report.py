@@ -4,6 +4,7 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,14 @@ import pytest
 
 from medfed.common.files import write_json
 from medfed.common.ledger import Ledger
+from medfed.common.study.semi_supervised import SemiSupervisedSection
 from medfed.server.records import ArmFolder, RunPlan
+from medfed.simulations.reporting.headline import headline
 from medfed.simulations.reporting.report import write_report
+from medfed.simulations.reporting.run_data import RunData, load_run
 
 MakeRun = Callable[..., Path]
+GUESSING = SemiSupervisedSection(method="mean_teacher")
 SECTIONS = [
     "convergence",
     "comparison",
@@ -46,6 +51,26 @@ def _files(folder: Path) -> dict[str, bytes]:
     return {
         str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
     }
+
+
+def test_guessed_labels_that_no_image_needs_are_a_notice(make_run: MakeRun) -> None:
+    run = load_run(make_run())
+    guessing = replace(
+        run,
+        study=run.study.model_copy(update={"semi_supervised": GUESSING}),
+        simulation=without(0, run),
+    )
+    (notice,) = set(headline(guessing).notices) - set(headline(run).notices)
+    assert "nothing was guessed" in notice
+    for other in (run, replace(guessing, simulation=without(3, run))):
+        assert not any("guessed" in line for line in headline(other).notices)
+
+
+def without(patients: int, run: RunData) -> dict[str, Any]:
+    """The run's facts, where so many patients of each site have no label."""
+    hidden = {"unlabelled": {"patients": patients, "images": patients}}
+    sites = {name: {**facts, **hidden} for name, facts in run.simulation["sites"].items()}
+    return {**run.simulation, "sites": sites}
 
 
 def test_report_has_every_section_and_figure(finished_run: Path, read_page: Any) -> None:
