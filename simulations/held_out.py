@@ -81,6 +81,11 @@ class FinalModels:
         kept = self._kept(load_site(self._arm / "sites" / site / "site.toml"), start)
         return self._with(kept or start)
 
+    def of_all(self) -> nn.Module:
+        """Return the model that all sites share; it is the same network as `of`."""
+        write_state(self._model, self._global)
+        return self._model
+
     def kept_by(self, site: SiteConfig) -> nn.Module:
         """Return the same for a site wherever it is; the study keeps something at its sites.
 

@@ -7,7 +7,7 @@ tasks the figures of each image. Only a simulation can say it: hospitals send su
 import csv
 import io
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from medfed.common.tasks import Classification, Task, evaluate_apart
 from medfed.server.records import ArmFolder
 from medfed.simulations.examples.classification import names_of, true_classes
 from medfed.simulations.held_out import FinalModels, held_out_images, task_of
-from medfed.simulations.reporting.arms import arm_order
+from medfed.simulations.reporting.arms import FEDERATED_GLOBAL, arm_order, model_name
 from medfed.simulations.study import read_run
 
 PREDICTIONS_FILE = "predictions.csv"
@@ -36,8 +36,8 @@ def write_predictions(run: Path) -> Path:
     """Write predictions.csv into a run's folder, a line a model and held-out image.
 
     `image` numbers the site's held-out images; subgroups' columns come with it. Classes that are
-    true are joined by +. Federated and pooled models are asked at every site, and so is each
-    site's own: with personal models the federated one is each site's.
+    true are joined by +. Every model has the name that figures.csv gives it, and is asked at every
+    site: with personal models "federated" is each site's own, "federated global" that of all.
 
     Returns:
         Its path.
@@ -89,6 +89,9 @@ def _rows(
     use_gpu = study.compute.device != "cpu" and torch.cuda.is_available()
     device = torch.device("cuda" if use_gpu else "cpu")
     models = FinalModels(arm, study, task, device)
+    asked: dict[str, Callable[[str], nn.Module]] = {model_name(arm.name): models.of}
+    if study.federation.has_personal_models:
+        asked[FEDERATED_GLOBAL] = lambda _: models.of_all()
     # Images that keep their own size come one at a time.
     size = study.evaluation.batch_size if study.data.fit == "resize" else 1
     for site, images in held_out_images(arm, study):
@@ -96,10 +99,11 @@ def _rows(
         patients, known = images.patients, [images.column(column) for column in columns]
         for start in range(0, len(images), size):
             chosen = np.arange(start, min(start + size, len(images)))
-            said = _said(task, models.of(site), loader, images, chosen)
-            for image, row in zip(chosen.tolist(), said, strict=True):
-                facts = [values[image] for values in known]
-                yield [arm.name, site, patients[image], image, *facts, *row]
+            for name, model_at in asked.items():
+                said = _said(task, model_at(site), loader, images, chosen)
+                for image, row in zip(chosen.tolist(), said, strict=True):
+                    facts = [values[image] for values in known]
+                    yield [name, site, patients[image], image, *facts, *row]
 
 
 def _said(

@@ -32,6 +32,8 @@ FEDERATED = "federated"
 POOLED = "pooled"
 LOCAL_PREFIX = "local-"
 EVALUATION_ONLY = "evaluation only"
+FEDERATED_GLOBAL = "federated global"
+"""What files call the model of all sites where "federated" is each site's own."""
 _Value = TypeVar("_Value")
 
 
@@ -160,6 +162,12 @@ def read_arms(folder: Path, study: StudyConfig, task: "Task", *, deployed: bool)
         return {}
     names = sorted((path.name for path in folder.iterdir() if path.is_dir()), key=arm_order)
     return {name: _read_arm(folder / name, study, task, deployed) for name in names}
+
+
+def model_name(arm: str) -> str:
+    """Return what a run's files call the model of an arm: federated, pooled, `<site> alone`."""
+    site = arm.removeprefix(LOCAL_PREFIX)
+    return arm if site == arm else f"{site} alone"
 
 
 def arm_order(name: str) -> tuple[object, ...]:

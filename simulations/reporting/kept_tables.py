@@ -8,7 +8,7 @@ from typing import Any
 
 from medfed.common.files import write_atomically
 from medfed.simulations.reporting import deployed, results
-from medfed.simulations.reporting.arms import FEDERATED, LOCAL_PREFIX, POOLED
+from medfed.simulations.reporting.arms import FEDERATED, FEDERATED_GLOBAL, POOLED, model_name
 from medfed.simulations.reporting.latex import to_latex
 from medfed.simulations.reporting.matrix import matrix_table
 from medfed.simulations.reporting.run_data import RunData
@@ -17,7 +17,6 @@ from medfed.simulations.reporting.uncertainty import gaps_table, intervals_table
 
 ALL_SITES = "all sites"
 _LOCAL_MEAN = "local mean"
-_GLOBAL = "federated global"  # where "federated" is each site's own model
 
 
 def kept_tables(run: RunData) -> dict[str, str]:
@@ -62,19 +61,19 @@ def _figures(run: RunData) -> Iterator[Sequence[Any]]:
         name: arm.final_metrics for name, arm in run.arms.items()
     }
     if run.federated and run.federated.final_global_metrics:
-        means[_GLOBAL] = run.federated.final_global_metrics
+        means[FEDERATED_GLOBAL] = run.federated.final_global_metrics
     if run.local_arms:
         means[_LOCAL_MEAN] = {key: results.local_mean(run, key) for key in keys}
     for name, figures in means.items():
         for key in keys:
             if (value := figures.get(key)) is not None:
                 facts = (intervals.get(key) or {}).get("arms", {}).get(kinds.get(name), {})
-                yield _model(name), ALL_SITES, key, value, facts.get("low"), facts.get("high")
+                yield model_name(name), ALL_SITES, key, value, facts.get("low"), facts.get("high")
     for name, arm in run.arms.items():
         for site in run.site_names:
             figures = arm.site_metrics(site)
             yield from (
-                (_model(name), site, key, figures[key], None, None)
+                (model_name(name), site, key, figures[key], None, None)
                 for key in keys
                 if key in figures
             )
@@ -86,11 +85,6 @@ def _groups(run: RunData) -> Iterator[Sequence[Any]]:
             for key, one in facts["figures"].items():
                 yield (column, group, facts["patients"], key,
                        one.get("value"), one.get("low"), one.get("high"))  # fmt: skip
-
-
-def _model(arm: str) -> str:
-    site = arm.removeprefix(LOCAL_PREFIX)
-    return arm if site == arm else f"{site} alone"
 
 
 def _csv(columns: Sequence[str], rows: Iterator[Sequence[Any]]) -> str:

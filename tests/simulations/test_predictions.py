@@ -11,6 +11,7 @@ from medfed.common.errors import RunError
 from medfed.common.metrics.classification import LOG_ODDS_RANGE, NUM_BINS
 from medfed.common.study_file import load_study
 from medfed.simulations.predictions import write_predictions
+from medfed.simulations.reporting.arms import model_name
 from medfed.simulations.reporting.run_data import load_run
 from medfed.simulations.study import Options, prepare_run, start_study
 
@@ -46,11 +47,13 @@ def test_predictions_give_the_figures_of_the_report(medfed, tiny, tmp_path) -> N
     done = medfed("report", run, "--predictions")
     assert str(run / "predictions.csv") in done.stdout
     rows, loaded = rows_of(run / "predictions.csv"), load_run(run)
-    assert list(dict.fromkeys(row["model"] for row in rows)) == list(loaded.arms)
+    # The names of figures.csv, so that the two can be joined.
+    named = {row["model"] for row in rows_of(run / "tables" / "figures.csv")} - {"local mean"}
+    assert {row["model"] for row in rows} == named
     assert {row["sex"] for row in rows} <= {"F", "M"}
     classes = loaded.study.task.classes
-    for model, arm in loaded.arms.items():
-        mine = [row for row in rows if row["model"] == model]
+    for name, arm in loaded.arms.items():
+        mine = [row for row in rows if row["model"] == model_name(name)]
         scores = np.array([[float(row[f"p_{name}"]) for name in classes] for row in mine])
         truths = np.array([classes.index(row["truth"]) for row in mine])
         assert len(mine) == int(arm.final_metrics["num_images"])
@@ -64,6 +67,26 @@ def test_predictions_give_the_figures_of_the_report(medfed, tiny, tmp_path) -> N
             area = wins / (is_it.sum() * (~is_it).sum())
             found = arm.final_metrics[f"auroc/{name}"]
             assert area == pytest.approx(found, abs=share_of_ties(scores[:, index], is_it) / 2)
+
+
+@pytest.mark.slow
+def test_personal_models_and_the_global_one_are_both_asked(medfed, tiny, tmp_path) -> None:  # type: ignore[no-untyped-def]
+    run = tmp_path / "run"
+    ditto = ("--set", "federation.algorithm=ditto", "--set", "privacy.unit=none")
+    few = ("--set", "training.rounds=2", "--set", "simulation.resamples=0", "--quiet")
+    medfed("simulate", tiny, "--out", run, *few, *ditto, "--set", 'simulation.arms=["federated"]')
+    rows = rows_of(write_predictions(run))
+    loaded = load_run(run)
+    arm, classes = loaded.arms["federated"], loaded.study.task.classes
+    accuracy = {}
+    for model in ("federated", "federated global"):
+        mine = [row for row in rows if row["model"] == model]
+        said = [max(classes, key=lambda name: float(row[f"p_{name}"])) for row in mine]
+        truths = [row["truth"] for row in mine]
+        accuracy[model] = np.mean([one == other for one, other in zip(said, truths, strict=True)])
+    assert accuracy["federated"] == pytest.approx(arm.final_metrics["accuracy"], abs=1e-12)
+    wanted = arm.final_global_metrics["accuracy"]
+    assert accuracy["federated global"] == pytest.approx(wanted, abs=1e-12)
 
 
 @pytest.mark.slow
