@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from medfed.cli import main
+from medfed.common.study_file import load_study
+from medfed.simulations.sweep import cells_of
 
 _GUIDE = Path(__file__).parents[2] / "docs" / "research.md"
 _BLOCK = re.compile(r"```(\w+)\n(.*?)```", re.DOTALL)
@@ -23,13 +25,18 @@ def test_every_command_of_the_guide_does_what_it_says(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MEDFED_CACHE", str(tmp_path / "cache"))
-    study, sweep, scarce, active, hostile = blocks("toml")
+    study, sweep, scarce, active, hostile, left_out = blocks("toml")
     (tmp_path / "study.toml").write_text(study)
     (tmp_path / "sweep.toml").write_text(study + sweep)
     (tmp_path / "scarce.toml").write_text(study + scarce)
     without = re.sub(r"\[privacy\].*?(?=\[simulation\])", "", study, flags=re.DOTALL)
     (tmp_path / "active.toml").write_text(without + active)
     (tmp_path / "hostile.toml").write_text(study + hostile)
+    (tmp_path / "left_out.toml").write_text(study + left_out)
+    assert [len(cell.settings) for cell in cells_of(load_study(tmp_path / "left_out.toml"))] == [
+        2,
+        2,
+    ]
     said = {}
     for line in (line for block in blocks("sh") for line in block.splitlines()):
         capfd.readouterr()

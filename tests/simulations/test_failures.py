@@ -104,6 +104,9 @@ def test_a_straggler_spends_and_is_not_in_the_mean(medfed, tiny, tmp_path) -> No
     assert "scanner-2 trains and answers after the deadline" in page
     assert "does not agree" not in page
     assert f"charged for {ROUNDS} rounds that it did not answer in time" in page
+    # Left out of the training, it is judged as all are.
+    figures = (tmp_path / "absent" / "tables" / "figures.csv").read_text()
+    assert "\nfederated,scanner-2,auroc," in figures
 
 
 def test_stragglers_are_refused_where_nobody_can_be_late(tiny: Path) -> None:
