@@ -252,38 +252,42 @@ def test_a_new_scanner_changes_images_and_nothing_else_and_a_kill_changes_nothin
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("attack", "at_least", "at_most"),
-    [
-        (
-            (
-                'simulation.failures.poisoned.site-1="backdoor"',
-                'simulation.failures.backdoor.target="cardiomegaly"',
-                "simulation.failures.boost=4",
-            ),
-            # What the trigger adds. Seen: 0.43 and 0.49 with the mean, none with the median.
-            0.3,
-            0.1,
-        ),
-        (
-            ('simulation.failures.poisoned.site-1="label_flip"', "simulation.failures.boost=5"),
-            # Seen: 0.41 and 0.58 with the mean, 0.22 and 0.23 with the median.
-            0.33,
-            0.3,
-        ),
-    ],
-    ids=["backdoor", "label-flip"],
-)
-def test_one_hostile_site_gets_its_way_with_the_mean_and_not_with_the_median(
-    prepare: Prepare, tmp_path: Path, attack: tuple[str, ...], at_least: float, at_most: float
+def test_a_backdoor_opens_with_the_mean_and_not_with_the_median(
+    prepare: Prepare, tmp_path: Path
 ) -> None:
+    attack = (
+        'simulation.failures.poisoned.site-1="backdoor"',
+        'simulation.failures.backdoor.target="cardiomegaly"',
+        "simulation.failures.boost=4",
+    )
+    # What the trigger adds. Seen: 0.43 to 0.56 with the mean, none with the median.
+    assert success(prepare, tmp_path, "mean", *attack) > 0.3
+    assert success(prepare, tmp_path, "median", *attack, *MEDIAN) < 0.1
+
+
+@pytest.mark.slow
+def test_a_site_that_flips_labels_gets_more_of_them_with_the_mean_than_with_the_median(
+    prepare: Prepare, tmp_path: Path
+) -> None:
+    """One seed says little, and another one on another processor: 0.25 to 0.62 with the mean."""
+    attack = ('simulation.failures.poisoned.site-1="label_flip"', "simulation.failures.boost=5")
+    found = {
+        name: np.mean([
+            success(prepare, tmp_path, f"{name} {seed}", *attack, *rule, f"study.seed={seed}")
+            for seed in (1, 2, 3)
+        ])
+        for name, rule in (("mean", ()), ("median", MEDIAN))
+    }  # fmt: skip
+    # Seen: 0.33 and 0.18 with AVX-512, 0.44 and 0.17 with AVX2.
+    assert found["mean"] > found["median"] + 0.07
+    assert found["median"] < 0.27
+
+
+def success(prepare: Prepare, tmp_path: Path, name: str, *overrides: str) -> float:
+    """Share of the images that the attack gets its way with, less those by mistake."""
     study = tmp_path / "poisoned.toml"
     study.write_text(STUDY)
-    found = {}
-    for name, rule in (("mean", ()), ("median", MEDIAN)):
-        run = prepare(name, *attack, *rule, study=study)
-        run_study(run, Options(workers=2))
-        [rates] = read_json(run / ATTACKS_FILE)["federated"].values()
-        found[name] = rates["success"] - rates.get("without_trigger", 0.0)
-    assert found["mean"] > at_least
-    assert found["median"] < at_most
+    run = prepare(name, *overrides, study=study)
+    run_study(run, Options(workers=2))
+    [rates] = read_json(run / ATTACKS_FILE)["federated"].values()
+    return float(rates["success"] - rates.get("without_trigger", 0.0))
