@@ -2,13 +2,15 @@
 
 import gc
 import weakref
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from medfed.client.plain_steps import PlainSteps
-from medfed.common.study import StudyConfig
+from medfed.client.plain_steps import PlainSteps, forward_of
+from medfed.common.study import ComputeSection, StudyConfig
 from medfed.common.tasks import Batch, make_task
 
 CPU = torch.device("cpu")
@@ -84,6 +86,20 @@ def test_steps_that_go_on_remember() -> None:
         steps(batch)
         new(batch)
     assert not torch.equal(weights_of(warm), weights_of(fresh))
+
+
+def test_forward_pass_in_bfloat16_is_the_same_of_a_network_and_of_its_weights() -> None:
+    """The second is how a mixture of weights is asked (apfl)."""
+    study, model = study_with("sgd"), make_model()
+    half = study.model_copy(update={"compute": ComputeSection(precision="bfloat16")})
+    assert forward_of(model, study, CPU) is model
+    (images,) = batches(1)[0].inputs
+    outputs = forward_of(model, half, CPU)(images)
+    assert outputs.dtype is torch.float32
+    assert not torch.equal(outputs, model(images))
+    torch.testing.assert_close(outputs, model(images), rtol=0.05, atol=0.05)
+    by_weights = forward_of(partial(functional_call, model), half, CPU)
+    assert torch.equal(by_weights(dict(model.named_parameters()), (images,)), outputs)
 
 
 def test_recorded_work_goes_with_the_steps_and_waits_for_no_collection() -> None:
